@@ -1,0 +1,2 @@
+//! How supervised processes live.
+#![forbid(unsafe_code)]

@@ -1,0 +1,62 @@
+//! What this kernel and this user have to offer, found out by trying.
+//!
+//! Versions are not trusted where trying is possible: a container, an LSM or a sysctl may take away what
+//! the version promises.
+
+use serde::{Deserialize, Serialize};
+
+/// What can be had here. The namespace part is found by the spawner, which alone may fork.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSupport {
+    /// `uname -r`.
+    pub release: String,
+    /// Landlock's ABI version; 0 where there is none.
+    pub landlock_abi: u32,
+    /// Seccomp notifications can be had (a filter with a listener could be installed).
+    pub seccomp_listener: Probe,
+    /// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` (5.19).
+    pub seccomp_wait_killable: bool,
+    /// A PID namespace with a mount namespace.
+    pub pid_namespace: Probe,
+    /// It needs a user namespace (we are not privileged).
+    pub needs_user_namespace: bool,
+    /// A fresh `/proc` can be mounted in it.
+    pub private_proc: Probe,
+    /// A network namespace, with its loopback up.
+    pub net_namespace: Probe,
+    /// A cgroup v2 directory in which we may create groups.
+    pub cgroup2: Option<String>,
+    /// A v1 `pids` hierarchy in which we may create groups.
+    pub pids_v1: Option<String>,
+    /// A v1 `memory` hierarchy in which we may create groups.
+    pub memory_v1: Option<String>,
+    /// Landlock's audit records can be read.
+    pub audit: Probe,
+    /// `PIDFD_GET_INFO` tells exit codes (6.15).
+    pub pidfd_exit_info: bool,
+}
+
+/// Whether something can be had, and why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// It was tried and works.
+    Yes,
+    /// It was tried and does not, with the reason.
+    No(String),
+}
+
+impl Probe {
+    /// Whether it works.
+    pub fn is_yes(&self) -> bool {
+        matches!(self, Self::Yes)
+    }
+
+    /// Why it does not; empty where it does.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Yes => "",
+            Self::No(why) => why,
+        }
+    }
+}

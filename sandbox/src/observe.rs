@@ -1,0 +1,4 @@
+//! How refusals are learned of: seccomp notifications and Landlock audit records.
+
+pub mod audit;
+pub mod notify;
