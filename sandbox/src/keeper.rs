@@ -1,13 +1,169 @@
-//! The spawner.
+//! The spawner: a small process that forks every supervised command and waits for it.
+//!
+//! ```text
+//! host program ──socket──► spawner ──fork──► init (PID 1 of the namespaces) ──vfork──► command
+//!  (tokio, actors)          │  one thread       │ un-exec'ed, unfiltered, reaps          │ Landlock, seccomp
+//!                           │  only it forks    └──control socket──────────────►         └─ its descendants
+//! ```
+//!
+//! Why a process of its own: a host may ignore `SIGCHLD`, call `wait(-1)`, have 200 MB of pages to copy or
+//! thousands of descriptors; forking from it is slow and racy, and `PR_SET_PDEATHSIG` follows the forking
+//! *thread*. The spawner has one thread, few pages and few descriptors.
+//!
+//! It is the same executable in another role, chosen by `argv[0]` ([`ROLE`]). It ends, with everything it
+//! started, when the socket to its host closes.
+//!
+//! | file | what |
+//! |---|---|
+//! | `wire` | the messages, versioned, and how descriptors travel with them |
+//! | `plan` | what the child is to do, as plain data |
+//! | `image` | that data as C strings and arrays, made before the fork |
+//! | `server` | the spawner's loop |
+//! | `tree` | one supervised tree, as the spawner sees it |
+//! | `init` | PID 1: namespaces, mounts, reaping |
+//! | `child` | the command between clone and exec |
+//! | `sys` | raw system calls |
+//! | `probe` | what namespaces can be had here, found out by trying |
+//! | `cgroup` | groups for containment and limits |
+
+mod cgroup;
+mod child;
+mod image;
+mod init;
+mod mounts;
+pub mod plan;
+mod probe;
+mod server;
+pub(crate) mod sys;
+mod tree;
+pub mod wire;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde::{Deserialize, Serialize};
-/// A step between fork and exec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
-    /// execve
-    Exec,
+
+/// `argv[0]` of a process that is to be a spawner.
+pub const ROLE: &str = "provost-spawner";
+
+/// Set when [`run_if_asked`] was called by a program that was not asked to be a spawner: its executable can
+/// serve as one.
+static HOOKED: AtomicBool = AtomicBool::new(false);
+
+/// Set in a forked init and in the command until exec: nothing may allocate there. A test's allocator
+/// looks at it.
+pub static AFTER_FORK: AtomicBool = AtomicBool::new(false);
+
+/// The first line of a `main` whose executable may be used as the spawner. Does nothing in an ordinary start;
+/// in a process started as [`ROLE`] it serves until its host is gone, and never returns.
+pub fn run_if_asked() {
+    let asked = std::env::args_os().next().is_some_and(|name| name == ROLE);
+    if asked {
+        std::process::exit(server::main());
+    }
+    HOOKED.store(true, Ordering::Relaxed);
 }
+
+/// Whether this program's own executable can be used as the spawner.
+pub fn is_hooked() -> bool {
+    HOOKED.load(Ordering::Relaxed)
+}
+
+/// A step between fork and exec, in the order in which they are taken. A failure crosses to the
+/// supervisor as (step, errno).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u32)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Step {
+    Descriptors = 1,
+    Cgroup = 2,
+    Clone = 3,
+    IdMap = 4,
+    Propagation = 5,
+    KeepMount = 6,
+    PrivateDirectory = 7,
+    RestoreMount = 8,
+    Mask = 9,
+    Protect = 10,
+    Proc = 11,
+    Loopback = 12,
+    Vfork = 13,
+    Session = 14,
+    Limits = 15,
+    WorkingDirectory = 16,
+    Capabilities = 17,
+    NoNewPrivs = 18,
+    Landlock = 19,
+    Seccomp = 20,
+    Stdio = 21,
+    Exec = 22,
+    InitDied = 23,
+    Duplicate = 24,
+}
+
+impl Step {
+    const ALL: [Self; 24] = [
+        Self::Descriptors,
+        Self::Cgroup,
+        Self::Clone,
+        Self::IdMap,
+        Self::Propagation,
+        Self::KeepMount,
+        Self::PrivateDirectory,
+        Self::RestoreMount,
+        Self::Mask,
+        Self::Protect,
+        Self::Proc,
+        Self::Loopback,
+        Self::Vfork,
+        Self::Session,
+        Self::Limits,
+        Self::WorkingDirectory,
+        Self::Capabilities,
+        Self::NoNewPrivs,
+        Self::Landlock,
+        Self::Seccomp,
+        Self::Stdio,
+        Self::Exec,
+        Self::InitDied,
+        Self::Duplicate,
+    ];
+
+    fn from_raw(raw: u32) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|step| *step as u32 == raw)
+            .unwrap_or(Self::InitDied)
+    }
+}
+
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self:?}")
+        f.write_str(match self {
+            Self::Descriptors => "making pipes",
+            Self::Cgroup => "making the cgroup",
+            Self::Clone => "creating the namespaces",
+            Self::IdMap => "mapping the user",
+            Self::Propagation => "making mounts private",
+            Self::KeepMount => "keeping a path visible",
+            Self::PrivateDirectory => "mounting a private directory",
+            Self::RestoreMount => "restoring a path in a private directory",
+            Self::Mask => "hiding a denied path",
+            Self::Protect => "making a path read-only",
+            Self::Proc => "mounting /proc",
+            Self::Loopback => "bringing up the private loopback",
+            Self::Vfork => "forking the command",
+            Self::Session => "creating the session",
+            Self::Limits => "setting resource limits",
+            Self::WorkingDirectory => "entering the working directory",
+            Self::Capabilities => "dropping capabilities",
+            Self::NoNewPrivs => "setting no_new_privs",
+            Self::Landlock => "entering the Landlock domain",
+            Self::Seccomp => "installing the seccomp filter",
+            Self::Stdio => "connecting stdin, stdout and stderr",
+            Self::Exec => "exec",
+            Self::InitDied => "starting (the init died)",
+            Self::Duplicate => "starting (the id was used before)",
+        })
     }
 }

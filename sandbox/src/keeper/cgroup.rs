@@ -1,0 +1,88 @@
+//! Groups for containment (v2) and limits (v1 or v2), made by the spawner for one tree and removed after it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::plan::CgroupPlan;
+
+/// A group of one tree. Dropping it removes the directory.
+#[derive(Debug)]
+pub(super) struct Group {
+    path: PathBuf,
+    pub(super) unified: bool,
+    events: Option<File>,
+}
+
+impl Group {
+    /// Makes the group and writes its files.
+    pub(super) fn create(plan: &CgroupPlan, process: Uuid) -> io::Result<Self> {
+        let path = Path::new(&plan.parent).join(format!("provost-{process}"));
+        fs::create_dir(&path)?;
+        let mut group = Self {
+            path,
+            unified: plan.unified,
+            events: None,
+        };
+        for (name, content) in &plan.files {
+            group.write(name, content)?;
+        }
+        if plan.unified {
+            group.events = Some(File::open(group.path.join("cgroup.events"))?);
+        }
+        Ok(group)
+    }
+
+    /// The directory, for `CLONE_INTO_CGROUP`.
+    pub(super) fn open(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(&self.path)
+    }
+
+    /// Moves a process in.
+    pub(super) fn join(&self, pid: i32) -> io::Result<()> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// Kills everything in it (5.14; a group without `cgroup.kill` is left to the init).
+    pub(super) fn kill(&self) -> io::Result<()> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// The file that tells when the group is empty (`EPOLLPRI`).
+    pub(super) fn events(&self) -> Option<&File> {
+        self.events.as_ref()
+    }
+
+    /// Whether anything lives in it. Reading also re-arms the event.
+    pub(super) fn is_populated(&mut self) -> bool {
+        let Some(events) = &mut self.events else {
+            return false;
+        };
+        let mut text = String::new();
+        let read = events
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| events.read_to_string(&mut text));
+        read.is_err() || !text.lines().any(|line| line == "populated 0")
+    }
+
+    fn write(&self, name: &str, content: &str) -> io::Result<()> {
+        OpenOptions::new()
+            .write(true)
+            .open(self.path.join(name))?
+            .write_all(content.as_bytes())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a cgroup");
+        }
+    }
+}

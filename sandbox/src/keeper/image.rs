@@ -1,0 +1,157 @@
+//! A spawn request as C strings and arrays, made before the fork so that nothing is allocated after it.
+
+use std::ffi::CString;
+use std::os::fd::RawFd;
+
+use super::plan::MountStep;
+use super::wire::SpawnRequest;
+
+/// Bytes of stack for the command between vfork and exec.
+const CHILD_STACK_BYTES: usize = 64 * 1024;
+
+/// Everything that the init and the command need until exec.
+pub(super) struct Image {
+    pub(super) candidates: Vec<CString>,
+    pub(super) argv: Strings,
+    pub(super) env: Strings,
+    /// `/bin/sh FILE ARG…`, for files that the kernel does not know how to execute; FILE is filled in then.
+    pub(super) shell_argv: Strings,
+    pub(super) cwd: CString,
+    pub(super) mounts: Vec<MountImage>,
+    pub(super) kept_trees: Vec<RawFd>,
+    pub(super) has_masks: bool,
+    pub(super) id_maps: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) filter: Vec<libc::sock_filter>,
+    pub(super) rulesets: Vec<RawFd>,
+    pub(super) stdio: [RawFd; 3],
+    pub(super) control: RawFd,
+    /// Wait for a byte on the control socket before anything else (a cgroup is being joined).
+    pub(super) wait_for_go: bool,
+    /// Descriptors that stay open in the init until the command runs, sorted.
+    pub(super) keep: Vec<RawFd>,
+    pub(super) last_capability: u32,
+    pub(super) stack: Vec<u8>,
+    pub(super) request: SpawnRequest,
+}
+
+/// A null-terminated array of NUL-terminated strings.
+pub(super) struct Strings {
+    // The pointers point into these; moving the vector does not move the strings.
+    _owned: Vec<CString>,
+    pub(super) pointers: Vec<*const libc::c_char>,
+}
+
+impl Strings {
+    fn new(items: &[Vec<u8>]) -> Option<Self> {
+        let owned: Vec<CString> = items.iter().map(|s| c_string(s)).collect::<Option<_>>()?;
+        let pointers = owned
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
+        Some(Self {
+            _owned: owned,
+            pointers,
+        })
+    }
+}
+
+/// A [`MountStep`] with its paths as C strings.
+pub(super) enum MountImage {
+    Keep(CString),
+    Private { path: CString, data: CString },
+    Restore { slot: usize, path: CString, parents: Vec<CString>, directory: bool },
+    Mask { path: CString, directory: bool },
+    Pin(CString),
+    ReadOnly(CString),
+}
+
+/// The descriptors of one spawn.
+pub(super) struct Descriptors {
+    pub(super) stdio: [RawFd; 3],
+    pub(super) control: RawFd,
+    pub(super) rulesets: Vec<RawFd>,
+}
+
+impl Image {
+    /// `None` where a string has a NUL in it.
+    pub(super) fn new(request: SpawnRequest, fds: Descriptors, last_capability: u32) -> Option<Self> {
+        let plan = &request.plan;
+        let mounts: Vec<MountImage> = plan.mounts.iter().map(mount_image).collect::<Option<_>>()?;
+        let kept = mounts
+            .iter()
+            .filter(|m| matches!(m, MountImage::Keep(_)))
+            .count();
+        let mut shell: Vec<Vec<u8>> = vec![b"/bin/sh".to_vec(), Vec::new()];
+        shell.extend(request.argv.iter().skip(1).cloned());
+        let mut keep = fds.rulesets.clone();
+        keep.extend(fds.stdio);
+        keep.push(fds.control);
+        keep.sort_unstable();
+        keep.dedup();
+        Some(Self {
+            candidates: request
+                .candidates
+                .iter()
+                .map(|s| c_string(s))
+                .collect::<Option<_>>()?,
+            argv: Strings::new(&request.argv)?,
+            env: Strings::new(&request.env)?,
+            shell_argv: Strings::new(&shell)?,
+            cwd: c_string(&request.cwd)?,
+            has_masks: mounts.iter().any(|m| matches!(m, MountImage::Mask { .. })),
+            mounts,
+            kept_trees: vec![-1; kept],
+            id_maps: plan.user_namespace.then(super::probe::id_maps),
+            filter: plan
+                .filter
+                .iter()
+                .map(|i| libc::sock_filter {
+                    code: i.code,
+                    jt: i.jt,
+                    jf: i.jf,
+                    k: i.k,
+                })
+                .collect(),
+            rulesets: fds.rulesets,
+            stdio: fds.stdio,
+            control: fds.control,
+            wait_for_go: plan.cgroups.iter().any(|group| !group.unified),
+            keep,
+            last_capability,
+            stack: vec![0; CHILD_STACK_BYTES],
+            request,
+        })
+    }
+}
+
+fn mount_image(step: &MountStep) -> Option<MountImage> {
+    Some(match step {
+        MountStep::Keep { path } => MountImage::Keep(c_string(path)?),
+        MountStep::Private { path, data } => MountImage::Private {
+            path: c_string(path)?,
+            data: c_string(data)?,
+        },
+        MountStep::Restore {
+            slot,
+            path,
+            parents,
+            directory,
+        } => MountImage::Restore {
+            slot: *slot as usize,
+            path: c_string(path)?,
+            parents: parents.iter().map(|p| c_string(p)).collect::<Option<_>>()?,
+            directory: *directory,
+        },
+        MountStep::Mask { path, directory } => MountImage::Mask {
+            path: c_string(path)?,
+            directory: *directory,
+        },
+        MountStep::Pin { path } => MountImage::Pin(c_string(path)?),
+        MountStep::ReadOnly { path } => MountImage::ReadOnly(c_string(path)?),
+    })
+}
+
+fn c_string(bytes: &[u8]) -> Option<CString> {
+    CString::new(bytes).ok()
+}

@@ -1,0 +1,132 @@
+//! The mount namespace, built by the init before the command is forked.
+//!
+//! Contract: as in `sys`: nothing here allocates or locks.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+use super::Step;
+use super::image::{Image, MountImage};
+use super::sys::{self, Errno};
+
+/// Which step failed, why, and at which entry of the mount list.
+pub(super) type Failure = (Step, Errno, u32);
+
+const PROC: &CStr = c"/proc";
+/// While `/proc` is covered, the empty things that masks are made of are here.
+const MASK_DIRECTORY: &CStr = c"/proc/d";
+const MASK_FILE: &CStr = c"/proc/f";
+
+pub(super) fn build(image: &mut Image) -> Result<(), Failure> {
+    // What the host mounts or unmounts later is seen here; nothing goes the other way.
+    sys::mount(None, c"/", None, libc::MS_REC | libc::MS_SLAVE, None)
+        .map_err(|errno| (Step::Propagation, errno, 0))?;
+    let mut kept = 0;
+    for (index, step) in image.mounts.iter().enumerate() {
+        let index = index as u32;
+        match step {
+            MountImage::Keep(path) => {
+                let tree = sys::open_tree_clone(path).map_err(|e| (Step::KeepMount, e, index))?;
+                if let Some(slot) = image.kept_trees.get_mut(kept) {
+                    *slot = tree;
+                }
+                kept += 1;
+            }
+            MountImage::Private { path, data } => sys::mount(
+                Some(c"tmpfs"),
+                path,
+                Some(c"tmpfs"),
+                libc::MS_NOSUID | libc::MS_NODEV,
+                Some(data),
+            )
+            .map_err(|e| (Step::PrivateDirectory, e, index))?,
+            MountImage::Restore {
+                slot,
+                path,
+                parents,
+                directory,
+            } => {
+                let tree = image.kept_trees.get(*slot).copied().unwrap_or(-1);
+                restore(tree, path, parents, *directory).map_err(|e| (Step::RestoreMount, e, index))?;
+            }
+            MountImage::Mask { .. } => {}
+            MountImage::Pin(path) => {
+                absent_is_fine(onto_itself(path, false)).map_err(|e| (Step::Protect, e, index))?;
+            }
+            MountImage::ReadOnly(path) => {
+                absent_is_fine(onto_itself(path, true)).map_err(|e| (Step::Protect, e, index))?;
+            }
+        }
+    }
+    if image.has_masks {
+        masks(image)?;
+    }
+    if image.request.plan.private_proc {
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        sys::mount(Some(c"proc"), PROC, Some(c"proc"), flags, None).map_err(|e| (Step::Proc, e, 0))?;
+    }
+    Ok(())
+}
+
+fn restore(
+    tree: RawFd,
+    path: &CStr,
+    parents: &[std::ffi::CString],
+    directory: bool,
+) -> Result<(), Errno> {
+    for parent in parents {
+        exists_is_fine(sys::mkdir(parent, 0o755))?;
+    }
+    if directory {
+        exists_is_fine(sys::mkdir(path, 0o755))?;
+    } else {
+        sys::close(sys::open(path, libc::O_CREAT | libc::O_WRONLY, 0o600)?);
+    }
+    let moved = sys::move_mount(tree, path);
+    sys::close(tree);
+    moved
+}
+
+fn onto_itself(path: &CStr, read_only: bool) -> Result<(), Errno> {
+    let tree = sys::open_tree_clone(path)?;
+    let result = if read_only { sys::make_read_only(tree) } else { Ok(()) };
+    let result = result.and_then(|()| sys::move_mount(tree, path));
+    sys::close(tree);
+    result
+}
+
+/// Covers denied paths with an empty directory or file of mode 0 on a read-only file system: without
+/// capabilities nobody can open it, not even its owner, who cannot change its mode either. It is made on
+/// `/proc`, where no denied path is, and taken away again; the covers stay.
+fn masks(image: &Image) -> Result<(), Failure> {
+    let fail = |errno| (Step::Mask, errno, u32::MAX);
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    let data = Some(c"mode=0755,nr_inodes=8,size=4k");
+    sys::mount(Some(c"tmpfs"), PROC, Some(c"tmpfs"), flags, data).map_err(fail)?;
+    sys::mkdir(MASK_DIRECTORY, 0).map_err(fail)?;
+    sys::close(sys::open(MASK_FILE, libc::O_CREAT | libc::O_RDONLY, 0).map_err(fail)?);
+    sys::mount(None, PROC, None, libc::MS_REMOUNT | libc::MS_RDONLY | flags, None).map_err(fail)?;
+    for (index, step) in image.mounts.iter().enumerate() {
+        if let MountImage::Mask { path, directory } = step {
+            let cover = if *directory { MASK_DIRECTORY } else { MASK_FILE };
+            absent_is_fine(sys::mount(Some(cover), path, None, libc::MS_BIND, None))
+                .map_err(|errno| (Step::Mask, errno, index as u32))?;
+        }
+    }
+    sys::detach_mount(PROC).map_err(fail)
+}
+
+/// A path that went away since the policy was compiled needs no cover.
+fn absent_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn exists_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}

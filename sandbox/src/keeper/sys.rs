@@ -1,0 +1,490 @@
+//! Raw system calls for code that runs after a fork.
+//!
+//! Contract: every function here is one system call (or a loop of them) on memory that the caller owns. None
+//! allocates, locks, reads the environment, formats or unwinds, so that each may be called in a forked
+//! child of a process in any state, and in a child that shares its parent's memory. Errors are numbers.
+//! Results are checked by the callers: a step that fails ends the child.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+/// An error number.
+pub(crate) type Errno = i32;
+
+/// `struct clone_args` (include/uapi/linux/sched.h), up to and with `cgroup` (5.7).
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct CloneArgs {
+    pub(crate) flags: u64,
+    pub(crate) pidfd: u64,
+    pub(crate) child_tid: u64,
+    pub(crate) parent_tid: u64,
+    pub(crate) exit_signal: u64,
+    pub(crate) stack: u64,
+    pub(crate) stack_size: u64,
+    pub(crate) tls: u64,
+    pub(crate) set_tid: u64,
+    pub(crate) set_tid_size: u64,
+    pub(crate) cgroup: u64,
+}
+
+/// `CLONE_INTO_CGROUP`, which libc's type is too narrow for.
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+pub(crate) fn last_errno() -> Errno {
+    // SAFETY: __errno_location returns this thread's valid errno.
+    unsafe { *libc::__errno_location() }
+}
+
+fn check(result: libc::c_long) -> Result<usize, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result as usize) }
+}
+
+macro_rules! syscall {
+    ($number:expr $(, $argument:expr)*) => {
+        check(libc::syscall($number $(, $argument)*))
+    };
+}
+
+/// Forks without `CLONE_VM`: the child has its own copy of everything. Returns 0 in the child.
+pub(crate) fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
+    // SAFETY: no CLONE_VM and no stack, so the child continues here on its own copy; the process is
+    // single-threaded, so no lock is held by a thread that the child lacks.
+    // WHY: no safe fork takes namespaces, a cgroup and a pidfd at once.
+    unsafe { syscall!(libc::SYS_clone3, args as *const CloneArgs, size_of::<CloneArgs>()) }
+        .map(|pid| pid as i32)
+}
+
+/// Forks sharing memory and descriptors, and waits until the child execs or ends. The child runs `entry` on
+/// its own stack, which grows down from the end of `stack`.
+///
+/// # Safety
+/// `argument` must be what `entry` expects; `entry` may only do what this file's contract allows.
+pub(crate) unsafe fn vfork_with_files(
+    entry: extern "C" fn(*mut libc::c_void) -> libc::c_int,
+    argument: *mut libc::c_void,
+    stack: &mut [u8],
+    pidfd: &mut RawFd,
+) -> Result<i32, Errno> {
+    let top = stack.as_mut_ptr_range().end as usize & !0xf;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: the child has a stack of its own, 16-byte aligned; the parent is suspended while it runs.
+    // WHY: nothing safe vforks; a plain fork copies pages and cannot hand over the listener's number.
+    let pid = unsafe {
+        libc::clone(
+            entry,
+            top as *mut libc::c_void,
+            flags,
+            argument,
+            std::ptr::from_mut(pidfd),
+        )
+    };
+    if pid < 0 { Err(last_errno()) } else { Ok(pid) }
+}
+
+pub(crate) fn exit(code: i32) -> ! {
+    loop {
+        // SAFETY: ends this process; takes no pointers.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    }
+}
+
+pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: closes descriptors of this process by number; the caller gives up what it owned there.
+    unsafe { syscall!(libc::SYS_close_range, first, last, 0u32) }.map(drop)
+}
+
+/// Closes every descriptor except those in `keep`, which is sorted.
+pub(crate) fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
+    let mut next = 0u32;
+    for fd in keep {
+        let fd = *fd as u32;
+        if fd > next {
+            close_range(next, fd - 1)?;
+        }
+        next = fd + 1;
+    }
+    close_range(next, u32::MAX)
+}
+
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: the caller owns the number.
+    unsafe { libc::syscall(libc::SYS_close, fd) };
+}
+
+pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Result<usize, Errno> {
+    // SAFETY: only used with options whose arguments are numbers, or NUL-terminated static names.
+    unsafe { syscall!(libc::SYS_prctl, option, a, b, 0u64, 0u64) }
+}
+
+pub(crate) fn setsid() -> Result<(), Errno> {
+    // SAFETY: no arguments.
+    unsafe { syscall!(libc::SYS_setsid) }.map(drop)
+}
+
+pub(crate) fn open(path: &CStr, flags: i32, mode: u32) -> Result<RawFd, Errno> {
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    unsafe { syscall!(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC, mode) }
+        .map(|fd| fd as RawFd)
+}
+
+pub(crate) fn read(fd: RawFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the buffer is valid for its length.
+        match unsafe { syscall!(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) } {
+            Err(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Writes all of a small buffer to a file that takes it whole.
+pub(crate) fn write_file(path: &CStr, content: &[u8]) -> Result<(), Errno> {
+    let fd = open(path, libc::O_WRONLY, 0)?;
+    // SAFETY: the buffer is valid for its length.
+    let result = unsafe { syscall!(libc::SYS_write, fd, content.as_ptr(), content.len()) };
+    close(fd);
+    result.map(drop)
+}
+
+pub(crate) fn mkdir(path: &CStr, mode: u32) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    unsafe { syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
+}
+
+pub(crate) fn chdir(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    unsafe { syscall!(libc::SYS_chdir, path.as_ptr()) }.map(drop)
+}
+
+pub(crate) fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: u64,
+    data: Option<&CStr>,
+) -> Result<(), Errno> {
+    let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: each pointer is null or a NUL-terminated string that lives through the call.
+    unsafe {
+        syscall!(libc::SYS_mount, pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data))
+    }
+    .map(drop)
+}
+
+pub(crate) fn detach_mount(target: &CStr) -> Result<(), Errno> {
+    // SAFETY: `target` is NUL-terminated and lives through the call.
+    unsafe { syscall!(libc::SYS_umount2, target.as_ptr(), libc::MNT_DETACH) }.map(drop)
+}
+
+/// A detached copy of the mount tree at `path`.
+pub(crate) fn open_tree_clone(path: &CStr) -> Result<RawFd, Errno> {
+    const OPEN_TREE_CLONE: u32 = 1;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u32 | libc::AT_RECURSIVE as u32;
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    unsafe { syscall!(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) }.map(|fd| fd as RawFd)
+}
+
+/// Attaches a detached tree at `path`.
+pub(crate) fn move_mount(tree: RawFd, path: &CStr) -> Result<(), Errno> {
+    const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+    // SAFETY: both strings are NUL-terminated and live through the call.
+    unsafe {
+        syscall!(
+            libc::SYS_move_mount,
+            tree,
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH
+        )
+    }
+    .map(drop)
+}
+
+/// Makes a detached tree read-only, with everything mounted in it.
+pub(crate) fn make_read_only(tree: RawFd) -> Result<(), Errno> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let attr = MountAttr {
+        set: MOUNT_ATTR_RDONLY,
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    // SAFETY: `attr` has the kernel's layout (struct mount_attr, 32 bytes) and lives through the call.
+    unsafe {
+        syscall!(
+            libc::SYS_mount_setattr,
+            tree,
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<MountAttr>()
+        )
+    }
+    .map(drop)
+}
+
+pub(crate) fn unshare(flags: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    unsafe { syscall!(libc::SYS_unshare, flags) }.map(drop)
+}
+
+pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
+    // SAFETY: numbers only; `to` is one of 0, 1, 2, which the caller gives up.
+    unsafe { syscall!(libc::SYS_dup3, from, to, 0) }.map(drop)
+}
+
+pub(crate) fn set_rlimit(resource: u32, value: u64) -> Result<(), Errno> {
+    let mut old = [0u64; 2];
+    // SAFETY: both are `struct rlimit64`: two 64-bit numbers.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u64>(), old.as_mut_ptr()) }?;
+    let new = [value.min(old[1]), value.min(old[1])];
+    // SAFETY: as above.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, resource, new.as_ptr(), std::ptr::null::<u64>()) }.map(drop)
+}
+
+/// Empties the effective, permitted and inheritable capability sets.
+pub(crate) fn drop_capability_sets() -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let data = [0u32; 6];
+    // SAFETY: the kernel's structs are two and six 32-bit numbers.
+    unsafe { syscall!(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }.map(drop)
+}
+
+pub(crate) fn landlock_restrict_self(ruleset: RawFd, flags: u32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    unsafe { syscall!(libc::SYS_landlock_restrict_self, ruleset, flags) }.map(drop)
+}
+
+/// The kernel's Landlock ABI version, 0 where there is none.
+pub(crate) fn landlock_abi() -> u32 {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the pointer and size must be null and zero.
+    unsafe { syscall!(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION) }
+        .map_or(0, |abi| abi as u32)
+}
+
+/// Installs a filter on the calling task and returns its listener.
+pub(crate) fn install_filter(program: &[libc::sock_filter]) -> Result<RawFd, Errno> {
+    const SET_MODE_FILTER: u32 = 1;
+    const NEW_LISTENER: u64 = 1 << 3;
+    const WAIT_KILLABLE_RECV: u64 = 1 << 5;
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    let install = |flags: u64| {
+        // SAFETY: the program lives through the call; the kernel copies and checks it.
+        unsafe { syscall!(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) }
+    };
+    match install(NEW_LISTENER | WAIT_KILLABLE_RECV) {
+        Err(libc::EINVAL) => install(NEW_LISTENER), // before 5.19
+        other => other,
+    }
+    .map(|fd| fd as RawFd)
+}
+
+/// Whether the kernel knows `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+pub(crate) fn has_wait_killable() -> bool {
+    // A null program with known flags answers EFAULT, with unknown flags EINVAL.
+    // SAFETY: the kernel checks the flags first and then finds the null pointer.
+    let result = unsafe { syscall!(libc::SYS_seccomp, 1u32, (1u64 << 3) | (1 << 5), std::ptr::null::<u8>()) };
+    result == Err(libc::EFAULT)
+}
+
+/// The raw wait status of a process that ended and was reaped (`PIDFD_GET_INFO`, 6.15). `None` where the kernel
+/// does not say.
+pub(crate) fn exit_status(pidfd: RawFd) -> Option<i32> {
+    // struct pidfd_info, first version: mask, cgroup, eleven ids, exit code.
+    const BYTES: u64 = 64;
+    const PIDFD_GET_INFO: u64 = (3 << 30) | (BYTES << 16) | (0xff << 8) | 11;
+    const INFO_EXIT: u64 = 1 << 3;
+    let mut info = [0u64; 8];
+    info[0] = INFO_EXIT;
+    // SAFETY: the buffer has the size that the request names.
+    unsafe { syscall!(libc::SYS_ioctl, pidfd, PIDFD_GET_INFO, info.as_mut_ptr()) }.ok()?;
+    let code = i32::from_ne_bytes(info[7].to_ne_bytes()[4..].try_into().ok()?);
+    (info[0] & INFO_EXIT != 0).then_some(code)
+}
+
+pub(crate) fn write(fd: RawFd, content: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is valid for its length.
+    unsafe { syscall!(libc::SYS_write, fd, content.as_ptr(), content.len()) }
+}
+
+/// Every signal back to its default action.
+pub(crate) fn reset_signals() {
+    // `struct sigaction` of the kernel: handler (SIG_DFL is 0), flags, restorer, mask. All zero.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the struct is all zero and large enough; KILL and STOP answer EINVAL, which is right.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                8usize,
+            )
+        };
+    }
+}
+
+pub(crate) fn set_signal_mask(mask: u64) {
+    // SAFETY: the kernel's signal set is one 64-bit number.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            std::ptr::null::<u64>(),
+            8usize,
+        )
+    };
+}
+
+pub(crate) fn signalfd(mask: u64) -> Result<RawFd, Errno> {
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the kernel's signal set is one 64-bit number.
+    unsafe { syscall!(libc::SYS_signalfd4, -1, &raw const mask, 8usize, flags) }.map(|fd| fd as RawFd)
+}
+
+pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    unsafe { syscall!(libc::SYS_kill, pid, signal) }.map(drop)
+}
+
+pub(crate) fn getpid() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::syscall(libc::SYS_getpid) as i32 }
+}
+
+/// Reaps one child: pid and raw status; pid 0 when `WNOHANG` found none that ended.
+pub(crate) fn wait(pid: i32, options: i32) -> Result<(i32, i32), Errno> {
+    let mut status = 0i32;
+    loop {
+        // SAFETY: the status is a valid int; no rusage is asked for.
+        match unsafe {
+            syscall!(libc::SYS_wait4, pid, &raw mut status, options | libc::__WALL, std::ptr::null::<u8>())
+        } {
+            Err(libc::EINTR) => {}
+            other => return other.map(|pid| (pid as i32, status)),
+        }
+    }
+}
+
+/// What all reaped descendants used.
+pub(crate) fn children_usage() -> super::wire::Usage {
+    // SAFETY: all zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the struct is valid for writing.
+    unsafe { libc::syscall(libc::SYS_getrusage, libc::RUSAGE_CHILDREN, &raw mut usage) };
+    let micros = |t: libc::timeval| (t.tv_sec as u64) * 1_000_000 + t.tv_usec as u64;
+    super::wire::Usage {
+        user_us: micros(usage.ru_utime),
+        system_us: micros(usage.ru_stime),
+        max_rss_bytes: (usage.ru_maxrss as u64) * 1024,
+    }
+}
+
+/// Waits until one of two descriptors is readable or hung up.
+pub(crate) fn poll2(a: RawFd, b: RawFd) -> (bool, bool) {
+    let entry = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut entries = [entry(a), entry(b)];
+    // SAFETY: the array is valid; no timeout, no mask.
+    unsafe {
+        libc::syscall(
+            libc::SYS_ppoll,
+            entries.as_mut_ptr(),
+            2usize,
+            std::ptr::null::<u8>(),
+            std::ptr::null::<u8>(),
+            8usize,
+        )
+    };
+    (entries[0].revents != 0, entries[1].revents != 0)
+}
+
+/// Sends one packet with up to two descriptors.
+pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> Result<(), Errno> {
+    // Room for a header and two descriptors, aligned as the header wants it.
+    let mut control = [0u64; 4];
+    // SAFETY: all zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    let mut slice = libc::iovec {
+        iov_base: packet.as_ptr().cast_mut().cast(),
+        iov_len: packet.len(),
+    };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    if !fds.is_empty() && fds.len() <= 2 {
+        let bytes = size_of_val(fds);
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: pure arithmetic.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes as u32) } as _;
+        // SAFETY: the control buffer is large enough for one header with two descriptors, and zeroed.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(bytes as u32) as _;
+            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), bytes);
+        }
+    }
+    loop {
+        // SAFETY: everything that the message points to lives on this stack frame.
+        match unsafe { syscall!(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) } {
+            Err(libc::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Brings the loopback of this network namespace up.
+pub(crate) fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    let socket = unsafe {
+        syscall!(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+    }? as RawFd;
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request is a valid ifreq that names `lo`.
+    let result = unsafe { syscall!(libc::SYS_ioctl, socket, libc::SIOCSIFFLAGS, &raw const request) };
+    close(socket);
+    result.map(drop)
+}
+
+/// Replaces the program. Returns only on failure.
+///
+/// # Safety
+/// `argv` and `env` must be null-terminated arrays of NUL-terminated strings.
+pub(crate) unsafe fn execve(
+    path: *const libc::c_char,
+    argv: *const *const libc::c_char,
+    env: *const *const libc::c_char,
+) -> Errno {
+    // SAFETY: promised by the caller.
+    unsafe { libc::syscall(libc::SYS_execve, path, argv, env) };
+    last_errno()
+}

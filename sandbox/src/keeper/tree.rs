@@ -1,0 +1,276 @@
+//! One supervised tree, as the spawner sees it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use uuid::Uuid;
+
+use super::Step;
+use super::cgroup::Group;
+use super::image::{Descriptors, Image};
+use super::init::{self, InitMessage, MESSAGE_WORDS, ORDER_WORDS};
+use super::sys::{self, CloneArgs};
+use super::wire::{SignalScope, SpawnRequest, Stdin, Usage};
+use crate::report::Containment;
+
+/// Room in each output pipe; the kernel gives less to users who hold many.
+const PIPE_BYTES: i32 = 256 * 1024;
+
+/// A tree from the fork of its init until nothing of it lives.
+pub(super) struct Tree {
+    pub(super) process: Uuid,
+    pub(super) init_pid: i32,
+    pub(super) control: OwnedFd,
+    /// The supervisor's ends, until the command runs.
+    pub(super) ours: Option<SupervisorEnds>,
+    pub(super) command: Option<Command>,
+    pub(super) status_sent: bool,
+    pub(super) empty: Option<(u64, Usage)>,
+    pub(super) init_reaped: bool,
+    pub(super) failed: bool,
+    pub(super) groups: Vec<Group>,
+}
+
+/// The command, once it runs.
+pub(super) struct Command {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+}
+
+/// The ends of pipes that the supervisor gets.
+pub(super) struct SupervisorEnds {
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) stdin: Option<OwnedFd>,
+}
+
+/// Why a tree was not started.
+pub(super) type Failure = (Step, i32, u32);
+
+impl Tree {
+    /// Forks the init. What it then says comes over `control`.
+    pub(super) fn start(
+        request: SpawnRequest,
+        mut fds: Vec<OwnedFd>,
+        null: BorrowedFd<'_>,
+        last_capability: u32,
+    ) -> Result<Self, Failure> {
+        let no_pipe = |error: io::Error| (Step::Descriptors, error.raw_os_error().unwrap_or(libc::EMFILE), 0);
+        let rulesets = request.rulesets as usize;
+        let wanted = rulesets + usize::from(request.stdin == Stdin::Given);
+        if fds.len() != wanted {
+            return Err((Step::Descriptors, libc::EBADF, fds.len() as u32));
+        }
+        let given = fds.split_off(rulesets).pop();
+        let (stdin, stdin_writer) = match (request.stdin, given) {
+            (Stdin::Given, Some(fd)) => (Some(fd), None),
+            (Stdin::Pipe, _) => {
+                let (reader, writer) = pipe().map_err(no_pipe)?;
+                set_nonblocking(&writer).map_err(no_pipe)?;
+                (Some(reader), Some(writer))
+            }
+            _ => (None, None),
+        };
+        let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
+        let (stderr, stderr_writer) = output_pipe().map_err(no_pipe)?;
+        let (control, init_control) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| no_pipe(errno.into()))?;
+        let plan = &request.plan;
+        let groups = plan
+            .cgroups
+            .iter()
+            .map(|group| Group::create(group, request.process))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| (Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 0))?;
+        let (process, flags) = (request.process, clone_flags(&request));
+        let descriptors = Descriptors {
+            stdio: [
+                stdin.as_ref().map_or(null.as_raw_fd(), AsRawFd::as_raw_fd),
+                stdout_writer.as_raw_fd(),
+                stderr_writer.as_raw_fd(),
+            ],
+            control: init_control.as_raw_fd(),
+            rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+        };
+        let mut image = Image::new(request, descriptors, last_capability)
+            .ok_or((Step::Exec, libc::EINVAL, 0))?;
+        let init_pid = fork_init(&mut image, flags, &groups)?;
+        let tree = Self {
+            process,
+            init_pid,
+            control,
+            ours: Some(SupervisorEnds {
+                stdout,
+                stderr,
+                stdin: stdin_writer,
+            }),
+            command: None,
+            status_sent: false,
+            empty: None,
+            init_reaped: false,
+            failed: false,
+            groups,
+        };
+        tree.join_groups()?;
+        Ok(tree)
+    }
+
+    /// v1 groups are joined by pid while the init waits.
+    fn join_groups(&self) -> Result<(), Failure> {
+        let mut waiting = false;
+        for group in self.groups.iter().filter(|group| !group.unified) {
+            waiting = true;
+            if let Err(error) = group.join(self.init_pid) {
+                let _ = sys::kill(self.init_pid, libc::SIGKILL);
+                let _ = sys::wait(self.init_pid, 0);
+                return Err((Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 1));
+            }
+        }
+        if waiting {
+            self.order(init::GO, 0);
+        }
+        Ok(())
+    }
+
+    /// Reads what the init says. `None` when there is nothing (any more).
+    pub(super) fn hear(&self) -> Option<(InitMessage, Vec<OwnedFd>)> {
+        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+        let mut bytes = [0u8; MESSAGE_WORDS * 8];
+        let mut space = nix::cmsg_space!([RawFd; 2]);
+        let mut slices = [io::IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+        let mut fds = Vec::new();
+        for item in message.cmsgs().ok()? {
+            if let ControlMessageOwned::ScmRights(raw) = item {
+                #[allow(unsafe_code)]
+                // SAFETY: the kernel just installed these descriptors for us.
+                // WHY: nix hands them out as numbers.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        if message.bytes != MESSAGE_WORDS * 8 {
+            return None;
+        }
+        let mut words = [0u64; MESSAGE_WORDS];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(chunk.try_into().ok()?);
+        }
+        Some((InitMessage::decode(words)?, fds))
+    }
+
+    /// Sends a signal; to a tree that is gone it goes nowhere.
+    pub(super) fn signal(&self, signal: i32, scope: SignalScope) {
+        let whom = match scope {
+            SignalScope::Leader => init::TO_LEADER,
+            SignalScope::Group => init::TO_GROUP,
+            SignalScope::Tree => init::TO_TREE,
+        };
+        self.order(whom, signal);
+    }
+
+    /// Kills everything in it, by the strongest means there are.
+    pub(super) fn kill(&self) {
+        let unified = self.groups.iter().find(|group| group.unified);
+        if unified.is_some_and(|group| group.kill().is_ok()) {
+            return;
+        }
+        self.order(init::KILL_TREE, 0);
+    }
+
+    fn order(&self, whom: u32, signal: i32) {
+        let mut bytes = [0u8; ORDER_WORDS * 4];
+        bytes[..4].copy_from_slice(&whom.to_ne_bytes());
+        bytes[4..].copy_from_slice(&signal.to_ne_bytes());
+        let _ = sys::send_packet(self.control.as_raw_fd(), &bytes, &[]);
+    }
+
+    /// Whether something of it may live although the init is gone.
+    pub(super) fn is_populated(&mut self) -> bool {
+        self.groups.iter_mut().any(Group::is_populated)
+    }
+
+    /// The cgroup events file, to be watched once the init is gone.
+    pub(super) fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.groups
+            .iter()
+            .find_map(Group::events)
+            .map(AsFd::as_fd)
+    }
+}
+
+fn clone_flags(request: &SpawnRequest) -> u64 {
+    let plan = &request.plan;
+    let mut flags = libc::CLONE_PIDFD;
+    if plan.containment == Containment::PidNamespace {
+        flags |= libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+    }
+    if plan.user_namespace {
+        flags |= libc::CLONE_NEWUSER;
+    }
+    if plan.net_namespace {
+        flags |= libc::CLONE_NEWNET;
+    }
+    flags as u64
+}
+
+fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<i32, Failure> {
+    let failed = |errno| (Step::Clone, errno, 0);
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    let directory = match groups.iter().find(|group| group.unified) {
+        Some(group) => Some(
+            group
+                .open()
+                .map_err(|error| (Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 2))?,
+        ),
+        None => None,
+    };
+    if let Some(directory) = &directory {
+        args.flags |= sys::CLONE_INTO_CGROUP;
+        args.cgroup = directory.as_raw_fd() as u64;
+    }
+    match sys::clone3(&args).map_err(failed)? {
+        0 => init::run(image),
+        pid => {
+            sys::close(pidfd);
+            Ok(pid)
+        }
+    }
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe()?;
+    // More room means fewer switches between writer and reader; less is no error.
+    let _ = nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+    set_nonblocking(&reader)?;
+    Ok((reader, writer))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// The pid behind a pidfd, as this process numbers it.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+}

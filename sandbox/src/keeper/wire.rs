@@ -1,0 +1,278 @@
+//! The messages between a supervisor and its spawner.
+//!
+//! One message per packet of a `SOCK_SEQPACKET` socket pair: two bytes of version, then the message as
+//! postcard. Descriptors travel beside it (`SCM_RIGHTS`), all close-on-exec. A message that does not fit a
+//! packet is put into a memory file, whose descriptor is then the last one, and the packet is empty after
+//! the version.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::Step;
+use super::plan::SandboxPlan;
+use crate::kernel::KernelSupport;
+
+/// The protocol's version; a spawner of another version is refused.
+pub const VERSION: u16 = 1;
+
+/// Longer messages go through a memory file.
+const PACKET_BYTES_MAX: usize = 32 * 1024;
+/// Longer messages than this are refused: argv and env together may not exceed the kernel's 2 MiB by much.
+const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const DESCRIPTORS_MAX: usize = 12;
+
+/// From the supervisor to the spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// The first message. Answered with [`Notice::Hello`].
+    Hello {
+        /// Also try what is slow to try (network namespaces).
+        thorough: bool,
+    },
+    /// Start a command. Descriptors: the rulesets, then stdin if it is [`Stdin::Given`]. Idempotent: an id that
+    /// was used before starts nothing ([`Notice::Duplicate`]).
+    Spawn(Box<SpawnRequest>),
+    /// Send a signal.
+    Signal {
+        /// To which process.
+        process: Uuid,
+        /// Signal number.
+        signal: i32,
+        /// To which of its tasks.
+        scope: SignalScope,
+    },
+    /// Kill the whole tree.
+    Kill {
+        /// Which.
+        process: Uuid,
+    },
+}
+
+/// To whom a signal goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SignalScope {
+    /// The command alone.
+    Leader,
+    /// The command's process group.
+    Group,
+    /// Every process of the tree.
+    Tree,
+}
+
+/// What to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpawnRequest {
+    /// The process id.
+    pub process: Uuid,
+    /// The sandbox.
+    pub plan: SandboxPlan,
+    /// How many of the descriptors are rulesets.
+    pub rulesets: u32,
+    /// Files to try to execute, in order (what PATH and `argv[0]` make).
+    pub candidates: Vec<Vec<u8>>,
+    /// Arguments, the program's name first.
+    pub argv: Vec<Vec<u8>>,
+    /// `KEY=VALUE` strings.
+    pub env: Vec<Vec<u8>>,
+    /// Working directory.
+    pub cwd: Vec<u8>,
+    /// Standard input.
+    pub stdin: Stdin,
+}
+
+/// Standard input of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// `/dev/null`.
+    Null,
+    /// A pipe whose writing end comes back.
+    Pipe,
+    /// The descriptor that came with the request.
+    Given,
+}
+
+/// From the spawner to the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Notice {
+    /// Who answers, and what can be had here.
+    Hello {
+        /// The spawner's pid.
+        pid: i32,
+        /// What was found by trying.
+        support: Box<KernelSupport>,
+    },
+    /// The command runs: exec succeeded. Descriptors: see [`Started`].
+    Started(Started),
+    /// The command was not started.
+    Failed {
+        /// Which.
+        process: Uuid,
+        /// Where it failed.
+        step: Step,
+        /// Why.
+        errno: i32,
+        /// An index that tells which of several (mount step, ruleset).
+        detail: u32,
+    },
+    /// The id was used before; nothing was started.
+    Duplicate {
+        /// Which.
+        process: Uuid,
+    },
+    /// The command ended.
+    Exited {
+        /// Which.
+        process: Uuid,
+        /// The raw wait status.
+        status: i32,
+    },
+    /// The tree is empty: nothing of it lives.
+    Ended {
+        /// Which.
+        process: Uuid,
+        /// How many of it had to be killed.
+        killed: u64,
+        /// What the whole tree used.
+        usage: Usage,
+    },
+}
+
+/// A command that runs. Descriptors beside it, in order: the command's pidfd, stdout, stderr, then the writing
+/// end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Started {
+    /// Which.
+    pub process: Uuid,
+    /// The command's pid as the spawner sees it.
+    pub pid: i32,
+    /// The init's pid as the spawner sees it.
+    pub init_pid: i32,
+    /// A stdin pipe comes with it.
+    pub stdin_pipe: bool,
+    /// A seccomp listener comes with it.
+    pub listener: bool,
+}
+
+/// What a tree used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Microseconds of CPU in user mode.
+    pub user_us: u64,
+    /// Microseconds of CPU in the kernel.
+    pub system_us: u64,
+    /// Largest resident set of one process, in bytes.
+    pub max_rss_bytes: u64,
+}
+
+/// Sends one message with its descriptors.
+///
+/// # Errors
+/// `WouldBlock` on a non-blocking socket that is full; `BrokenPipe` or `ConnectionReset` when the peer is gone.
+pub fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, fds: &[RawFd]) -> io::Result<()> {
+    let mut packet = VERSION.to_le_bytes().to_vec();
+    packet = postcard::to_extend(message, packet).map_err(io::Error::other)?;
+    if packet.len() <= PACKET_BYTES_MAX {
+        return send_packet(socket, &packet, fds);
+    }
+    let mut file = File::from(memfd_create(c"provost-message", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&packet)?;
+    let mut all = fds.to_vec();
+    all.push(file.as_raw_fd());
+    send_packet(socket, &VERSION.to_le_bytes(), &all)
+}
+
+fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    loop {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(packet)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Receives one message with its descriptors; `None` when the peer closed the socket.
+///
+/// # Errors
+/// `WouldBlock` on a non-blocking socket with nothing to read; `InvalidData` for another version, a message that
+/// cannot be read, or one whose descriptors were cut off.
+pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut packet = vec![0u8; PACKET_BYTES_MAX];
+    let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+    let mut slices = [IoSliceMut::new(&mut packet)];
+    let message = loop {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut slices,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Ok(message) => break message,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    };
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for item in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = item {
+            fds.extend(raw.into_iter().map(own));
+        }
+    }
+    let (bytes, flags) = (message.bytes, message.flags);
+    if bytes == 0 {
+        return Ok(None);
+    }
+    if flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC) {
+        return Err(invalid("a message was cut off (out of descriptors?)"));
+    }
+    packet.truncate(bytes);
+    if packet.len() == 2 {
+        let file = fds.pop().ok_or_else(|| invalid("an empty message"))?;
+        packet = read_body(File::from(file))?;
+    }
+    let (version, body) = packet
+        .split_at_checked(2)
+        .ok_or_else(|| invalid("a short message"))?;
+    if version != VERSION.to_le_bytes() {
+        return Err(invalid("the peer speaks another version of the spawner protocol"));
+    }
+    let message = postcard::from_bytes(body).map_err(|e| invalid(&e.to_string()))?;
+    Ok(Some((message, fds)))
+}
+
+fn read_body(mut file: File) -> io::Result<Vec<u8>> {
+    if file.metadata()?.len() > MESSAGE_BYTES_MAX {
+        return Err(invalid("a message is larger than 16 MiB"));
+    }
+    file.rewind()?;
+    let mut body = Vec::new();
+    file.take(MESSAGE_BYTES_MAX).read_to_end(&mut body)?;
+    Ok(body)
+}
+
+#[allow(unsafe_code)]
+fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: the kernel just installed this descriptor for us (SCM_RIGHTS), nobody else knows it.
+    // WHY: nix hands out raw numbers here; there is no owned form.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
