@@ -3,3 +3,377 @@
 pub mod access;
 pub mod landlock;
 pub mod seccomp;
+
+mod limits;
+mod mounts;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use self::access::AccessMap;
+use self::landlock::{LandlockError, LandlockLayers, LandlockRequest, compile_landlock};
+use self::mounts::MountPlan;
+use self::seccomp::{FilterError, FilterPlan, OpenObservation, compile_filter};
+use crate::kernel::KernelSupport;
+use crate::keeper::plan::{Instruction, SandboxPlan};
+use crate::policy::{Degrade, NetMode, PathRule, Policy, PolicyError};
+use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
+
+/// What a policy is compiled for, besides the kernel.
+#[derive(Debug, Clone, Default)]
+pub struct CompileContext {
+    /// The command's working directory.
+    pub cwd: PathBuf,
+    /// The user's home: stays visible where a private directory would cover it.
+    pub home: Option<PathBuf>,
+    /// The program's file, if it is a path: stays visible too.
+    pub program: Option<PathBuf>,
+    /// Watch every open, also for reading, where the audit feed cannot be had.
+    pub observe_reads: bool,
+}
+
+/// A policy compiled for this kernel: everything that a spawn needs, allocated.
+#[derive(Debug)]
+pub struct PreparedSandbox {
+    /// The policy it was made from.
+    pub policy: Policy,
+    /// What the spawner is to do.
+    pub plan: SandboxPlan,
+    /// What will hold.
+    pub report: SandboxReport,
+    /// How file accesses that the listener is told of are judged.
+    pub access: AccessMap,
+    /// Which opens the listener is told of.
+    pub opens: OpenObservation,
+    /// Paths that a mount protects, whose refusals the audit feed does not show.
+    pub held_by_mount: Vec<PathBuf>,
+    /// Classes of refusals that nobody learns of here.
+    pub unobserved: Vec<String>,
+    /// TCP is denied by Landlock below the listener.
+    pub tcp_confined_by_landlock: bool,
+    layers: Option<LandlockLayers>,
+}
+
+/// A policy could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The policy itself is wrong.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// This machine cannot hold it.
+    #[error(transparent)]
+    Unsupported(#[from] UnsupportedError),
+    /// The Landlock rulesets could not be made.
+    #[error(transparent)]
+    Landlock(#[from] LandlockError),
+    /// The filter could not be made.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+}
+
+/// Compiles a policy for this kernel.
+///
+/// # Errors
+/// The policy is wrong, or the kernel lacks what it requires.
+pub fn compile(
+    policy: &Policy,
+    kernel: &KernelSupport,
+    context: &CompileContext,
+) -> Result<PreparedSandbox, CompileError> {
+    policy.validate()?;
+    let mut degraded = Vec::new();
+    let limits = limits::plan(policy, kernel, &mut degraded)?;
+    if !policy.confined {
+        return Ok(unconfined(policy, kernel, limits, degraded));
+    }
+    let best_effort = policy.degrade == Degrade::BestEffort;
+    let containment = containment(kernel);
+    let mounts = containment == Containment::PidNamespace;
+    let mut policy = policy.clone();
+    require_listener(kernel, best_effort, &mut degraded)?;
+    if policy.net.mode == NetMode::Isolated && !kernel.net_namespace.is_yes() {
+        lacking(
+            best_effort,
+            &mut degraded,
+            "net = isolated",
+            kernel.net_namespace.why(),
+            "use --net off, or allow user namespaces",
+        )?;
+        policy.net.mode = NetMode::Off;
+    }
+    if !mounts && policy.files.private_tmp {
+        policy.files.private_tmp = false;
+        degraded.push(Degradation {
+            what: "private /tmp and /dev/shm".to_owned(),
+            why: format!("no mount namespace ({})", kernel.pid_namespace.why()),
+        });
+    }
+    if !mounts && !policy.files.protect.is_empty() {
+        degraded.push(Degradation {
+            what: "read-only .git/hooks and .git/config".to_owned(),
+            why: format!("no mount namespace ({})", kernel.pid_namespace.why()),
+        });
+    }
+    let private_dirs = mounts::private_directories(&policy);
+    let audit = kernel.audit.is_yes() && kernel.landlock_abi >= 7;
+    let layers = compile_landlock(&LandlockRequest {
+        files: &policy.files,
+        abi: kernel.landlock_abi,
+        mounts,
+        private_dirs: &private_dirs,
+        deny_tcp: policy.net.mode == NetMode::Off,
+        audit,
+        degrade: policy.degrade,
+    })?;
+    degraded.extend(layers.degraded.iter().cloned());
+    let MountPlan { steps, held_by_mount } = if mounts {
+        mounts::plan(&policy, context, &private_dirs, &layers.masks)
+    } else {
+        MountPlan::default()
+    };
+    let opens = observation(audit, context, &layers, &held_by_mount);
+    let filter = compile_filter(&FilterPlan {
+        net: policy.net.mode,
+        opens,
+        pid_namespace: mounts,
+    })?;
+    let user_namespace = mounts && kernel.needs_user_namespace;
+    let net_namespace = policy.net.mode == NetMode::Isolated;
+    let private_proc = mounts && kernel.private_proc.is_yes();
+    if mounts && !private_proc {
+        degraded.push(Degradation {
+            what: "private /proc".to_owned(),
+            why: kernel.private_proc.why().to_owned(),
+        });
+    }
+    let mut cgroups = limits.cgroups;
+    if containment == Containment::Cgroup {
+        cgroups.extend(containment_group(kernel));
+    }
+    let tcp_confined_by_landlock = layers.held.iter().any(|held| held == "tcp");
+    let report = SandboxReport {
+        policy: policy.name.clone(),
+        confined: true,
+        containment,
+        landlock_abi: (layers.abi > 0).then_some(layers.abi),
+        landlock: layers.held.clone(),
+        seccomp: kernel.seccomp_listener.is_yes(),
+        namespaces: namespaces(user_namespace, mounts, net_namespace),
+        private_proc,
+        private_tmp: !private_dirs.is_empty(),
+        net: policy.net.mode.as_str().to_owned(),
+        limits: limits.described,
+        file_denials: match (audit, context.observe_reads) {
+            (true, _) => FileObservation::Audit,
+            (false, true) => FileObservation::InferredAll,
+            (false, false) => FileObservation::InferredWrites,
+        },
+        degraded,
+    };
+    let plan = SandboxPlan {
+        containment,
+        user_namespace,
+        net_namespace,
+        mounts: steps,
+        private_proc,
+        drop_capabilities: true,
+        no_new_privs: true,
+        landlock_flags: layers.restrict_flags,
+        filter: if kernel.seccomp_listener.is_yes() {
+            filter.into_iter().map(Instruction::from).collect()
+        } else {
+            Vec::new()
+        },
+        rlimits: limits.rlimits,
+        cgroups,
+    };
+    Ok(PreparedSandbox {
+        access: AccessMap::new(&policy.files, &private_dirs),
+        unobserved: unobserved(audit, context, kernel),
+        policy,
+        plan,
+        report,
+        opens,
+        held_by_mount,
+        tcp_confined_by_landlock,
+        layers: Some(layers),
+    })
+}
+
+impl PreparedSandbox {
+    /// The Landlock rulesets, in the order in which they are to be applied.
+    pub fn rulesets(&self) -> Vec<BorrowedFd<'_>> {
+        self.layers
+            .iter()
+            .flat_map(|layers| layers.rulesets.iter().map(AsFd::as_fd))
+            .collect()
+    }
+
+    /// Whether the file system still looks as it did where the rules depend on it. A sandbox that is not
+    /// current fails closed (new names beside a denied path cannot be read); compile again.
+    pub fn is_current(&self) -> bool {
+        self.layers.as_ref().is_none_or(LandlockLayers::is_current)
+    }
+
+    /// Refusals of file access come through the audit feed.
+    pub fn uses_audit(&self) -> bool {
+        self.report.file_denials == FileObservation::Audit
+    }
+}
+
+fn unconfined(
+    policy: &Policy,
+    kernel: &KernelSupport,
+    limits: limits::LimitPlan,
+    degraded: Vec<Degradation>,
+) -> PreparedSandbox {
+    let group = containment_group(kernel);
+    let containment = if group.is_some() {
+        Containment::Cgroup
+    } else {
+        Containment::Subreaper
+    };
+    let mut plan = SandboxPlan::unconfined(containment);
+    plan.rlimits = limits.rlimits;
+    plan.cgroups = limits.cgroups;
+    plan.cgroups.extend(group);
+    PreparedSandbox {
+        policy: policy.clone(),
+        plan,
+        report: SandboxReport {
+            policy: policy.name.clone(),
+            confined: false,
+            containment,
+            landlock_abi: None,
+            landlock: Vec::new(),
+            seccomp: false,
+            namespaces: Vec::new(),
+            private_proc: false,
+            private_tmp: false,
+            net: NetMode::Open.as_str().to_owned(),
+            limits: limits.described,
+            file_denials: FileObservation::None,
+            degraded,
+        },
+        access: AccessMap::new(&policy.files, &[]),
+        opens: OpenObservation::None,
+        held_by_mount: Vec::new(),
+        unobserved: Vec::new(),
+        tcp_confined_by_landlock: false,
+        layers: None,
+    }
+}
+
+fn containment(kernel: &KernelSupport) -> Containment {
+    if kernel.pid_namespace.is_yes() {
+        Containment::PidNamespace
+    } else if kernel.cgroup2.is_some() {
+        Containment::Cgroup
+    } else {
+        Containment::Subreaper
+    }
+}
+
+fn containment_group(kernel: &KernelSupport) -> Option<crate::keeper::plan::CgroupPlan> {
+    kernel.cgroup2.as_ref().map(|parent| crate::keeper::plan::CgroupPlan {
+        parent: parent.clone(),
+        unified: true,
+        files: Vec::new(),
+    })
+}
+
+/// Notes what is lacking under best effort; else it is an error.
+fn lacking(
+    best_effort: bool,
+    degraded: &mut Vec<Degradation>,
+    what: &str,
+    why: &str,
+    hint: &str,
+) -> Result<(), UnsupportedError> {
+    if best_effort {
+        degraded.push(Degradation {
+            what: what.to_owned(),
+            why: why.to_owned(),
+        });
+        return Ok(());
+    }
+    Err(UnsupportedError {
+        what: what.to_owned(),
+        why: why.to_owned(),
+        hint: format!("{hint}, or allow less with --best-effort"),
+    })
+}
+
+fn require_listener(
+    kernel: &KernelSupport,
+    best_effort: bool,
+    degraded: &mut Vec<Degradation>,
+) -> Result<(), UnsupportedError> {
+    if kernel.seccomp_listener.is_yes() {
+        return Ok(());
+    }
+    lacking(
+        best_effort,
+        degraded,
+        "seccomp with a listener (network and dangerous system calls)",
+        kernel.seccomp_listener.why(),
+        "run outside of another seccomp sandbox that has a listener",
+    )
+}
+
+fn observation(
+    audit: bool,
+    context: &CompileContext,
+    layers: &LandlockLayers,
+    held_by_mount: &[PathBuf],
+) -> OpenObservation {
+    if audit {
+        // Mounts refuse before Landlock is asked, so what they hold is watched here.
+        if !layers.masks.is_empty() {
+            OpenObservation::All
+        } else if held_by_mount.is_empty() {
+            OpenObservation::None
+        } else {
+            OpenObservation::Writes
+        }
+    } else if context.observe_reads {
+        OpenObservation::All
+    } else {
+        OpenObservation::Writes
+    }
+}
+
+fn unobserved(audit: bool, context: &CompileContext, kernel: &KernelSupport) -> Vec<String> {
+    let mut classes = Vec::new();
+    if !kernel.seccomp_listener.is_yes() {
+        classes.push("network".to_owned());
+        classes.push("system calls".to_owned());
+    }
+    if !audit {
+        if !context.observe_reads {
+            classes.push("file reads".to_owned());
+        }
+        classes.push("file execution".to_owned());
+    }
+    classes
+}
+
+fn namespaces(user: bool, mounts: bool, net: bool) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut add = |held: bool, name: &str| {
+        if held {
+            names.push(name.to_owned());
+        }
+    };
+    add(user, "user");
+    add(mounts, "pid");
+    add(mounts, "mount");
+    add(mounts, "ipc");
+    add(net, "net");
+    names
+}
+
+/// The part of a rule list that lies at or below a directory.
+fn below<'a>(rules: &'a [PathRule], directory: &'a Path) -> impl Iterator<Item = &'a PathRule> {
+    rules.iter().filter(move |rule| rule.path.starts_with(directory))
+}

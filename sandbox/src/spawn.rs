@@ -1,1 +1,237 @@
-//! x
+//! The supervisor's side of the spawner: starting it, and asking it for commands.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use uuid::Uuid;
+
+use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
+use crate::keeper::{self, ROLE};
+
+/// Where the spawner's executable is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SpawnerSource {
+    /// This executable if its `main` begins with the hook, else `provost` beside it, else `provost` in PATH.
+    #[default]
+    Auto,
+    /// This file, which must be a `provost` or begin its `main` with the hook.
+    Executable(PathBuf),
+}
+
+/// The spawner could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Nothing can serve as the spawner.
+    #[error(
+        "no spawner executable: call provost::run_spawner_if_asked() at the start of main, put `provost` beside this program or in PATH, or name it with Builder::spawner"
+    )]
+    NotFound,
+    /// It could not be started.
+    #[error("cannot start the spawner `{path}`: {source}")]
+    Start {
+        /// The executable.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A running spawner. Dropping it closes the socket, at which the spawner kills what it holds and ends.
+#[derive(Debug)]
+pub struct Spawner {
+    socket: OwnedFd,
+    child: Child,
+}
+
+impl Spawner {
+    /// Starts a spawner. It has said nothing yet: send [`Request::Hello`] first.
+    ///
+    /// # Errors
+    /// No executable, or it cannot be started.
+    pub fn launch(source: &SpawnerSource) -> Result<Self, LaunchError> {
+        let path = locate(source).ok_or(LaunchError::NotFound)?;
+        let start_error = |source: io::Error| LaunchError::Start {
+            path: path.display().to_string(),
+            source,
+        };
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| start_error(errno.into()))?;
+        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+            .map_err(|errno| start_error(errno.into()))?;
+        // The one place where a supervisor starts a process itself. Its environment is empty: nothing
+        // that is secret may be read from the spawner or from the inits, which are its forks.
+        #[allow(clippy::disallowed_methods)]
+        let child = std::process::Command::new(&path)
+            .arg0(ROLE)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(start_error)?;
+        Ok(Self { socket: ours, child })
+    }
+
+    /// The spawner's pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a request with its descriptors.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket is full, `BrokenPipe` when the spawner is gone.
+    pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        wire::send(self.socket.as_fd(), request, &raw)
+    }
+
+    /// Receives a notice with its descriptors; `None` when the spawner is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none; `InvalidData` when it cannot be read.
+    pub fn receive(&self) -> io::Result<Option<(Notice, Vec<OwnedFd>)>> {
+        match wire::receive(self.socket.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            other => other,
+        }
+    }
+}
+
+impl AsFd for Spawner {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Spawner {
+    fn as_raw_fd(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Drop for Spawner {
+    fn drop(&mut self) {
+        // It ends by itself when the socket closes, after everything it holds; take its zombie if it is
+        // there already. A host that reaps with wait(-1) or ignores SIGCHLD takes it instead.
+        let _ = self.child.try_wait();
+    }
+}
+
+fn locate(source: &SpawnerSource) -> Option<PathBuf> {
+    match source {
+        SpawnerSource::Executable(path) => Some(path.clone()),
+        SpawnerSource::Auto if keeper::is_hooked() => Some("/proc/self/exe".into()),
+        SpawnerSource::Auto => {
+            let own = std::env::current_exe().ok();
+            let beside = own
+                .iter()
+                .flat_map(|exe| exe.ancestors().skip(1).take(2)) // target/debug/deps/test → target/debug
+                .map(|directory| directory.join("provost"));
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            beside
+                .chain(std::env::split_paths(&path).map(|directory| directory.join("provost")))
+                .find(|candidate| is_executable(candidate))
+        }
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+/// What to run, as its caller says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The process id.
+    pub process: Uuid,
+    /// Arguments, the program first.
+    pub argv: Vec<Vec<u8>>,
+    /// `KEY=VALUE` strings: the whole environment.
+    pub env: Vec<Vec<u8>>,
+    /// Working directory, absolute.
+    pub cwd: PathBuf,
+    /// Standard input.
+    pub stdin: Stdin,
+}
+
+impl Command {
+    /// The request that starts this command in this sandbox.
+    pub fn request(self, sandbox: &crate::compile::PreparedSandbox) -> SpawnRequest {
+        let candidates = candidates(&self.argv, &self.env);
+        SpawnRequest {
+            process: self.process,
+            plan: sandbox.plan.clone(),
+            rulesets: sandbox.rulesets().len() as u32,
+            candidates,
+            argv: self.argv,
+            env: self.env,
+            cwd: self.cwd.into_os_string().into_encoded_bytes(),
+            stdin: self.stdin,
+        }
+    }
+}
+
+/// The files to try: the program itself if it has a slash, else that name in each directory of the command's
+/// own PATH, as `execvp` does.
+pub fn candidates(argv: &[Vec<u8>], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
+    let Some(program) = argv.first() else {
+        return Vec::new();
+    };
+    if program.contains(&b'/') {
+        return vec![program.clone()];
+    }
+    if program.is_empty() {
+        return Vec::new();
+    }
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(b"PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    path.split(|byte| *byte == b':')
+        .map(|directory| {
+            let directory = if directory.is_empty() { b"." } else { directory };
+            Path::new(OsStr::from_bytes(directory))
+                .join(OsStr::from_bytes(program))
+                .into_os_string()
+                .into_encoded_bytes()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(items: &[&str]) -> Vec<Vec<u8>> {
+        items.iter().map(|s| s.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn a_name_is_looked_up_in_the_commands_own_path() {
+        let found = candidates(&strings(&["ls", "-l"]), &strings(&["A=b", "PATH=/x::/y"]));
+        assert_eq!(found, strings(&["/x/ls", "./ls", "/y/ls"]));
+    }
+
+    #[test]
+    fn a_path_is_taken_as_it_is() {
+        assert_eq!(
+            candidates(&strings(&["./a/b"]), &strings(&["PATH=/x"])),
+            strings(&["./a/b"])
+        );
+        assert!(candidates(&strings(&[""]), &[]).is_empty());
+    }
+}

@@ -60,7 +60,7 @@ impl Strings {
 pub(super) enum MountImage {
     Keep(CString),
     Private { path: CString, data: CString },
-    Restore { slot: usize, path: CString, parents: Vec<CString>, directory: bool },
+    Restore { slot: usize, path: CString, parents: Vec<CString>, directory: bool, read_only: bool },
     Mask { path: CString, directory: bool },
     Pin(CString),
     ReadOnly(CString),
@@ -137,11 +137,13 @@ fn mount_image(step: &MountStep) -> Option<MountImage> {
             path,
             parents,
             directory,
+            read_only,
         } => MountImage::Restore {
             slot: *slot as usize,
             path: c_string(path)?,
             parents: parents.iter().map(|p| c_string(p)).collect::<Option<_>>()?,
             directory: *directory,
+            read_only: *read_only,
         },
         MountStep::Mask { path, directory } => MountImage::Mask {
             path: c_string(path)?,

@@ -45,8 +45,12 @@ pub(super) fn build(image: &mut Image) -> Result<(), Failure> {
                 path,
                 parents,
                 directory,
+                read_only,
             } => {
                 let tree = image.kept_trees.get(*slot).copied().unwrap_or(-1);
+                if *read_only {
+                    sys::make_read_only(tree).map_err(|e| (Step::RestoreMount, e, index))?;
+                }
                 restore(tree, path, parents, *directory).map_err(|e| (Step::RestoreMount, e, index))?;
             }
             MountImage::Mask { .. } => {}

@@ -81,6 +81,8 @@ pub enum MountStep {
         parents: Vec<Vec<u8>>,
         /// The tree is a directory, not a file.
         directory: bool,
+        /// Nothing in it may be written: a rule for the private directory would allow it.
+        read_only: bool,
     },
     /// Cover a path with something empty that nobody may open.
     Mask {

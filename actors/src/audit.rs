@@ -1,0 +1,301 @@
+//! AuditFeed: the one reader of Landlock's audit records, which routes them by domain.
+//!
+//! A record names a Landlock domain; the first record of a domain names the pid that entered it, which is the
+//! command's. Records may come before the supervisor has heard of the command; they wait, in bounded number.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::compile::access::FileAccess;
+use provost_sandbox::observe::audit::{AuditEvent, AuditReader, FenceId, LandlockDenial};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::denial::DenialMsg;
+use crate::ledger::Fact;
+use crate::process::ProcessMsg;
+
+/// Domains of commands that are not registered (yet, or other people's) that are kept.
+const STRANGERS_MAX: usize = 256;
+/// Records kept for each of them.
+const WAITING_MAX: usize = 1024;
+/// Records taken in before others get their turn.
+const READ_PAUSE: usize = 4096;
+
+pub(crate) struct AuditFeed;
+
+pub(crate) enum AuditMsg {
+    /// A command that entered Landlock domains: records of these go to its process.
+    Register {
+        process_id: Uuid,
+        pid: i32,
+        process: ActorRef<ProcessMsg>,
+        sandbox: Arc<PreparedSandbox>,
+    },
+    /// Forget a process.
+    Unregister(Uuid),
+    /// Answer when every record queued until now was delivered.
+    Fence {
+        process_id: Uuid,
+        reply: ActorRef<DenialMsg>,
+    },
+    /// There is something to read.
+    Readable,
+}
+
+struct Registered {
+    pid: i32,
+    process: ActorRef<ProcessMsg>,
+    sandbox: Arc<PreparedSandbox>,
+    /// The lost counter when it came.
+    lost_before: u64,
+}
+
+/// A domain of which nobody has registered the command yet.
+struct Stranger {
+    pid: i32,
+    waiting: Vec<LandlockDenial>,
+    uncounted: u64,
+}
+
+pub(crate) struct AuditState {
+    feed: Arc<AsyncFd<Shared>>,
+    watch: JoinHandle<()>,
+    processes: HashMap<Uuid, Registered>,
+    domains: HashMap<u64, Uuid>,
+    strangers: HashMap<u64, Stranger>,
+    fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
+    lost: u64,
+}
+
+/// The reader, watched by one task and read by the actor.
+struct Shared(std::sync::Mutex<AuditReader>, RawFd);
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> RawFd {
+        self.1
+    }
+}
+
+impl Drop for AuditState {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Actor for AuditFeed {
+    type Msg = AuditMsg;
+    type State = AuditState;
+    type Arguments = AuditReader;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<AuditMsg>,
+        mut reader: AuditReader,
+    ) -> Result<AuditState, ActorProcessingErr> {
+        let lost = reader.lost().unwrap_or(0);
+        let fd = reader.as_fd().as_raw_fd();
+        let shared = Shared(std::sync::Mutex::new(reader), fd);
+        let feed = Arc::new(AsyncFd::with_interest(shared, Interest::READABLE)?);
+        let watched = feed.clone();
+        let watch = tokio::spawn(async move {
+            // Told once per readiness; the actor reads until nothing is left.
+            while let Ok(mut ready) = watched.readable().await {
+                ready.clear_ready();
+                if myself.send_message(AuditMsg::Readable).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(AuditState {
+            feed,
+            watch,
+            processes: HashMap::new(),
+            domains: HashMap::new(),
+            strangers: HashMap::new(),
+            fences: HashMap::new(),
+            lost,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<AuditMsg>,
+        message: AuditMsg,
+        state: &mut AuditState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            AuditMsg::Register {
+                process_id,
+                pid,
+                process,
+                sandbox,
+            } => {
+                let lost_before = state.lost;
+                let registered = Registered {
+                    pid,
+                    process,
+                    sandbox,
+                    lost_before,
+                };
+                state.register(process_id, registered);
+            }
+            AuditMsg::Unregister(process) => state.unregister(process),
+            AuditMsg::Fence { process_id, reply } => state.fence(process_id, reply),
+            AuditMsg::Readable => state.read(),
+        }
+        Ok(())
+    }
+}
+
+impl AuditState {
+    fn register(&mut self, process_id: Uuid, registered: Registered) {
+        let pid = registered.pid;
+        self.processes.insert(process_id, registered);
+        let found: Vec<u64> = self
+            .strangers
+            .iter()
+            .filter(|(_, stranger)| stranger.pid == pid)
+            .map(|(domain, _)| *domain)
+            .collect();
+        for domain in found {
+            self.domains.insert(domain, process_id);
+            if let Some(stranger) = self.strangers.remove(&domain) {
+                for denial in &stranger.waiting {
+                    self.deliver(process_id, denial);
+                }
+                self.count(process_id, stranger.uncounted);
+            }
+        }
+    }
+
+    fn unregister(&mut self, process: Uuid) {
+        self.processes.remove(&process);
+        self.domains.retain(|_, owner| *owner != process);
+    }
+
+    fn fence(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
+        let sent = crate::spawner::lock(&self.feed.get_ref().0).send_fence();
+        match sent {
+            Ok(id) => drop(self.fences.insert(id, (process, reply))),
+            Err(error) => {
+                tracing::warn!(%error, "cannot fence the audit feed");
+                let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
+            }
+        }
+        // It is usually there already.
+        self.read();
+    }
+
+    fn read(&mut self) {
+        let mut events = Vec::new();
+        loop {
+            events.clear();
+            let result = crate::spawner::lock(&self.feed.get_ref().0).read(&mut events);
+            if let Err(error) = result {
+                tracing::warn!(%error, "cannot read the audit feed");
+                return;
+            }
+            if events.is_empty() {
+                return;
+            }
+            let many = events.len() >= READ_PAUSE;
+            for event in events.drain(..) {
+                self.event(event);
+            }
+            if !many {
+                return;
+            }
+        }
+    }
+
+    fn event(&mut self, event: AuditEvent) {
+        match event {
+            AuditEvent::DomainAllocated { domain, pid, .. } => self.allocated(domain, pid),
+            AuditEvent::Denied(denial) => self.denied(denial),
+            AuditEvent::DomainGone { domain, .. } => {
+                self.strangers.remove(&domain);
+            }
+            AuditEvent::Fence(id) => {
+                if let Some((process, reply)) = self.fences.remove(&id) {
+                    let complete = self.nothing_lost(process);
+                    let _ = reply.send_message(DenialMsg::AuditDrained { complete });
+                }
+            }
+            AuditEvent::Overflow => {}
+        }
+    }
+
+    /// Whether no record can have been lost since the process was registered.
+    fn nothing_lost(&mut self, process: Uuid) -> bool {
+        match crate::spawner::lock(&self.feed.get_ref().0).lost() {
+            Ok(lost) => self.lost = lost,
+            Err(_) => return false,
+        }
+        self.processes
+            .get(&process)
+            .is_some_and(|registered| registered.lost_before == self.lost)
+    }
+
+    fn allocated(&mut self, domain: u64, pid: i32) {
+        let owner = self
+            .processes
+            .iter()
+            .find(|(_, registered)| registered.pid == pid)
+            .map(|(process, _)| *process);
+        match owner {
+            Some(process) => drop(self.domains.insert(domain, process)),
+            None if self.strangers.len() < STRANGERS_MAX => {
+                self.strangers.insert(
+                    domain,
+                    Stranger {
+                        pid,
+                        waiting: Vec::new(),
+                        uncounted: 0,
+                    },
+                );
+            }
+            None => {}
+        }
+    }
+
+    fn denied(&mut self, denial: LandlockDenial) {
+        if let Some(process) = self.domains.get(&denial.domain).copied() {
+            self.deliver(process, &denial);
+        } else if let Some(stranger) = self.strangers.get_mut(&denial.domain) {
+            if stranger.waiting.len() < WAITING_MAX {
+                stranger.waiting.push(denial);
+            } else {
+                stranger.uncounted += 1;
+            }
+        }
+    }
+
+    fn deliver(&self, process: Uuid, denial: &LandlockDenial) {
+        let Some(registered) = self.processes.get(&process) else {
+            return;
+        };
+        let sandbox = &registered.sandbox;
+        let fact = denial.to_denial(|path, access: FileAccess| {
+            sandbox.access.decide(path.as_ref(), access).rule
+        });
+        let _ = registered
+            .process
+            .send_message(ProcessMsg::Fact(Fact::Denied(fact), None));
+    }
+
+    fn count(&self, process: Uuid, extra: u64) {
+        if let (Some(registered), true) = (self.processes.get(&process), extra > 0) {
+            let fact = Fact::DenialsCounted {
+                class: provost_sandbox::denial::DenialClass::Filesystem,
+                extra,
+            };
+            let _ = registered.process.send_message(ProcessMsg::Fact(fact, None));
+        }
+    }
+}

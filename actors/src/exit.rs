@@ -1,0 +1,127 @@
+//! ExitActor: the end of a command, and of its tree.
+//!
+//! The spawner tells both, from the init that waits for them. When the spawner is gone the pidfd still tells
+//! (`PIDFD_GET_INFO`, Linux 6.15): everything that a spawner held dies with it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use provost_sandbox::keeper::wire::Usage as TreeUsage;
+use provost_sandbox::spawn::exit_status;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::ledger::{Exit, Fact};
+use crate::process::ProcessMsg;
+use crate::record::Usage;
+
+/// How long a command may take to die after its spawner.
+const ORPHAN_MAX: Duration = Duration::from_secs(5);
+
+pub(crate) struct ExitActor;
+
+pub(crate) enum ExitMsg {
+    /// The command ended with this raw wait status.
+    Exited { status: i32 },
+    /// Nothing of the tree lives.
+    Ended { killed: u64, usage: TreeUsage },
+    /// The spawner is gone.
+    SpawnerLost { reason: String },
+}
+
+pub(crate) struct ExitState {
+    process: ActorRef<ProcessMsg>,
+    pidfd: OwnedFd,
+}
+
+impl Actor for ExitActor {
+    type Msg = ExitMsg;
+    type State = ExitState;
+    type Arguments = (OwnedFd, ActorRef<ProcessMsg>);
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<ExitMsg>,
+        (pidfd, process): Self::Arguments,
+    ) -> Result<ExitState, ActorProcessingErr> {
+        Ok(ExitState { process, pidfd })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<ExitMsg>,
+        message: ExitMsg,
+        state: &mut ExitState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ExitMsg::Exited { status } => state.say(Fact::Exited(decode(status))),
+            ExitMsg::Ended { killed, usage } => state.say(Fact::TreeEmpty {
+                killed,
+                usage: Some(usage_of(usage)),
+                unkillable: Vec::new(),
+            }),
+            ExitMsg::SpawnerLost { reason } => state.orphaned(reason).await,
+        }
+        Ok(())
+    }
+}
+
+impl ExitState {
+    fn say(&self, fact: Fact) {
+        let _ = self.process.send_message(ProcessMsg::Fact(fact, None));
+    }
+
+    /// Learns from the kernel what the spawner can no longer tell.
+    async fn orphaned(&self, reason: String) {
+        let ended = tokio::time::timeout(ORPHAN_MAX, self.wait_for_end()).await;
+        match exit_status(self.pidfd.as_fd()) {
+            Some(status) if ended.is_ok() => self.say(Fact::Exited(decode(status))),
+            _ => self.say(Fact::Lost {
+                reason: reason.clone(),
+            }),
+        }
+        self.say(Fact::SpawnerLost { reason });
+    }
+
+    /// Waits until the command has ended and was reaped.
+    async fn wait_for_end(&self) {
+        let Ok(fd) = self.pidfd.try_clone() else { return };
+        let Ok(fd) = AsyncFd::with_interest(fd, Interest::READABLE) else {
+            return;
+        };
+        // Readable means ended; closed for reading means reaped, and only then the status is told.
+        while let Ok(mut ready) = fd.readable().await {
+            if ready.ready().is_read_closed() || exit_status(self.pidfd.as_fd()).is_some() {
+                return;
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// A raw wait status in words.
+pub(crate) fn decode(status: i32) -> Exit {
+    use nix::libc;
+    if libc::WIFSIGNALED(status) {
+        Exit::Signal(signal_name(libc::WTERMSIG(status)))
+    } else {
+        Exit::Code(libc::WEXITSTATUS(status))
+    }
+}
+
+/// The name of a signal: `SIGTERM`, `SIGRTMIN+3`.
+pub fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) => format!("SIGRTMIN+{}", number - 34),
+    }
+}
+
+fn usage_of(usage: TreeUsage) -> Usage {
+    Usage {
+        user_ms: usage.user_us / 1000,
+        system_ms: usage.system_us / 1000,
+        max_rss_bytes: usage.max_rss_bytes,
+    }
+}

@@ -1,0 +1,565 @@
+//! ProcessActor: one supervised process.
+//!
+//! Its mailbox is the one ordering point: what the child actors observed arrives there as facts, the ledger
+//! numbers them, the log keeps them. This actor only performs the effects that the ledger asks for.
+//!
+//! ```text
+//! ProcessActor ── Ledger (pure) ── Log
+//! ├─ StreamActor ×2   stdout, stderr
+//! ├─ ExitActor        exit status, empty tree
+//! └─ DenialActor      seccomp listener, audit fence
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started};
+use provost_sandbox::report::SpawnError;
+use provost_sandbox::spawn::Command;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::net::unix::pipe;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::audit::AuditMsg;
+use crate::denial::{DenialActor, DenialArgs, DenialMsg};
+use crate::event::{ProcessId, StreamName};
+use crate::exit::{ExitActor, ExitMsg};
+use crate::ledger::{Effect, Fact, Ledger, LedgerSpec, StopCause};
+use crate::log::Log;
+use crate::record::{Closed, TerminalRecord};
+use crate::spawner::SpawnerLink;
+use crate::spec::{ProcessSpec, StdinSpec};
+use crate::stdin::StdinPort;
+use crate::stream::{StreamActor, StreamArgs, StreamMsg};
+
+/// How long the kernel may take to end what was killed, before it is named in the record.
+const KILL_MAX: Duration = Duration::from_secs(10);
+
+/// What a process can be told.
+pub(crate) enum ProcessMsg {
+    /// From outside.
+    Command(ProcessCommand),
+    /// From a child actor, with the permit that bounds how many wait here.
+    Fact(Fact, Option<OwnedSemaphorePermit>),
+    /// From the spawner.
+    Notice(Notice, Vec<OwnedFd>),
+    /// The spawner is gone.
+    SpawnerLost(String),
+    /// A timer of this actor's own.
+    Timer(Timer),
+}
+
+/// What outsiders may ask of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessCommand {
+    /// End it by its stop rule.
+    Stop {
+        /// Who asks, or why, for the record.
+        reason: String,
+    },
+    /// Kill its tree now.
+    Kill {
+        /// Who asks, or why, for the record.
+        reason: String,
+    },
+    /// Send a signal.
+    Signal {
+        /// Which.
+        signal: Signal,
+        /// To whom.
+        scope: SignalScope,
+    },
+}
+
+/// A timer has run out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timer {
+    Timeout,
+    Idle,
+    Grace,
+    Drain,
+    Kill,
+}
+
+pub(crate) struct ProcessActor;
+
+pub(crate) struct ProcessArgs {
+    pub(crate) id: ProcessId,
+    pub(crate) spec: ProcessSpec,
+    pub(crate) sandbox: Arc<PreparedSandbox>,
+    pub(crate) link: Arc<SpawnerLink>,
+    pub(crate) audit: Option<ActorRef<AuditMsg>>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) record: watch::Sender<Option<Arc<TerminalRecord>>>,
+    pub(crate) stdin: Arc<StdinPort>,
+}
+
+pub(crate) struct ProcessState {
+    args: ProcessArgs,
+    ledger: Ledger,
+    streams: Vec<ActorRef<StreamMsg>>,
+    exit: Option<ActorRef<ExitMsg>>,
+    denials: Option<ActorRef<DenialMsg>>,
+    timers: Vec<JoinHandle<()>>,
+    last_output: Instant,
+    stopping: bool,
+    init_pid: i32,
+}
+
+/// A process actor that dies without sealing seals in its death, and takes its tree along (I1, I6).
+impl Drop for ProcessState {
+    fn drop(&mut self) {
+        for timer in &self.timers {
+            timer.abort();
+        }
+        self.args.link.remove_route(*self.args.id.as_uuid());
+        if self.ledger.is_sealed() {
+            return;
+        }
+        self.kill();
+        let reason = "its supervising actor ended".to_owned();
+        let mut last = vec![Fact::Lost {
+            reason: reason.clone(),
+        }];
+        for stream in [StreamName::Stdout, StreamName::Stderr] {
+            last.push(Fact::StreamClosed {
+                stream,
+                closed: Closed::Abandoned,
+            });
+        }
+        last.push(Fact::DenialsDrained {
+            complete: false,
+            unobserved: self.args.sandbox.unobserved.clone(),
+        });
+        last.push(Fact::SpawnerLost { reason });
+        for fact in last {
+            for effect in self.ledger.apply(fact, Timestamp::now()) {
+                match effect {
+                    Effect::Append(draft) => self.args.log.append_event(draft),
+                    Effect::Seal { time, record } => self.seal(time, *record),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Actor for ProcessActor {
+    type Msg = ProcessMsg;
+    type State = ProcessState;
+    type Arguments = ProcessArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ProcessMsg>,
+        mut args: ProcessArgs,
+    ) -> Result<ProcessState, ActorProcessingErr> {
+        let id = *args.id.as_uuid();
+        let ledger = Ledger::new(ledger_spec(&args));
+        let (stdin, given) = match std::mem::take(&mut args.spec.stdin) {
+            StdinSpec::Null => (provost_sandbox::keeper::wire::Stdin::Null, None),
+            StdinSpec::Pipe => (provost_sandbox::keeper::wire::Stdin::Pipe, None),
+            StdinSpec::Given(fd) => (provost_sandbox::keeper::wire::Stdin::Given, Some(fd)),
+        };
+        let command = Command {
+            process: id,
+            argv: args.spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec()).collect(),
+            env: args.spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
+            cwd: args.spec.cwd.clone(),
+            stdin,
+        };
+        args.link.add_route(id, myself);
+        let request = Request::Spawn(Box::new(command.request(&args.sandbox)));
+        args.link.post(request, Some(args.sandbox.clone()), given);
+        Ok(ProcessState {
+            args,
+            ledger,
+            streams: Vec::new(),
+            exit: None,
+            denials: None,
+            timers: Vec::new(),
+            last_output: Instant::now(),
+            stopping: false,
+            init_pid: -1,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ProcessMsg>,
+        message: ProcessMsg,
+        state: &mut ProcessState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ProcessMsg::Fact(fact, permit) => {
+                state.fact(&myself, fact);
+                drop(permit);
+            }
+            ProcessMsg::Notice(notice, fds) => state.notice(&myself, notice, fds).await?,
+            ProcessMsg::Command(command) => state.command(&myself, command),
+            ProcessMsg::Timer(timer) => state.timer(&myself, timer),
+            ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
+        }
+        Ok(())
+    }
+
+    /// Restart decision: none. A child that ended without its last fact is given up on: its part is counted as
+    /// abandoned or incomplete, and a process that can no longer be observed is killed.
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<ProcessMsg>,
+        event: SupervisionEvent,
+        state: &mut ProcessState,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(who, error) = event {
+            tracing::error!(process = %state.args.id, %error, "a child actor failed");
+            state.child_failed(&myself, who.get_id());
+        }
+        Ok(())
+    }
+}
+
+fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
+    LedgerSpec {
+        process: args.id,
+        session: None,
+        argv: args.spec.argv.iter().map(|s| s.to_string_lossy().into_owned()).collect(),
+        cwd: args.spec.cwd.to_string_lossy().into_owned(),
+        labels: args.spec.labels.clone(),
+        streams: vec![StreamName::Stdout, StreamName::Stderr],
+        tree: args.spec.tree,
+        on_denial: args.spec.on_denial,
+        expects_denials: args.sandbox.policy.confined,
+        queued_at: Some(Timestamp::now()),
+    }
+}
+
+fn entry(key: &std::ffi::OsStr, value: &std::ffi::OsStr) -> Vec<u8> {
+    [key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
+}
+
+impl ProcessState {
+    /// Takes a fact to the ledger and does what that asks for.
+    fn fact(&mut self, myself: &ActorRef<ProcessMsg>, fact: Fact) {
+        if let Fact::Output { .. } = fact {
+            self.last_output = Instant::now();
+        }
+        let tree_ended = matches!(fact, Fact::TreeEmpty { .. } | Fact::SpawnerLost { .. });
+        for effect in self.ledger.apply(fact, Timestamp::now()) {
+            self.perform(myself, effect);
+        }
+        if tree_ended && let Some(denials) = &self.denials {
+            let _ = denials.send_message(DenialMsg::TreeEnded);
+        }
+    }
+
+    fn perform(&mut self, myself: &ActorRef<ProcessMsg>, effect: Effect) {
+        match effect {
+            Effect::Append(draft) => self.args.log.append_event(draft),
+            Effect::StopTree { cause } => self.stop(myself, &cause),
+            Effect::KillTree => self.kill_tree(myself),
+            Effect::ArmDrain => self.arm(myself, self.args.spec.drain, Timer::Drain),
+            Effect::AbandonStreams => {
+                for stream in &self.streams {
+                    let _ = stream.send_message(StreamMsg::Abandon);
+                }
+            }
+            Effect::Seal { time, record } => {
+                self.seal(time, *record);
+                myself.stop(None);
+            }
+            other => tracing::error!(?other, "an effect that nobody performs"),
+        }
+    }
+
+    fn seal(&self, time: Timestamp, record: TerminalRecord) {
+        let record = self.args.log.seal(time, record);
+        self.args.stdin.close();
+        self.args.record.send_replace(Some(record));
+    }
+
+    async fn notice(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        notice: Notice,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ActorProcessingErr> {
+        match notice {
+            Notice::Started(started) => self.started(myself, started, fds).await,
+            Notice::Failed {
+                step, errno, detail, ..
+            } => {
+                let error = spawn_error(&self.args.spec, step, errno, detail);
+                let fact = Fact::SpawnFailed {
+                    reason: error.to_string(),
+                    exit_code: error.exit_code(),
+                };
+                self.fact(myself, fact);
+                Ok(())
+            }
+            Notice::Exited { status, .. } => self.tell_exit(ExitMsg::Exited { status }),
+            Notice::Ended { killed, usage, .. } => self.tell_exit(ExitMsg::Ended { killed, usage }),
+            Notice::Hello { .. } | Notice::Duplicate { .. } => Ok(()),
+        }
+    }
+
+    fn tell_exit(&self, message: ExitMsg) -> Result<(), ActorProcessingErr> {
+        match &self.exit {
+            Some(exit) => Ok(exit.send_message(message).map_err(|_| "the exit actor is gone")?),
+            None => Ok(()),
+        }
+    }
+
+    /// The command runs: its children actors begin.
+    async fn started(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        started: Started,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ActorProcessingErr> {
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or("the spawner sent too few descriptors");
+        let (pidfd, stdout, stderr) = (next()?, next()?, next()?);
+        if started.stdin_pipe {
+            self.args.stdin.open(pipe::Sender::from_owned_fd(next()?)?);
+        }
+        let listener = if started.listener { Some(next()?) } else { None };
+        self.init_pid = started.init_pid;
+        self.last_output = Instant::now();
+        self.fact(
+            myself,
+            Fact::Started {
+                pid: started.pid,
+                report: Box::new(self.args.sandbox.report.clone()),
+            },
+        );
+        let cell = myself.get_cell();
+        if self.args.sandbox.policy.confined {
+            let args = DenialArgs {
+                process_id: started.process,
+                process: myself.clone(),
+                sandbox: self.args.sandbox.clone(),
+                listener,
+                pid: started.pid,
+                init_pid: started.init_pid,
+                audit: self.args.audit.clone(),
+            };
+            let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
+            self.denials = Some(denials);
+        }
+        for (stream, fd) in [(StreamName::Stdout, stdout), (StreamName::Stderr, stderr)] {
+            let args = StreamArgs {
+                stream,
+                pipe: pipe::Receiver::from_owned_fd_unchecked(fd)?,
+                log: self.args.log.clone(),
+                process: myself.clone(),
+            };
+            let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;
+            self.streams.push(actor);
+        }
+        let args = (pidfd, myself.clone());
+        let (exit, _) = ExitActor::spawn_linked(None, ExitActor, args, cell).await?;
+        self.exit = Some(exit);
+        if let Some(timeout) = self.args.spec.timeout {
+            self.arm(myself, timeout, Timer::Timeout);
+        }
+        if let Some(idle) = self.args.spec.idle_timeout {
+            self.arm(myself, idle, Timer::Idle);
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {
+        match command {
+            ProcessCommand::Stop { reason } => {
+                self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
+            }
+            ProcessCommand::Kill { reason } => {
+                let cause = StopCause::Cancelled { reason };
+                self.stopping = true; // no polite signal first
+                self.fact(myself, Fact::StopRequested(cause));
+                self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
+                self.kill_tree(myself);
+            }
+            ProcessCommand::Signal { signal, scope } => {
+                self.signal(signal, scope);
+                self.say_signal(myself, signal.as_str(), scope, "requested");
+            }
+        }
+    }
+
+    fn timer(&mut self, myself: &ActorRef<ProcessMsg>, timer: Timer) {
+        match timer {
+            Timer::Timeout => self.fact(myself, Fact::StopRequested(StopCause::TimedOut)),
+            Timer::Idle => self.idle(myself),
+            Timer::Drain => self.fact(myself, Fact::DrainExpired),
+            Timer::Grace => {
+                if self.ledger.exit().is_none() || !self.ledger.is_sealed() {
+                    self.say_signal(myself, "SIGKILL", SignalScope::Tree, "grace expired");
+                    self.kill_tree(myself);
+                }
+            }
+            Timer::Kill => {
+                let name = format!("tree of init {}", self.init_pid);
+                self.fact(
+                    myself,
+                    Fact::TreeEmpty {
+                        killed: 0,
+                        usage: None,
+                        unkillable: vec![name],
+                    },
+                );
+            }
+        }
+    }
+
+    fn idle(&mut self, myself: &ActorRef<ProcessMsg>) {
+        let Some(limit) = self.args.spec.idle_timeout else {
+            return;
+        };
+        let silent = self.last_output.elapsed();
+        if silent >= limit {
+            self.fact(myself, Fact::StopRequested(StopCause::IdleTimedOut));
+        } else {
+            self.arm(myself, limit - silent, Timer::Idle);
+        }
+    }
+
+    /// Begins to end the tree by its stop rule.
+    fn stop(&mut self, myself: &ActorRef<ProcessMsg>, cause: &StopCause) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        let rule = self.args.spec.stop;
+        self.signal(rule.signal, SignalScope::Tree);
+        // What is stopped cannot follow the signal.
+        self.signal(Signal::SIGCONT, SignalScope::Tree);
+        self.say_signal(myself, rule.signal.as_str(), SignalScope::Tree, cause.as_str());
+        self.arm(myself, rule.grace, Timer::Grace);
+    }
+
+    fn kill_tree(&mut self, myself: &ActorRef<ProcessMsg>) {
+        self.kill();
+        self.arm(myself, KILL_MAX, Timer::Kill);
+    }
+
+    fn kill(&self) {
+        let process = *self.args.id.as_uuid();
+        self.args.link.post(Request::Kill { process }, None, None);
+    }
+
+    fn signal(&self, signal: Signal, scope: SignalScope) {
+        let request = Request::Signal {
+            process: *self.args.id.as_uuid(),
+            signal: signal as i32,
+            scope,
+        };
+        self.args.link.post(request, None, None);
+    }
+
+    fn say_signal(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        signal: &str,
+        scope: SignalScope,
+        cause: &str,
+    ) {
+        let scope = match scope {
+            SignalScope::Leader => "command",
+            SignalScope::Group => "group",
+            SignalScope::Tree => "tree",
+        };
+        let fact = Fact::SignalSent {
+            signal: signal.to_owned(),
+            scope: scope.to_owned(),
+            cause: cause.to_owned(),
+        };
+        self.fact(myself, fact);
+    }
+
+    fn spawner_lost(&mut self, myself: &ActorRef<ProcessMsg>, reason: String) {
+        match &self.exit {
+            Some(exit) => {
+                let _ = exit.send_message(ExitMsg::SpawnerLost { reason });
+            }
+            None => {
+                let reason = format!("{reason} before it answered");
+                self.fact(myself, Fact::SpawnFailed { reason, exit_code: 125 });
+            }
+        }
+    }
+
+    /// A child actor died without its last fact.
+    fn child_failed(&mut self, myself: &ActorRef<ProcessMsg>, who: ractor::ActorId) {
+        let is = |cell: &ractor::ActorCell| cell.get_id() == who;
+        let streams = [StreamName::Stdout, StreamName::Stderr];
+        let failed_stream = self
+            .streams
+            .iter()
+            .position(|actor| is(actor))
+            .and_then(|index| streams.get(index).copied());
+        if let Some(stream) = failed_stream {
+            let closed = Closed::Abandoned;
+            self.fact(myself, Fact::StreamClosed { stream, closed });
+        } else if self.denials.as_ref().is_some_and(|actor| is(actor)) {
+            let unobserved = self.args.sandbox.unobserved.clone();
+            let complete = false;
+            self.fact(myself, Fact::DenialsDrained { complete, unobserved });
+        } else {
+            let reason = "the actor that watches for its exit failed".to_owned();
+            self.fact(myself, Fact::Lost { reason });
+        }
+        self.kill_tree(myself);
+    }
+
+    fn arm(&mut self, myself: &ActorRef<ProcessMsg>, after: Duration, timer: Timer) {
+        self.timers.retain(|timer| !timer.is_finished());
+        let myself = myself.clone();
+        self.timers.push(tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let _ = myself.send_message(ProcessMsg::Timer(timer));
+        }));
+    }
+}
+
+/// A failed step in words, with what to do about it where that is known.
+fn spawn_error(
+    spec: &ProcessSpec,
+    step: provost_sandbox::keeper::Step,
+    errno: i32,
+    detail: u32,
+) -> SpawnError {
+    use provost_sandbox::keeper::Step;
+    let program = spec
+        .argv
+        .first()
+        .map(|program| program.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let error = std::io::Error::from_raw_os_error(errno);
+    let hint = match (step, errno) {
+        (Step::Exec, nix::libc::ENOENT) => {
+            "; no such command in the PATH it was given, or its interpreter is missing".to_owned()
+        }
+        (Step::Exec, nix::libc::EACCES) => {
+            "; not an executable file, or the policy does not let it be executed".to_owned()
+        }
+        (Step::WorkingDirectory, _) => format!("; the directory is {}", spec.cwd.display()),
+        (Step::Seccomp, nix::libc::EBUSY) => {
+            "; this machine is already inside a seccomp sandbox with a listener".to_owned()
+        }
+        _ if detail != 0 => format!(" (entry {detail})"),
+        _ => String::new(),
+    };
+    SpawnError::Step {
+        program,
+        step,
+        errno,
+        reason: format!("{error}{hint}"),
+    }
+}

@@ -1,0 +1,211 @@
+//! The link to the spawner process: requests go out in order, notices come back and are routed by process id.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::keeper::wire::{Notice, Request};
+use provost_sandbox::kernel::KernelSupport;
+use provost_sandbox::spawn::{LaunchError, Spawner, SpawnerSource};
+use ractor::ActorRef;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::process::ProcessMsg;
+
+/// How long a new spawner has to answer.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+
+/// The supervisor could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The spawner could not be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The spawner did not answer as a spawner.
+    #[error("the spawner does not answer: {0}; is its executable a provost of this version?")]
+    Spawner(String),
+    /// An actor could not be started.
+    #[error("cannot start the supervision tree: {0}")]
+    Actor(String),
+}
+
+/// A request that waits for room in the socket, with what keeps its descriptors open.
+struct Pending {
+    request: Request,
+    sandbox: Option<Arc<PreparedSandbox>>,
+    stdin: Option<OwnedFd>,
+}
+
+/// The link. Dropping the last one ends the spawner and everything it holds.
+pub(crate) struct SpawnerLink {
+    spawner: AsyncFd<Spawner>,
+    routes: Mutex<HashMap<Uuid, ActorRef<ProcessMsg>>>,
+    queue: Mutex<VecDeque<Pending>>,
+    queued: Notify,
+}
+
+impl std::fmt::Debug for SpawnerLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SpawnerLink").finish_non_exhaustive()
+    }
+}
+
+/// The tasks that serve a link; they end with this.
+#[derive(Debug)]
+pub(crate) struct LinkTasks(Vec<JoinHandle<()>>);
+
+impl Drop for LinkTasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl SpawnerLink {
+    /// Launches a spawner and asks it what can be had here.
+    pub(crate) async fn start(
+        source: &SpawnerSource,
+        thorough: bool,
+    ) -> Result<(Arc<Self>, LinkTasks, KernelSupport), StartError> {
+        let broken = |error: io::Error| StartError::Spawner(error.to_string());
+        let spawner = Spawner::launch(source)?;
+        spawner.send(&Request::Hello { thorough }, &[]).map_err(broken)?;
+        let spawner = AsyncFd::new(spawner).map_err(broken)?;
+        let hello = tokio::time::timeout(HELLO_MAX, receive(&spawner))
+            .await
+            .map_err(|_| StartError::Spawner("no answer in 10 s".to_owned()))?;
+        let support = match hello.map_err(broken)? {
+            Some((Notice::Hello { support, .. }, _)) => *support,
+            Some(_) => return Err(StartError::Spawner("it spoke out of turn".to_owned())),
+            None => return Err(StartError::Spawner("it ended at once".to_owned())),
+        };
+        let link = Arc::new(Self {
+            spawner,
+            routes: Mutex::default(),
+            queue: Mutex::default(),
+            queued: Notify::new(),
+        });
+        let tasks = LinkTasks(vec![
+            tokio::spawn(route_notices(link.clone())),
+            tokio::spawn(send_queued(link.clone())),
+        ]);
+        Ok((link, tasks, support))
+    }
+
+    /// Where notices about a process go.
+    pub(crate) fn add_route(&self, process: Uuid, actor: ActorRef<ProcessMsg>) {
+        lock(&self.routes).insert(process, actor);
+    }
+
+    /// Forgets a process.
+    pub(crate) fn remove_route(&self, process: Uuid) {
+        lock(&self.routes).remove(&process);
+    }
+
+    /// Sends a request, now or as soon as there is room; requests keep their order. A spawner that is gone is
+    /// told by the routes.
+    pub(crate) fn post(
+        &self,
+        request: Request,
+        sandbox: Option<Arc<PreparedSandbox>>,
+        stdin: Option<OwnedFd>,
+    ) {
+        let pending = Pending {
+            request,
+            sandbox,
+            stdin,
+        };
+        let mut queue = lock(&self.queue);
+        if queue.is_empty() && self.try_send(&pending) {
+            return;
+        }
+        queue.push_back(pending);
+        self.queued.notify_one();
+    }
+
+    /// False when there is no room.
+    fn try_send(&self, pending: &Pending) -> bool {
+        let mut fds = pending
+            .sandbox
+            .as_ref()
+            .map(|sandbox| sandbox.rulesets())
+            .unwrap_or_default();
+        fds.extend(pending.stdin.as_ref().map(AsFd::as_fd));
+        match self.spawner.get_ref().send(&pending.request, &fds) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) => {
+                tracing::warn!(%error, "cannot send to the spawner");
+                true
+            }
+        }
+    }
+}
+
+async fn receive(spawner: &AsyncFd<Spawner>) -> io::Result<Option<(Notice, Vec<OwnedFd>)>> {
+    loop {
+        let mut ready = spawner.readable().await?;
+        match ready.try_io(|fd| fd.get_ref().receive()) {
+            Ok(result) => return result,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+/// Routes notices until the spawner is gone, and then says so to every process.
+async fn route_notices(link: Arc<SpawnerLink>) {
+    let reason = loop {
+        match receive(&link.spawner).await {
+            Ok(Some((notice, fds))) => {
+                let process = match &notice {
+                    Notice::Hello { .. } => continue,
+                    Notice::Started(started) => started.process,
+                    Notice::Failed { process, .. }
+                    | Notice::Duplicate { process }
+                    | Notice::Exited { process, .. }
+                    | Notice::Ended { process, .. } => *process,
+                };
+                let route = lock(&link.routes).get(&process).cloned();
+                if let Some(actor) = route {
+                    // An actor that is gone has sealed, or its supervisor has.
+                    let _ = actor.send_message(ProcessMsg::Notice(notice, fds));
+                }
+            }
+            Ok(None) => break "the spawner process ended".to_owned(),
+            Err(error) => break format!("the spawner process cannot be understood: {error}"),
+        }
+    };
+    let actors: Vec<_> = lock(&link.routes).values().cloned().collect();
+    for actor in actors {
+        let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.clone()));
+    }
+}
+
+async fn send_queued(link: Arc<SpawnerLink>) {
+    loop {
+        link.queued.notified().await;
+        loop {
+            let Ok(mut ready) = link.spawner.writable().await else {
+                return;
+            };
+            let mut queue = lock(&link.queue);
+            match queue.front() {
+                None => break,
+                Some(pending) if link.try_send(pending) => drop(queue.pop_front()),
+                Some(_) => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+/// These locks guard plain data that no panic leaves half-changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

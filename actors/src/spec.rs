@@ -1,0 +1,119 @@
+//! What to run: the process spec.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use provost_sandbox::policy::Policy;
+
+use crate::ledger::{OnDenial, TreeRule};
+
+/// What to run and how.
+#[derive(Debug)]
+pub struct ProcessSpec {
+    /// The program and its arguments. A program without a slash is looked up in the PATH of `env`.
+    pub argv: Vec<OsString>,
+    /// Working directory, absolute.
+    pub cwd: PathBuf,
+    /// The whole environment: nothing is inherited.
+    pub env: Vec<(OsString, OsString)>,
+    /// Standard input.
+    pub stdin: StdinSpec,
+    /// What it may touch.
+    pub policy: Policy,
+    /// Ends it when it has run this long.
+    pub timeout: Option<Duration>,
+    /// Ends it when it has written nothing for this long.
+    pub idle_timeout: Option<Duration>,
+    /// How it is ended.
+    pub stop: StopRule,
+    /// What happens to descendants that outlive the command.
+    pub tree: TreeRule,
+    /// How long descendants may hold the output after the command ended (with [`TreeRule::Kill`]).
+    pub drain: Duration,
+    /// What happens at a denial.
+    pub on_denial: OnDenial,
+    /// Watch opens for reading too, where the kernel does not report refusals of its own.
+    pub observe_reads: bool,
+    /// How much output is kept.
+    pub retention: Retention,
+    /// Free words of the caller, repeated in the record.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Standard input of a process.
+#[derive(Debug, Default)]
+pub enum StdinSpec {
+    /// `/dev/null`.
+    #[default]
+    Null,
+    /// A pipe, written through the handle.
+    Pipe,
+    /// This descriptor.
+    Given(OwnedFd),
+}
+
+/// How a process is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopRule {
+    /// The signal that asks; sent to every process of the tree.
+    pub signal: Signal,
+    /// How long the tree has to follow it before it is killed.
+    pub grace: Duration,
+}
+
+impl Default for StopRule {
+    fn default() -> Self {
+        Self {
+            signal: Signal::SIGTERM,
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How much output is kept, per stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes kept from the beginning.
+    pub head_bytes: u64,
+    /// Bytes kept from the end.
+    pub tail_bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            head_bytes: 1024 * 1024,
+            tail_bytes: 3 * 1024 * 1024,
+        }
+    }
+}
+
+impl ProcessSpec {
+    /// A spec with defaults for everything but what and where.
+    pub fn new(
+        argv: impl IntoIterator<Item = impl Into<OsString>>,
+        cwd: impl Into<PathBuf>,
+        policy: Policy,
+    ) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            cwd: cwd.into(),
+            env: Vec::new(),
+            stdin: StdinSpec::Null,
+            policy,
+            timeout: None,
+            idle_timeout: None,
+            stop: StopRule::default(),
+            tree: TreeRule::Kill,
+            drain: Duration::from_millis(500),
+            on_denial: OnDenial::Report,
+            observe_reads: false,
+            retention: Retention::default(),
+            labels: BTreeMap::new(),
+        }
+    }
+}

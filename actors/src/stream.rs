@@ -1,0 +1,159 @@
+//! StreamActor: one output pipe, read into the log.
+//!
+//! It appends bytes to the log first and then states the fact, so that a fact never names bytes which are not
+//! there. Two things bound it: permits, of which each fact that waits in the process's mailbox holds one, and
+//! the log's paced reader, if there is one.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::net::unix::pipe;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::event::StreamName;
+use crate::ledger::Fact;
+use crate::log::Log;
+use crate::process::ProcessMsg;
+use crate::record::Closed;
+
+/// Facts of one stream that may wait in the mailbox.
+const IN_FLIGHT_MAX: usize = 32;
+/// Reads start small, so that a process that says little costs little, and grow while they are filled.
+const READ_BYTES_MIN: usize = 4 * 1024;
+const READ_BYTES_MAX: usize = 256 * 1024;
+
+pub(crate) struct StreamActor;
+
+pub(crate) enum StreamMsg {
+    /// Give up: say what was read, and that the stream is abandoned.
+    Abandon,
+}
+
+pub(crate) struct StreamArgs {
+    pub(crate) stream: StreamName,
+    pub(crate) pipe: pipe::Receiver,
+    pub(crate) log: Arc<Log>,
+    pub(crate) process: ActorRef<ProcessMsg>,
+}
+
+pub(crate) struct StreamState {
+    abandon: CancellationToken,
+    pump: JoinHandle<()>,
+}
+
+impl Drop for StreamState {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+impl Actor for StreamActor {
+    type Msg = StreamMsg;
+    type State = StreamState;
+    type Arguments = StreamArgs;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<StreamMsg>,
+        args: StreamArgs,
+    ) -> Result<StreamState, ActorProcessingErr> {
+        let abandon = CancellationToken::new();
+        let pump = tokio::spawn(pump(args, abandon.clone()));
+        Ok(StreamState { abandon, pump })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<StreamMsg>,
+        message: StreamMsg,
+        state: &mut StreamState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            StreamMsg::Abandon => state.abandon.cancel(),
+        }
+        Ok(())
+    }
+}
+
+async fn pump(args: StreamArgs, abandon: CancellationToken) {
+    let stream = args.stream;
+    let closed = tokio::select! {
+        closed = read_to_end(&args) => closed,
+        () = abandon.cancelled() => Closed::Abandoned,
+    };
+    let last = Fact::StreamClosed { stream, closed };
+    let _ = args.process.send_message(ProcessMsg::Fact(last, None));
+}
+
+async fn read_to_end(args: &StreamArgs) -> Closed {
+    let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    let mut reader = ChunkReader::default();
+    loop {
+        // Readable first: a stream that waits for bytes holds neither permit nor buffer.
+        if args.pipe.readable().await.is_err() {
+            return Closed::Abandoned;
+        }
+        args.log.room().await;
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return Closed::Abandoned;
+        };
+        let chunk = match reader.read(&args.pipe) {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Closed::Eof,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                tracing::warn!(stream = %args.stream, %error, "cannot read an output pipe");
+                return Closed::Abandoned;
+            }
+        };
+        let length = chunk.len() as u64;
+        let offset = args.log.append_bytes(args.stream, chunk);
+        let fact = Fact::Output {
+            stream: args.stream,
+            offset,
+            length,
+        };
+        if args
+            .process
+            .send_message(ProcessMsg::Fact(fact, Some(permit)))
+            .is_err()
+        {
+            return Closed::Abandoned;
+        }
+    }
+}
+
+/// Reads chunks without copying large ones and without pinning large buffers for small ones.
+#[derive(Default)]
+struct ChunkReader {
+    buffer: BytesMut,
+    want: usize,
+}
+
+impl ChunkReader {
+    /// `None` at the end.
+    fn read(&mut self, pipe: &pipe::Receiver) -> std::io::Result<Option<Bytes>> {
+        self.want = self.want.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        self.buffer.clear();
+        self.buffer.reserve(self.want);
+        let count = pipe.try_read_buf(&mut self.buffer)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let chunk = if count * 2 >= self.buffer.capacity() {
+            self.buffer.split().freeze()
+        } else {
+            Bytes::copy_from_slice(&self.buffer)
+        };
+        if count >= self.want {
+            self.want *= 4;
+        } else if count < self.want / 4 {
+            self.want /= 2;
+            self.buffer = BytesMut::new();
+        }
+        Ok(Some(chunk))
+    }
+}

@@ -1,0 +1,70 @@
+//! Limits, by the best means that this machine has, and the words that say which.
+
+use super::lacking;
+use crate::kernel::KernelSupport;
+use crate::keeper::plan::CgroupPlan;
+use crate::policy::{Degrade, Policy};
+use crate::report::{Degradation, UnsupportedError};
+
+/// What holds the limits.
+#[derive(Debug, Default)]
+pub(super) struct LimitPlan {
+    pub(super) rlimits: Vec<(u32, u64)>,
+    pub(super) cgroups: Vec<CgroupPlan>,
+    pub(super) described: Vec<String>,
+}
+
+pub(super) fn plan(
+    policy: &Policy,
+    kernel: &KernelSupport,
+    degraded: &mut Vec<Degradation>,
+) -> Result<LimitPlan, UnsupportedError> {
+    let mut plan = LimitPlan::default();
+    let best_effort = policy.degrade == Degrade::BestEffort;
+    if let Some(tasks) = policy.limits.tasks {
+        // The init is one of them where it is in the group.
+        if let Some(parent) = &kernel.pids_v1 {
+            plan.group(parent, "pids.max", tasks + 1);
+            plan.described.push(format!("tasks={tasks} (pids cgroup)"));
+        } else if kernel.needs_user_namespace && kernel.pid_namespace.is_yes() && policy.confined {
+            // Tasks are counted by user and user namespace, and the namespace is the process's own.
+            plan.rlimits.push((libc::RLIMIT_NPROC, tasks));
+            plan.described
+                .push(format!("tasks={tasks} (RLIMIT_NPROC in a user namespace)"));
+        } else {
+            lacking(
+                best_effort,
+                degraded,
+                "limit tasks",
+                "no pids cgroup may be made here, and RLIMIT_NPROC counts all of the user's tasks",
+                "run as root or where a cgroup is delegated",
+            )?;
+        }
+    }
+    if let Some(bytes) = policy.limits.memory_bytes {
+        if let Some(parent) = &kernel.memory_v1 {
+            plan.group(parent, "memory.limit_in_bytes", bytes);
+            plan.described.push(format!("memory={bytes} (memory cgroup)"));
+        } else {
+            plan.rlimits.push((libc::RLIMIT_DATA, bytes));
+            plan.described
+                .push(format!("memory={bytes} (RLIMIT_DATA, for each process by itself)"));
+        }
+    }
+    if let Some(seconds) = policy.limits.cpu_seconds {
+        plan.rlimits.push((libc::RLIMIT_CPU, seconds));
+        plan.described
+            .push(format!("cpu-time={seconds}s (RLIMIT_CPU, for each process by itself)"));
+    }
+    Ok(plan)
+}
+
+impl LimitPlan {
+    fn group(&mut self, parent: &str, file: &str, value: u64) {
+        self.cgroups.push(CgroupPlan {
+            parent: parent.to_owned(),
+            unified: false,
+            files: vec![(file.to_owned(), value.to_string())],
+        });
+    }
+}

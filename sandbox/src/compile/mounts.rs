@@ -1,0 +1,164 @@
+//! The list of mounts for a policy: private directories, what must stay visible in them, covers for denied paths
+//! below writable ones, and read-only names below writable ones.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::CompileContext;
+use super::landlock::Mask;
+use crate::keeper::plan::MountStep;
+use crate::policy::Policy;
+
+/// Directories that a process gets its own empty copy of.
+const PRIVATE: [&str; 2] = ["/tmp", "/dev/shm"];
+/// Their size is bounded: they live in memory.
+const PRIVATE_DATA: &[u8] = b"mode=1777,size=25%";
+
+/// What to mount, and which paths mounts hold.
+#[derive(Debug, Default)]
+pub(super) struct MountPlan {
+    pub(super) steps: Vec<MountStep>,
+    pub(super) held_by_mount: Vec<PathBuf>,
+}
+
+/// The private directories of a policy. A directory that is itself named as writable is meant to be the
+/// machine's own, so it stays.
+pub(super) fn private_directories(policy: &Policy) -> Vec<PathBuf> {
+    if !policy.files.private_tmp {
+        return Vec::new();
+    }
+    PRIVATE
+        .iter()
+        .map(PathBuf::from)
+        .filter(|directory| directory.is_dir())
+        .filter(|directory| !policy.files.write.iter().any(|rule| directory.starts_with(&rule.path)))
+        .collect()
+}
+
+pub(super) fn plan(
+    policy: &Policy,
+    context: &CompileContext,
+    private: &[PathBuf],
+    masks: &[Mask],
+) -> MountPlan {
+    let mut steps = Vec::new();
+    let mut held_by_mount = Vec::new();
+    let kept = kept_trees(policy, context, private);
+    for path in kept.keys() {
+        steps.push(MountStep::Keep { path: bytes(path) });
+    }
+    for directory in private {
+        steps.push(MountStep::Private {
+            path: bytes(directory),
+            data: PRIVATE_DATA.to_vec(),
+        });
+    }
+    for (slot, (path, tree)) in kept.iter().enumerate() {
+        if !tree.writable {
+            held_by_mount.push(path.clone());
+        }
+        steps.push(MountStep::Restore {
+            slot: slot as u32,
+            path: bytes(path),
+            parents: parents(path, &tree.private),
+            directory: path.is_dir(),
+            read_only: !tree.writable,
+        });
+    }
+    for mask in masks {
+        held_by_mount.push(mask.path.clone());
+        steps.push(MountStep::Mask {
+            path: bytes(&mask.path),
+            directory: mask.directory,
+        });
+    }
+    for rule in &policy.files.protect {
+        // Only what is there when the process starts can be covered.
+        let Ok(real) = rule.path.canonicalize() else {
+            continue;
+        };
+        // A directory with a mount in it can still be renamed away; one that is a mount cannot.
+        if let Some(parent) = real.parent() {
+            let pin = MountStep::Pin { path: bytes(parent) };
+            let is_root = policy.files.write.iter().any(|root| root.path == parent);
+            if !is_root && !steps.contains(&pin) {
+                steps.push(pin);
+            }
+        }
+        steps.push(MountStep::ReadOnly { path: bytes(&real) });
+        held_by_mount.push(real);
+    }
+    // Pins first: a mount on a parent would hide the mounts below it.
+    let order = |step: &MountStep| match step {
+        MountStep::Pin { .. } => 1,
+        MountStep::ReadOnly { .. } => 2,
+        _ => 0,
+    };
+    steps.sort_by_key(order);
+    MountPlan { steps, held_by_mount }
+}
+
+/// A tree that stays visible in a private directory.
+struct Kept {
+    private: PathBuf,
+    writable: bool,
+}
+
+/// What is named by the policy or by the command and lies below a private directory, outermost first.
+fn kept_trees(policy: &Policy, context: &CompileContext, private: &[PathBuf]) -> BTreeMap<PathBuf, Kept> {
+    let files = &policy.files;
+    let named = files
+        .read
+        .iter()
+        .filter(|rule| rule.explicit)
+        .chain(&files.write)
+        .map(|rule| rule.path.as_path())
+        .chain([context.cwd.as_path()])
+        .chain(context.home.as_deref())
+        .chain(context.program.as_deref());
+    let mut kept = BTreeMap::new();
+    for path in named {
+        let Ok(path) = path.canonicalize() else {
+            continue;
+        };
+        let Some(directory) = private.iter().find(|directory| path.starts_with(directory)) else {
+            continue;
+        };
+        if path == *directory {
+            continue;
+        }
+        let writable = files.write.iter().any(|rule| path.starts_with(&rule.path));
+        kept.insert(
+            path,
+            Kept {
+                private: directory.clone(),
+                writable,
+            },
+        );
+    }
+    // A tree inside another of the same kind comes along with it.
+    let all: Vec<(PathBuf, bool)> = kept.iter().map(|(p, k)| (p.clone(), k.writable)).collect();
+    kept.retain(|path, tree| {
+        let outer = all
+            .iter()
+            .filter(|(other, _)| path.starts_with(other) && path != other)
+            .max_by_key(|(other, _)| other.as_os_str().len());
+        outer.is_none_or(|(_, writable)| *writable != tree.writable)
+    });
+    kept
+}
+
+fn parents(path: &Path, private: &Path) -> Vec<Vec<u8>> {
+    let mut parents: Vec<Vec<u8>> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|ancestor| *ancestor != private)
+        .map(bytes)
+        .collect();
+    parents.reverse();
+    parents
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_encoded_bytes().to_vec()
+}
