@@ -1,0 +1,225 @@
+//! One stream of a log: its output events, and which of them are kept.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::LogLimits;
+use super::bytes_store::ByteStore;
+
+/// What one unread event adds to a reader's lag besides its bytes: about what the log needs to remember it.
+/// Without it a window of some megabytes would admit as many events of one byte each.
+const EVENT_COST: u64 = 64;
+
+/// One stream of a log.
+#[derive(Debug, Default)]
+pub(super) struct StreamLog {
+    bytes: ByteStore,
+    /// The end of what events name.
+    numbered: u64,
+    /// How many pieces were appended that no event names yet, about.
+    pending: u64,
+    head: Vec<Output>,
+    head_bytes: u64,
+    /// The head is complete: what comes goes to the tail.
+    head_closed: bool,
+    /// What was dropped after the head.
+    gap: Option<Gap>,
+    tail: VecDeque<Output>,
+    tail_bytes: u64,
+}
+
+/// An output event, or a gap that the ledger itself stated.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    pub(super) seq: u64,
+    pub(super) time: Timestamp,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    /// There are no bytes to it.
+    hole: bool,
+}
+
+impl Output {
+    pub(super) fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+
+    fn bytes(&self) -> u64 {
+        if self.hole { 0 } else { self.length }
+    }
+}
+
+/// Everything that retention dropped: one contiguous range, for it lies between the head and the tail.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gap {
+    /// The number of the last event that was dropped.
+    pub(super) seq: u64,
+    /// Its time.
+    pub(super) time: Timestamp,
+    pub(super) from: u64,
+    pub(super) to: u64,
+}
+
+/// What a reader finds next in a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next {
+    Output(Output),
+    Gap(Gap),
+}
+
+impl Next {
+    pub(super) fn seq(&self) -> u64 {
+        match self {
+            Self::Output(output) => output.seq,
+            Self::Gap(gap) => gap.seq,
+        }
+    }
+}
+
+impl StreamLog {
+    /// The end of what was appended.
+    pub(super) fn appended(&self) -> u64 {
+        self.bytes.end()
+    }
+
+    /// The end of what events name.
+    pub(super) fn numbered(&self) -> u64 {
+        self.numbered
+    }
+
+    pub(super) fn append(&mut self, bytes: Bytes) -> u64 {
+        self.pending += 1;
+        self.bytes.append(bytes)
+    }
+
+    /// Takes an event into the stream. Retention is a step of its own.
+    pub(super) fn number(&mut self, seq: u64, time: Timestamp, offset: u64, length: u64, hole: bool) {
+        // Nor are there bytes to what was never appended.
+        let hole = hole || offset.saturating_add(length) > self.appended();
+        let output = Output {
+            seq,
+            time,
+            offset,
+            length,
+            hole,
+        };
+        self.numbered = self.numbered.max(output.end());
+        self.pending = if self.numbered >= self.appended() {
+            0
+        } else {
+            self.pending.saturating_sub(1)
+        };
+        self.tail_bytes += output.bytes();
+        self.tail.push_back(output);
+    }
+
+    /// Brings the stream within its limits, as far as the paced reader (which has read up to `paced_seq`)
+    /// has seen what would go.
+    pub(super) fn retain(&mut self, limits: LogLimits, paced_seq: Option<u64>) {
+        while !self.head_closed
+            && let Some(front) = self.tail.front().copied()
+        {
+            let fits = self.head_bytes.saturating_add(front.bytes()) <= limits.head_bytes;
+            if fits && self.head.len() < limits.events_max / 2 {
+                self.tail.pop_front();
+                self.tail_bytes -= front.bytes();
+                self.head_bytes += front.bytes();
+                self.head.push(front);
+            } else {
+                self.head_closed = true;
+                self.bytes.keep_head(front.offset);
+            }
+        }
+        let mut dropped = None;
+        while !fits_tail(limits, self.tail.len(), self.tail_bytes)
+            && let Some(front) = self
+                .tail
+                .pop_front_if(|front| paced_seq.is_none_or(|seq| front.seq <= seq))
+        {
+            self.tail_bytes -= front.bytes();
+            dropped = Some(front);
+        }
+        if let Some(last) = dropped {
+            let head_end = self.head.last().map_or(0, Output::end);
+            self.gap = Some(Gap {
+                seq: last.seq,
+                time: last.time,
+                from: head_end,
+                to: last.end(),
+            });
+            self.bytes.drop_below(last.end());
+        }
+    }
+
+    /// How many bytes are kept when no paced reader holds any.
+    ///
+    /// This does not depend on when a paced reader read what: the tail is the longest run of last events
+    /// that fits, and stays it.
+    pub(super) fn retained(&self, limits: LogLimits) -> u64 {
+        let (mut count, mut bytes) = (self.tail.len(), self.tail_bytes);
+        for output in &self.tail {
+            if fits_tail(limits, count, bytes) {
+                break;
+            }
+            count -= 1;
+            bytes -= output.bytes();
+        }
+        self.head_bytes + bytes
+    }
+
+    /// The first thing behind event `seq`.
+    pub(super) fn next_after(&self, seq: u64) -> Option<Next> {
+        if self.head.last().is_some_and(|last| last.seq > seq) {
+            let index = self.head.partition_point(|output| output.seq <= seq);
+            return self.head.get(index).copied().map(Next::Output);
+        }
+        if let Some(gap) = self.gap.filter(|gap| gap.seq > seq) {
+            return Some(Next::Gap(gap));
+        }
+        // Nearly every reader is at the end, or goes on from the front.
+        if self.tail.back()?.seq <= seq {
+            return None;
+        }
+        let index = self.tail.partition_point(|output| output.seq <= seq);
+        self.tail.get(index).copied().map(Next::Output)
+    }
+
+    /// The bytes of an event; `None` if it has none (or none were appended).
+    pub(super) fn bytes_of(&mut self, output: &Output) -> Option<Bytes> {
+        if output.hole {
+            return None;
+        }
+        self.bytes.slice(output.offset, output.length)
+    }
+
+    /// How far a reader that has read up to `seq` is behind the end: in bytes, each event counted as some.
+    pub(super) fn lag(&self, seq: u64) -> u64 {
+        let in_head = self.head.partition_point(|output| output.seq <= seq);
+        let in_tail = self.tail.partition_point(|output| output.seq <= seq);
+        let unread = (self.head.len() - in_head) + (self.tail.len() - in_tail);
+        let first = self.head.get(in_head).or_else(|| self.tail.get(in_tail));
+        let read_to = first.map_or(self.numbered, |output| output.offset);
+        let events = (unread as u64).saturating_add(self.pending);
+        self.appended()
+            .saturating_sub(read_to)
+            .saturating_add(events.saturating_mul(EVENT_COST))
+    }
+
+    /// Drops what was appended and will never be named.
+    pub(super) fn forget_unnumbered(&mut self) {
+        self.bytes.drop_above(self.numbered);
+    }
+
+    /// How many bytes and chunks are held, and how many events.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize, usize) {
+        let events = self.head.len() + self.tail.len();
+        (self.bytes.held(), self.bytes.chunks(), events)
+    }
+}
+
+fn fits_tail(limits: LogLimits, events: usize, bytes: u64) -> bool {
+    bytes <= limits.tail_bytes && events <= limits.events_max - limits.events_max / 2
+}
