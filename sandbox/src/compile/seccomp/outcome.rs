@@ -1,0 +1,114 @@
+//! Which calls of an entry a plan notifies.
+
+use crate::compile::seccomp::{FilterPlan, OpenObservation};
+use crate::policy::NetMode;
+use crate::syscalls::{Calls, Entry, Handling, REFUSED_SEND_FLAGS, Rules, Scope, Test, bits, int, null};
+
+const AF_UNIX: u32 = libc::AF_UNIX as u32;
+const AF_INET: u32 = libc::AF_INET as u32;
+const AF_INET6: u32 = libc::AF_INET6 as u32;
+const AF_NETLINK: u32 = libc::AF_NETLINK as u32;
+
+const STREAM: u32 = libc::SOCK_STREAM as u32;
+const DGRAM: u32 = libc::SOCK_DGRAM as u32;
+const RAW: u32 = libc::SOCK_RAW as u32;
+const SEQPACKET: u32 = libc::SOCK_SEQPACKET as u32;
+
+/// The part of `socket`'s second argument that is the type; the rest is `SOCK_CLOEXEC` and `SOCK_NONBLOCK`.
+const SOCK_TYPE_MASK: u32 = 0xF;
+
+const fn family(value: u32) -> Test {
+    int(0, value)
+}
+
+const fn kind(value: u32) -> Test {
+    bits(1, SOCK_TYPE_MASK, value)
+}
+
+const fn protocol(value: libc::c_int) -> Test {
+    int(2, value as u32)
+}
+
+/// Unix sockets that must be connected before anything passes; datagrams name their target each time, and
+/// `SOCK_RAW` is another name for them.
+const UNIX: [&[Test]; 2] = [
+    &[family(AF_UNIX), kind(STREAM)],
+    &[family(AF_UNIX), kind(SEQPACKET)],
+];
+
+/// TCP by its two names, so that neither MPTCP nor SCTP passes.
+const TCP: [&[Test]; 4] = [
+    &[family(AF_INET), kind(STREAM), protocol(0)],
+    &[family(AF_INET), kind(STREAM), protocol(libc::IPPROTO_TCP)],
+    &[family(AF_INET6), kind(STREAM), protocol(0)],
+    &[family(AF_INET6), kind(STREAM), protocol(libc::IPPROTO_TCP)],
+];
+
+/// UDP likewise, and the netlink family that lists interfaces and routes (`NETLINK_ROUTE`).
+const DATAGRAMS: [&[Test]; 6] = [
+    &[family(AF_INET), kind(DGRAM), protocol(0)],
+    &[family(AF_INET), kind(DGRAM), protocol(libc::IPPROTO_UDP)],
+    &[family(AF_INET6), kind(DGRAM), protocol(0)],
+    &[family(AF_INET6), kind(DGRAM), protocol(libc::IPPROTO_UDP)],
+    &[family(AF_NETLINK), kind(RAW), protocol(libc::NETLINK_ROUTE)],
+    &[family(AF_NETLINK), kind(DGRAM), protocol(libc::NETLINK_ROUTE)],
+];
+
+const SOCKETS_WITHOUT_NETWORK: Rules = &[UNIX[0], UNIX[1], TCP[0], TCP[1], TCP[2], TCP[3]];
+const SOCKETS_WITH_NETWORK: Rules = &[
+    TCP[0],
+    TCP[1],
+    TCP[2],
+    TCP[3],
+    UNIX[0],
+    UNIX[1],
+    DATAGRAMS[0],
+    DATAGRAMS[1],
+    DATAGRAMS[2],
+    DATAGRAMS[3],
+    DATAGRAMS[4],
+    DATAGRAMS[5],
+];
+
+/// `send` as libc makes it: neither flags that we refuse nor an address.
+const SENDTO_WITHOUT_ADDRESS: Rules = &[&[bits(3, REFUSED_SEND_FLAGS, 0), null(4)]];
+
+/// The notified calls of this entry; `None` where all are allowed.
+pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
+    if entry.scope == Scope::HostProcessesVisible && plan.pid_namespace {
+        return None;
+    }
+    match entry.handling {
+        Handling::Socket => Some(match plan.net {
+            NetMode::Off => Calls::Except(SOCKETS_WITHOUT_NETWORK),
+            NetMode::Isolated | NetMode::Open => Calls::Except(SOCKETS_WITH_NETWORK),
+        }),
+        Handling::Socketpair => Some(Calls::Except(&UNIX)),
+        // There are datagram sockets, and only some destinations are allowed. In `Off` there are none; in `Open`
+        // every destination is.
+        Handling::Send if plan.net == NetMode::Isolated => Some(match entry.name {
+            "sendto" => Calls::Except(SENDTO_WITHOUT_ADDRESS),
+            _ => Calls::All,
+        }),
+        Handling::Open => match plan.opens {
+            OpenObservation::None => None,
+            OpenObservation::Writes => Some(entry.calls),
+            OpenObservation::All => Some(Calls::All),
+        },
+        Handling::DirectoryChange => match (plan.opens, entry.calls) {
+            (OpenObservation::Writes | OpenObservation::All, _) => Some(Calls::All),
+            (OpenObservation::None, Calls::All) => None,
+            (OpenObservation::None, device_nodes) => Some(device_nodes),
+        },
+        Handling::Refuse { .. }
+        | Handling::Probe { .. }
+        | Handling::Connect
+        | Handling::Bind
+        | Handling::Listen
+        | Handling::Send
+        | Handling::Receive
+        | Handling::SetSockOpt
+        | Handling::Ioctl
+        | Handling::PidArgument { .. } => Some(entry.calls),
+    }
+}

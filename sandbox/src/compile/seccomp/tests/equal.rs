@@ -1,0 +1,190 @@
+//! The searched program, the linear ones and the model say the same of every call.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::super::outcome;
+use super::bpf::Data;
+use super::oracle::Oracle;
+use super::{ABIS, Filter, model, plans};
+use crate::compile::seccomp::FilterPlan;
+use crate::syscalls::{Abi, Calls, Compare, Rules};
+
+const GARBAGE: [u64; 3] = [0, 0xFFFF_FFFF_0000_0000, 1 << 32];
+
+struct Trio {
+    filter: Filter,
+    oracle: Oracle,
+    plan: FilterPlan,
+}
+
+impl Trio {
+    fn new(abi: Abi, plan: &FilterPlan) -> Self {
+        Self {
+            oracle: Oracle::new(&abi, plan),
+            filter: Filter::new(abi, plan),
+            plan: plan.clone(),
+        }
+    }
+
+    /// Asks all three, and returns the answer they share.
+    fn agree(&self, data: &Data) -> bool {
+        let notified = self.filter.notifies_data(data);
+        assert_eq!(notified, self.oracle.notifies(data), "{data:x?} {:?}", self.plan);
+        if let Some(name) = self.name(data) {
+            let expected = model::notifies(&self.plan, name, &data.args);
+            assert_eq!(notified, expected, "{name} {data:x?} {:?}", self.plan);
+        }
+        notified
+    }
+
+    fn name(&self, data: &Data) -> Option<&'static str> {
+        let row = self.filter.abi.names.iter().find(|row| row.0 == data.number)?;
+        (data.arch == self.filter.abi.audit_arch).then_some(row.1)
+    }
+}
+
+fn trios() -> impl Iterator<Item = Trio> {
+    ABIS.into_iter()
+        .flat_map(|abi| plans().into_iter().map(move |plan| Trio::new(abi, &plan)))
+}
+
+#[test]
+fn search_and_linear_program_agree_on_every_number() {
+    let numbers = (0..=1024).chain(0x4000_0000..=0x4000_0000 + 1024).chain([
+        0x3FFF_FFFF,
+        0x7FFF_FFFF,
+        0x8000_0000,
+        0xC000_0000,
+        0xFFFF_FFFE,
+        u32::MAX,
+    ]);
+    let numbers: Vec<u32> = numbers.collect();
+    for trio in trios() {
+        let native = trio.filter.abi.audit_arch;
+        for &number in &numbers {
+            for args in [[0; 6], [1; 6], [2; 6], [u64::MAX; 6]] {
+                for arch in [native, 0x4000_0003, 0x4000_0028, 0, u32::MAX, native ^ 1] {
+                    let notified = trio.agree(&Data { number, arch, args });
+                    assert!(notified || arch == native);
+                }
+            }
+        }
+    }
+}
+
+/// Arguments at and around each value that the rules of a call mention, for each rule with all its other tests
+/// satisfied, each with and without garbage in the upper halves.
+fn boundary_arguments(rules: Rules) -> Vec<[u64; 6]> {
+    let mut all = Vec::new();
+    for rule in rules {
+        for garbage in GARBAGE {
+            let mut base = [garbage; 6];
+            for test in *rule {
+                base[usize::from(test.argument)] = match test.compare {
+                    Compare::Int { value, .. } => u64::from(value) | garbage,
+                    Compare::NullPointer => 0,
+                };
+            }
+            all.push(base);
+            for test in *rule {
+                let at = usize::from(test.argument);
+                let mut values = vec![0, 1, 1 << 31, 1 << 32, u64::MAX, u64::from(u32::MAX)];
+                if let Compare::Int { mask, value } = test.compare {
+                    let (mask, value) = (u64::from(mask), u64::from(value));
+                    values.extend([
+                        value.wrapping_sub(1),
+                        value + 1,
+                        value | !mask,
+                        !value,
+                        value << 32,
+                    ]);
+                    values.extend((0..32).map(|bit| value ^ 1 << bit));
+                }
+                for value in values {
+                    let mut args = base;
+                    args[at] = value;
+                    all.push(args);
+                    args[at] = value ^ garbage;
+                    all.push(args);
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn search_and_linear_program_agree_around_every_value_a_rule_mentions() {
+    for trio in trios() {
+        for entry in trio.filter.abi.entries() {
+            let Some(Calls::Only(rules) | Calls::Except(rules)) = outcome::calls(&entry, &trio.plan)
+            else {
+                continue;
+            };
+            let mut answers = [false; 2];
+            for args in boundary_arguments(rules) {
+                let data = Data::new(&trio.filter.abi, entry.number, args);
+                answers[usize::from(trio.agree(&data))] = true;
+            }
+            assert_eq!(answers, [true; 2], "{} was only answered one way", entry.name);
+        }
+    }
+}
+
+fn argument() -> impl Strategy<Value = u64> {
+    let known = select(vec![
+        0,
+        1,
+        2,
+        3,
+        5,
+        6,
+        10,
+        16,
+        17,
+        22,
+        31,
+        57,
+        0x11,
+        0x80,
+        0x5412,
+        0x541C,
+        0x2000_0000,
+        0x1000_0000,
+        0o100,
+        0o1000,
+        0x2000,
+        0x6000,
+        0x8008,
+        0x4_0000,
+        0x40_0000,
+        262,
+        0x0080_0001,
+        0x0008_0005,
+        0x4008_6602,
+        0x5000_9401,
+        0xFFFF_FFFF,
+    ]);
+    let value = prop_oneof![4 => known, 1 => any::<u32>().prop_map(u64::from), 1 => (0..32).prop_map(|bit| 1_u64 << bit)];
+    (value, select(vec![0, 0, 0, 1 << 32, 0xFFFF_FFFF_0000_0000])).prop_map(|(value, high)| value | high)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn search_linear_program_and_model_agree_on_any_call(
+        plan in select(plans()),
+        x86 in any::<bool>(),
+        calls in proptest::collection::vec((0_usize..1000, [(); 6].map(|()| argument())), 400),
+    ) {
+        let [x86_64, aarch64] = ABIS;
+        let trio = Trio::new(if x86 { x86_64 } else { aarch64 }, &plan);
+        let entries = trio.filter.abi.entries();
+        for (pick, args) in calls {
+            // Mostly calls that have an entry.
+            let number = entries.get(pick % (entries.len() + 60)).map_or(pick as u32, |entry| entry.number);
+            trio.agree(&Data::new(&trio.filter.abi, number, args));
+        }
+    }
+}
