@@ -1,7 +1,38 @@
 //! How supervised processes live.
+//!
+//! ```text
+//! RootActor ─ link to the spawner process, compiled sandboxes
+//! ├─ SupervisorActor (one per session)
+//! │   └─ ProcessActor ── Ledger (pure) ── Log ──► cursors
+//! │       ├─ StreamActor ×2     stdout, stderr: bytes into the log, then the fact
+//! │       ├─ ExitActor          exit status, empty tree
+//! │       └─ DenialActor        seccomp listener: decisions, denials
+//! └─ AuditFeed                  Landlock's audit records, routed by domain
+//! ```
+//!
+//! Child actors send facts to their ProcessActor's mailbox, which is the one ordering point. The
+//! [`ledger`] numbers them into events and seals the terminal record; the [`log`] keeps events and bytes;
+//! readers follow it with cursors. Calls go down the tree, facts go up.
+
 #![forbid(unsafe_code)]
 
 pub mod event;
 pub mod ledger;
 pub mod log;
 pub mod record;
+pub mod spec;
+
+mod audit;
+mod denial;
+mod exit;
+mod process;
+mod root;
+mod spawner;
+mod stdin;
+mod stream;
+mod supervisor;
+
+pub use process::ProcessCommand;
+pub use root::{ShutdownReport, SpawnRefused, Tree};
+pub use spawner::StartError;
+pub use supervisor::ProcessLink;

@@ -22,7 +22,7 @@ use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::net::unix::pipe;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -96,7 +96,6 @@ pub(crate) struct ProcessArgs {
     pub(crate) link: Arc<SpawnerLink>,
     pub(crate) audit: Option<ActorRef<AuditMsg>>,
     pub(crate) log: Arc<Log>,
-    pub(crate) record: watch::Sender<Option<Arc<TerminalRecord>>>,
     pub(crate) stdin: Arc<StdinPort>,
 }
 
@@ -279,9 +278,8 @@ impl ProcessState {
     }
 
     fn seal(&self, time: Timestamp, record: TerminalRecord) {
-        let record = self.args.log.seal(time, record);
+        self.args.log.seal(time, record);
         self.args.stdin.close();
-        self.args.record.send_replace(Some(record));
     }
 
     async fn notice(

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use provost_sandbox::policy::Policy;
 
 use crate::ledger::{OnDenial, TreeRule};
+use crate::log::LogLimits;
 
 /// What to run and how.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub struct ProcessSpec {
     /// Watch opens for reading too, where the kernel does not report refusals of its own.
     pub observe_reads: bool,
     /// How much output is kept.
-    pub retention: Retention,
+    pub retention: LogLimits,
     /// Free words of the caller, repeated in the record.
     pub labels: BTreeMap<String, String>,
 }
@@ -74,24 +75,6 @@ impl Default for StopRule {
     }
 }
 
-/// How much output is kept, per stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    /// Bytes kept from the beginning.
-    pub head_bytes: u64,
-    /// Bytes kept from the end.
-    pub tail_bytes: u64,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            head_bytes: 1024 * 1024,
-            tail_bytes: 3 * 1024 * 1024,
-        }
-    }
-}
-
 impl ProcessSpec {
     /// A spec with defaults for everything but what and where.
     pub fn new(
@@ -112,7 +95,7 @@ impl ProcessSpec {
             drain: Duration::from_millis(500),
             on_denial: OnDenial::Report,
             observe_reads: false,
-            retention: Retention::default(),
+            retention: LogLimits::default(),
             labels: BTreeMap::new(),
         }
     }

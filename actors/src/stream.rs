@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::net::unix::pipe;
 use tokio::sync::Semaphore;
@@ -24,6 +24,8 @@ const IN_FLIGHT_MAX: usize = 32;
 /// Reads start small, so that a process that says little costs little, and grow while they are filled.
 const READ_BYTES_MIN: usize = 4 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
+/// How far the log's paced reader may lag before this stream waits for it.
+const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 
 pub(crate) struct StreamActor;
 
@@ -90,13 +92,13 @@ async fn pump(args: StreamArgs, abandon: CancellationToken) {
 
 async fn read_to_end(args: &StreamArgs) -> Closed {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    let mut reader = ChunkReader::default();
+    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     loop {
         // Readable first: a stream that waits for bytes holds neither permit nor buffer.
         if args.pipe.readable().await.is_err() {
             return Closed::Abandoned;
         }
-        args.log.room().await;
+        args.log.room(args.stream, WINDOW_BYTES).await;
         let Ok(permit) = permits.clone().acquire_owned().await else {
             return Closed::Abandoned;
         };
@@ -127,19 +129,29 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
 }
 
 /// Reads chunks without copying large ones and without pinning large buffers for small ones.
-#[derive(Default)]
 struct ChunkReader {
     buffer: BytesMut,
     want: usize,
+    most: usize,
 }
 
 impl ChunkReader {
+    /// Reads at most `most` bytes at once: retention keeps whole pieces.
+    fn new(most: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            want: 0,
+            most: most.min(READ_BYTES_MAX),
+        }
+    }
+
     /// `None` at the end.
     fn read(&mut self, pipe: &pipe::Receiver) -> std::io::Result<Option<Bytes>> {
-        self.want = self.want.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+        self.want = self.want.max(READ_BYTES_MIN).min(self.most);
         self.buffer.clear();
         self.buffer.reserve(self.want);
-        let count = pipe.try_read_buf(&mut self.buffer)?;
+        let mut limited = (&mut self.buffer).limit(self.want);
+        let count = pipe.try_read_buf(&mut limited)?;
         if count == 0 {
             return Ok(None);
         }

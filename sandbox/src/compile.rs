@@ -20,7 +20,7 @@ use crate::policy::{Degrade, NetMode, PathRule, Policy, PolicyError};
 use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
 
 /// What a policy is compiled for, besides the kernel.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CompileContext {
     /// The command's working directory.
     pub cwd: PathBuf,

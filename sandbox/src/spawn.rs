@@ -183,6 +183,12 @@ impl Command {
     }
 }
 
+/// The raw wait status of a process that has ended and was reaped, by the kernel's own word (Linux 6.15). `None`
+/// while it lives, is a zombie, or where the kernel does not tell.
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    keeper::sys::exit_status(pidfd.as_raw_fd())
+}
+
 /// The files to try: the program itself if it has a slash, else that name in each directory of the command's
 /// own PATH, as `execvp` does.
 pub fn candidates(argv: &[Vec<u8>], env: &[Vec<u8>]) -> Vec<Vec<u8>> {

@@ -1,0 +1,319 @@
+//! RootActor, and the tree as its owner holds it.
+//!
+//! The root holds what is there once: the link to the spawner, the audit feed, the compiled sandboxes. When it
+//! goes, everything goes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use provost_sandbox::compile::{CompileContext, CompileError, PreparedSandbox, compile};
+use provost_sandbox::kernel::{KernelSupport, Probe};
+use provost_sandbox::observe::audit::AuditReader;
+use provost_sandbox::policy::Policy;
+use provost_sandbox::spawn::SpawnerSource;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{OnceCell, oneshot};
+
+use crate::audit::{AuditFeed, AuditMsg};
+use crate::event::ProcessId;
+use crate::log::Log;
+use crate::process::ProcessArgs;
+use crate::spawner::{LinkTasks, SpawnerLink, StartError, lock};
+use crate::spec::{ProcessSpec, StdinSpec};
+use crate::stdin::StdinPort;
+use crate::supervisor::{ProcessLink, SupervisorActor, SupervisorMsg};
+
+/// Compiled sandboxes that are kept for the next process with the same policy.
+const PREPARED_MAX: usize = 16;
+
+struct RootActor;
+
+enum RootMsg {
+    /// Start the audit feed with this reader.
+    StartFeed {
+        reader: Box<AuditReader>,
+        reply: oneshot::Sender<Option<ActorRef<AuditMsg>>>,
+    },
+    /// Start a supervisor.
+    OpenSupervisor {
+        reply: oneshot::Sender<Result<ActorRef<SupervisorMsg>, String>>,
+    },
+}
+
+struct RootState {
+    _tasks: LinkTasks,
+}
+
+impl Actor for RootActor {
+    type Msg = RootMsg;
+    type State = RootState;
+    type Arguments = LinkTasks;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<RootMsg>,
+        tasks: LinkTasks,
+    ) -> Result<RootState, ActorProcessingErr> {
+        Ok(RootState { _tasks: tasks })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<RootMsg>,
+        message: RootMsg,
+        _state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let cell = myself.get_cell();
+        match message {
+            RootMsg::StartFeed { reader, reply } => {
+                let feed = AuditFeed::spawn_linked(None, AuditFeed, *reader, cell).await;
+                let _ = reply.send(feed.ok().map(|(actor, _)| actor));
+            }
+            RootMsg::OpenSupervisor { reply } => {
+                let opened = SupervisorActor::spawn_linked(None, SupervisorActor, (), cell).await;
+                let _ = reply.send(opened.map(|(actor, _)| actor).map_err(|e| e.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Restart decision: none. Without the feed denials are reported as incomplete; a supervisor that failed took its
+    /// processes along, whose records were sealed as lost.
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<RootMsg>,
+        event: SupervisionEvent,
+        _state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(_, error) = event {
+            tracing::error!(%error, "an actor below the root failed");
+        }
+        Ok(())
+    }
+}
+
+/// The supervision tree of one embedder. Dropping it kills everything that still runs.
+#[derive(Debug)]
+pub struct Tree {
+    root: ActorRef<RootMsg>,
+    supervisor: ActorRef<SupervisorMsg>,
+    link: Arc<SpawnerLink>,
+    kernel: OnceCell<(KernelSupport, Option<ActorRef<AuditMsg>>)>,
+    found: KernelSupport,
+    prepared: Mutex<Vec<Prepared>>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    policy: Policy,
+    context: CompileContext,
+    sandbox: Arc<PreparedSandbox>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.root.kill();
+    }
+}
+
+/// What a shutdown found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShutdownReport {
+    /// Everything ended by its own stop rule before the deadline.
+    pub graceful: bool,
+}
+
+impl Tree {
+    /// Starts a spawner and the actors.
+    ///
+    /// # Errors
+    /// The spawner cannot be found or started.
+    pub async fn start(source: &SpawnerSource, thorough: bool) -> Result<Self, StartError> {
+        let (link, tasks, found) = SpawnerLink::start(source, thorough).await?;
+        let (root, _) = RootActor::spawn(None, RootActor, tasks)
+            .await
+            .map_err(|error| StartError::Actor(error.to_string()))?;
+        let (reply, opened) = oneshot::channel();
+        let _ = root.send_message(RootMsg::OpenSupervisor { reply });
+        let supervisor = opened
+            .await
+            .map_err(|error| StartError::Actor(error.to_string()))?
+            .map_err(StartError::Actor)?;
+        Ok(Self {
+            root,
+            supervisor,
+            link,
+            kernel: OnceCell::new(),
+            found,
+            prepared: Mutex::default(),
+        })
+    }
+
+    /// What this machine offers. Opens the audit feed, if it can be had, which stays open.
+    pub async fn kernel(&self) -> &KernelSupport {
+        &self.resolved().await.0
+    }
+
+    async fn resolved(&self) -> &(KernelSupport, Option<ActorRef<AuditMsg>>) {
+        self.kernel
+            .get_or_init(|| async {
+                let mut kernel = self.found.clone();
+                let feed = match AuditReader::open() {
+                    Ok(reader) => self.start_feed(reader).await,
+                    Err(unavailable) => {
+                        kernel.audit = Probe::No(unavailable.to_string());
+                        None
+                    }
+                };
+                if feed.is_some() {
+                    kernel.audit = Probe::Yes;
+                }
+                (kernel, feed)
+            })
+            .await
+    }
+
+    async fn start_feed(&self, reader: AuditReader) -> Option<ActorRef<AuditMsg>> {
+        let (reply, started) = oneshot::channel();
+        let reader = Box::new(reader);
+        self.root.send_message(RootMsg::StartFeed { reader, reply }).ok()?;
+        started.await.ok().flatten()
+    }
+
+    /// Starts a process. It is accepted when this returns; whatever happens then, it gets its record.
+    ///
+    /// # Errors
+    /// The spec or its policy cannot be used, or this machine cannot hold it; nothing was started.
+    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
+        validate(&spec)?;
+        let (kernel, audit) = if spec.policy.confined {
+            let (kernel, audit) = self.resolved().await;
+            (kernel, audit.clone())
+        } else {
+            (&self.found, None)
+        };
+        let sandbox = self.prepare(&spec, kernel)?;
+        let id = ProcessId::new();
+        let log = Arc::new(Log::new(id, spec.retention));
+        let stdin = Arc::new(StdinPort::new(matches!(spec.stdin, StdinSpec::Pipe)));
+        let args = Box::new(ProcessArgs {
+            id,
+            spec,
+            audit: audit.filter(|_| sandbox.uses_audit()),
+            sandbox,
+            link: self.link.clone(),
+            log: log.clone(),
+            stdin: stdin.clone(),
+        });
+        let (reply, accepted) = oneshot::channel();
+        let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());
+        self.supervisor
+            .send_message(SupervisorMsg::Spawn { args, reply })
+            .map_err(|_| gone())?;
+        let actor = accepted.await.map_err(|_| gone())?.map_err(SpawnRefused::Gone)?;
+        Ok(ProcessLink {
+            id,
+            actor,
+            log,
+            stdin,
+        })
+    }
+
+    fn prepare(
+        &self,
+        spec: &ProcessSpec,
+        kernel: &KernelSupport,
+    ) -> Result<Arc<PreparedSandbox>, CompileError> {
+        let value = |name: &str| {
+            let found = spec.env.iter().rev().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.into())
+        };
+        let program = spec.argv.first().map(std::path::Path::new);
+        let context = CompileContext {
+            cwd: spec.cwd.clone(),
+            home: value("HOME"),
+            program: program
+                .filter(|program| program.components().count() > 1)
+                .map(|program| spec.cwd.join(program)),
+            observe_reads: spec.observe_reads,
+        };
+        let mut prepared = lock(&self.prepared);
+        if let Some(known) = prepared
+            .iter()
+            .find(|known| known.policy == spec.policy && known.context == context)
+            && known.sandbox.is_current()
+        {
+            return Ok(known.sandbox.clone());
+        }
+        prepared.retain(|known| known.policy != spec.policy || known.context != context);
+        let sandbox = Arc::new(compile(&spec.policy, kernel, &context)?);
+        if prepared.len() >= PREPARED_MAX {
+            prepared.remove(0);
+        }
+        prepared.push(Prepared {
+            policy: spec.policy.clone(),
+            context,
+            sandbox: sandbox.clone(),
+        });
+        Ok(sandbox)
+    }
+
+    /// Stops every process by its stop rule; kills at the deadline what is left. Nothing starts any more.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        let graceful = tokio::time::timeout(deadline, self.stop_all(false)).await.is_ok();
+        if !graceful {
+            self.stop_all(true).await;
+        }
+        ShutdownReport { graceful }
+    }
+
+    async fn stop_all(&self, kill: bool) {
+        let (reply, empty) = oneshot::channel();
+        let message = SupervisorMsg::StopAll {
+            reason: "the supervisor shuts down".to_owned(),
+            kill,
+            reply: Some(reply),
+        };
+        if self.supervisor.send_message(message).is_ok() {
+            let _ = empty.await;
+        }
+    }
+}
+
+/// A process was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnRefused {
+    /// The spec cannot be used.
+    #[error("{0}")]
+    Spec(String),
+    /// The policy is wrong, or this machine cannot hold it.
+    #[error(transparent)]
+    Sandbox(#[from] CompileError),
+    /// The supervisor takes nothing any more.
+    #[error("{0}")]
+    Gone(String),
+}
+
+fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
+    let refuse = |why: String| Err(SpawnRefused::Spec(why));
+    if spec.argv.first().is_none_or(|program| program.is_empty()) {
+        return refuse("no command to run".to_owned());
+    }
+    let nul = |text: &std::ffi::OsStr| text.as_encoded_bytes().contains(&0);
+    if let Some(bad) = spec.argv.iter().find(|argument| nul(argument)) {
+        return refuse(format!("the argument {bad:?} has a NUL byte in it"));
+    }
+    for (key, value) in &spec.env {
+        if nul(key) || nul(value) || key.is_empty() || key.as_encoded_bytes().contains(&b'=') {
+            return refuse(format!("{key:?} cannot be an environment variable"));
+        }
+    }
+    if !spec.cwd.is_absolute() {
+        return refuse(format!("the working directory {:?} is not absolute", spec.cwd));
+    }
+    match std::fs::metadata(&spec.cwd) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => refuse(format!("the working directory {} is not a directory", spec.cwd.display())),
+        Err(error) => refuse(format!("the working directory {}: {error}", spec.cwd.display())),
+    }
+}
