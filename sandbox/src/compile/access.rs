@@ -9,8 +9,8 @@
 //!
 //! For each question the longest rule at or above the path wins, and among rules for the same path the
 //! order that [`FilePolicy`] states. A few rules are built in: the harmless devices are open and the rest of
-//! `/dev` is closed unless a rule names the device, a private directory is writable, and no name directly
-//! below `/` is made or removed. Names are never secret where a path is readable: listing is not asked here.
+//! `/dev` is closed unless a rule names the device, `/proc` is not written, a private directory is writable,
+//! and no name directly below `/` is made or removed. Names are never secret where a path is readable: listing is not asked here.
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +34,10 @@ pub(crate) const DEVICES: [&str; 8] = [
 
 /// Directories below `/dev` that hold no devices; readable where `/dev` would be.
 const DEVICE_FREE: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
+
+/// Where the process sees its tree. Reading it is harmless; writing would change the machine's settings and
+/// what may be done to the process.
+pub(crate) const PROC: &str = "/proc";
 
 /// What a program wants to do with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,11 +126,13 @@ impl AccessMap {
             entries.extend(rules.iter().map(|rule| Entry::of(rule, kind)));
         }
         add_private_dirs(&mut entries, private_dirs);
-        add_devices(&mut entries);
+        add_machine(&mut entries);
         let rules = || files.read.iter().chain(&files.write).chain(&files.deny);
         Self {
             entries: entries.into(),
-            preset: rules().find(|rule| !rule.explicit).map(|rule| rule.source.clone()),
+            preset: rules()
+                .find(|rule| !rule.explicit)
+                .map(|rule| rule.source.clone()),
         }
     }
 
@@ -188,7 +194,9 @@ impl AccessMap {
             return own;
         }
         match self.winner(parent, Question::Writing) {
-            Some(entry) if entry.kind == Kind::Device => refused("built-in: no names are made in /dev/pts"),
+            Some(entry) if entry.kind == Kind::Device => {
+                refused("built-in: no names are made in /dev/pts")
+            }
             Some(_) if parent == Path::new("/") => {
                 refused("built-in: names directly below / are neither made nor removed")
             }
@@ -268,7 +276,9 @@ impl Entry {
         };
         match self.origin {
             Origin::Explicit => self.source.clone(),
-            Origin::Preset | Origin::BuiltIn => format!("{}: {} {says}", self.source, self.path.display()),
+            Origin::Preset | Origin::BuiltIn => {
+                format!("{}: {} {says}", self.source, self.path.display())
+            }
         }
     }
 }
@@ -290,7 +300,8 @@ fn add_private_dirs(entries: &mut Vec<Entry>, private_dirs: &[PathBuf]) {
             e.grants() || !below(&e.path) || grants.iter().any(|(path, _)| is_at_or_below(&e.path, path))
         });
         for (path, kind) in &grants {
-            let writable = |(other, kind): &(PathBuf, Kind)| *kind == Kind::Write && path.starts_with(other);
+            let writable =
+                |(other, kind): &(PathBuf, Kind)| *kind == Kind::Write && path.starts_with(other);
             if *kind == Kind::Read && !grants.iter().any(writable) {
                 entries.push(Entry::built_in(path.clone(), Kind::Protect));
             }
@@ -299,8 +310,8 @@ fn add_private_dirs(entries: &mut Vec<Entry>, private_dirs: &[PathBuf]) {
     }
 }
 
-/// Closes `/dev` and opens the harmless part of it again, except what the policy denies in there by name.
-fn add_devices(entries: &mut Vec<Entry>) {
+/// Keeps `/proc` from being written, closes `/dev` and opens the harmless part of it again, except what the policy denies in there by name.
+fn add_machine(entries: &mut Vec<Entry>) {
     let dev = Path::new("/dev");
     let longest = |path: &Path| {
         entries
@@ -308,8 +319,12 @@ fn add_devices(entries: &mut Vec<Entry>) {
             .filter(|e| e.answers(Question::Reading) && is_at_or_below(path, &e.path))
             .max_by_key(|e| (e.depth, e.rank()))
     };
-    let denied = |path: &Path| longest(path).is_some_and(|e| !e.grants() && is_at_or_below(&e.path, dev));
-    let mut built_in = vec![Entry::built_in(dev, Kind::Deny)];
+    let denied =
+        |path: &Path| longest(path).is_some_and(|e| !e.grants() && is_at_or_below(&e.path, dev));
+    let mut built_in = vec![
+        Entry::built_in(dev, Kind::Deny),
+        Entry::built_in(PROC, Kind::Protect),
+    ];
     for device in DEVICES.map(Path::new) {
         if !denied(device) {
             built_in.push(Entry::built_in(device, Kind::Device));

@@ -127,16 +127,11 @@ fn devices_are_closed_except_the_harmless_and_the_named() {
     files
         .write
         .push(PathRule::explicit("/dev/kvm", "--write /dev/kvm"));
-    files
-        .deny
-        .push(PathRule::explicit("/dev/tty", "--deny /dev/tty"));
+    files.deny.push(PathRule::explicit("/dev/tty", "--deny /dev/tty"));
     let map = AccessMap::new(&files, &[]);
     expect(&map, "/dev/kvm", Write, true);
     expect(&map, "/dev/tty", Write, false);
-    assert_eq!(
-        map.decide(Path::new("/dev/tty"), Read).rule,
-        "--deny /dev/tty"
-    );
+    assert_eq!(map.decide(Path::new("/dev/tty"), Read).rule, "--deny /dev/tty");
 }
 
 #[test]
@@ -150,7 +145,11 @@ fn a_policy_that_reads_little_still_has_its_null_device() {
 
 #[test]
 fn a_private_directory_is_writable_and_hides_nothing() {
-    let mut files = policy(&["/", "/tmp/in"], &["/tmp/work"], &["/tmp/secret", "/tmp/work/.env"]);
+    let mut files = policy(
+        &["/", "/tmp/in"],
+        &["/tmp/work"],
+        &["/tmp/secret", "/tmp/work/.env"],
+    );
     let private = [PathBuf::from("/tmp"), PathBuf::from("/dev/shm")];
     let map = AccessMap::new(&files, &private);
     expect(&map, "/tmp/x", Create, true);
@@ -224,12 +223,15 @@ fn model(rules: &[ModelRule], words: &[u8], writing: bool) -> bool {
     for length in (0..=words.len()).rev() {
         let here: Vec<_> = rules
             .iter()
-            .filter(|(path, kind, _)| path[..] == words[..length] && *kind != if writing { 0 } else { 3 })
+            .filter(|(path, kind, _)| {
+                path[..] == words[..length] && *kind != if writing { 0 } else { 3 }
+            })
             .collect();
         if here.is_empty() {
             continue;
         }
-        let has = |explicit: bool, grant: bool| here.iter().any(|r| r.2 == explicit && (r.1 < 2) == grant);
+        let has =
+            |explicit: bool, grant: bool| here.iter().any(|r| r.2 == explicit && (r.1 < 2) == grant);
         return !has(true, false) && (has(true, true) || !has(false, false));
     }
     false
