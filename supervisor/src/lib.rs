@@ -1,1 +1,67 @@
-//! Not written yet.
+//! Provost runs other people's commands inside a Linux sandbox and tells the truth about them: one ordered
+//! stream of events per process, ended by exactly one terminal record that already contains the exit, the fate
+//! of every output byte and every sandbox denial.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use provost::{PresetContext, Policy, ProcessSpec, Supervisor};
+//!
+//! let supervisor = Supervisor::builder().start().await?;
+//! let policy = Policy::preset("workspace-write", &PresetContext::here()?)?;
+//! let mut spec = ProcessSpec::new(["sh", "-c", "echo hello"], std::env::current_dir()?, policy);
+//! spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+//! let process = supervisor.spawn(spec).await?;
+//! let record = process.record().await;
+//! assert!(record.succeeded && !record.denied);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The spawner
+//!
+//! Processes are forked by a small process of Provost's own, never by the host. It is the `provost` binary, or the
+//! host's own executable if its `main` begins with [`run_spawner_if_asked`].
+//!
+//! # Guarantees, and what is not guaranteed
+//!
+//! - Every accepted process gets exactly one [`TerminalRecord`]; it is the last event and has the highest `seq`.
+//! - The record is visible only after every stream ended (or was given up at a stated deadline), the exit is
+//!   known, the denial channel was drained and the process tree is empty.
+//! - Dropping a [`ProcessHandle`] stops nothing. When the [`Supervisor`] and every handle are dropped, everything it
+//!   started is killed.
+//! - Records live as long as this process: durability needs the daemon.
+//!
+//! Linux 5.13 or later; newer features are detected ([`Supervisor::kernel`]).
+
+#![forbid(unsafe_code)]
+
+mod builder;
+#[cfg(feature = "cli")]
+pub mod cli;
+mod handle;
+mod stream;
+
+pub use builder::Builder;
+pub use handle::{ProcessHandle, Supervisor};
+pub use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
+pub use provost_actors::ledger::{OnDenial, StopCause, TreeRule};
+pub use provost_actors::log::LogLimits;
+pub use provost_actors::record::{
+    Closed, DenialSummary, Outcome, OutputSummary, TerminalRecord, TreeSummary, Usage,
+};
+pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
+pub use provost_actors::{ShutdownReport, SpawnRefused, StartError};
+pub use provost_sandbox::compile::CompileError;
+pub use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
+pub use provost_sandbox::keeper::run_if_asked as run_spawner_if_asked;
+pub use provost_sandbox::keeper::wire::SignalScope;
+pub use provost_sandbox::kernel::{KernelSupport, Probe};
+pub use provost_sandbox::policy::{
+    Degrade, FilePolicy, Limits, NetMode, NetPolicy, NetRule, PRESETS, PathRule, Policy, PolicyError,
+    PresetContext,
+};
+pub use provost_sandbox::report::{
+    Containment, Degradation, FileObservation, SandboxReport, UnsupportedError,
+};
+pub use provost_sandbox::spawn::LaunchError;
+pub use stream::EventStream;

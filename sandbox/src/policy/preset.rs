@@ -143,3 +143,19 @@ fn other_homes(context: &PresetContext) -> Vec<PathBuf> {
     });
     homes
 }
+
+impl PresetContext {
+    /// The context of this process: its working directory, `HOME`, user and `XDG_RUNTIME_DIR`.
+    ///
+    /// # Errors
+    /// The working directory is gone or unreadable.
+    pub fn here() -> std::io::Result<Self> {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from);
+        Ok(Self {
+            cwd: std::env::current_dir()?.canonicalize()?,
+            home: variable("HOME"),
+            uid: nix::unistd::geteuid().as_raw(),
+            runtime_dir: variable("XDG_RUNTIME_DIR"),
+        })
+    }
+}

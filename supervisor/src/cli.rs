@@ -1,0 +1,61 @@
+//! The command line: flags in, exit code out. One verb, one file.
+
+mod args;
+mod completions;
+mod config;
+mod doctor;
+mod environment;
+mod output;
+mod run;
+mod signals;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Provost itself failed, or there is no record.
+pub(crate) const EXIT_PROVOST: u8 = 125;
+
+/// The whole command line.
+pub fn main() -> ExitCode {
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are what was asked for; anything else is a misuse of Provost's, not the command's.
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_PROVOST)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    set_up_tracing();
+    let result = match args.verb {
+        args::Verb::Run(run) => run::run(*run),
+        args::Verb::Doctor(doctor) => doctor::run(&doctor),
+        args::Verb::Completions(completions) => completions::run(&completions),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(EXIT_PROVOST)
+        }
+    }
+}
+
+/// What went wrong before there was a process, in words.
+pub(crate) type CliResult = Result<u8, String>;
+
+/// `PROVOST_LOG=debug` shows what Provost does; by default only warnings.
+fn set_up_tracing() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("PROVOST_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
+}

@@ -1,0 +1,249 @@
+//! The flags, as clap reads them. What they mean is resolved once, in `config`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Run commands that nobody fully trusts, and know what became of them.
+#[derive(Debug, Parser)]
+#[command(name = "provost", version, about, max_term_width = 100)]
+#[command(after_help = "Examples:
+  provost run -- make -j4
+  provost run --allow-net 127.0.0.1:5432 -- pytest
+  provost run --json -- sh -c 'curl http://192.0.2.1/'
+  provost doctor")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run one command in a sandbox and report its end
+    Run(Box<RunArgs>),
+    /// Say what this machine offers and which guarantees hold
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Run one command in a sandbox and report its end
+///
+/// The command may read everything but credentials, write its working directory and a private /tmp, and use no
+/// network, unless flags say otherwise. Its output passes through as it comes. At the end, what the sandbox refused
+/// is listed on stderr, with the flag that would allow it.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Exit codes:
+  the command's own; 128+N when signal N ended it; 124 timed out; 125 Provost failed or there is no
+  record; 126 not executable; 127 not found; 130 interrupted
+
+Examples:
+  provost run -- git status
+  provost run --write ~/.cache/pip -- pip install --no-index ./pkg.whl
+  provost run --net isolated -- cargo test
+  provost run --allow-net 10.0.0.0/8:443 --timeout 5m -- ./fetch.sh
+  provost run --policy read-only --record result.json -- ./untrusted
+  echo '{}' | provost run -- jq .")]
+pub(crate) struct RunArgs {
+    /// What the command may touch: workspace-write, read-only or unconfined
+    #[arg(long, short = 'p', value_name = "PRESET", default_value = "workspace-write", help_heading = "Sandbox")]
+    pub(crate) policy: String,
+    /// Also allow reading this file or directory
+    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
+    pub(crate) read: Vec<PathBuf>,
+    /// Also allow writing this file or directory, which must exist
+    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
+    pub(crate) write: Vec<PathBuf>,
+    /// Refuse reading and writing this file or directory
+    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
+    pub(crate) deny: Vec<PathBuf>,
+    /// The network: off (none), isolated (a private loopback), open (the machine's own)
+    #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
+    pub(crate) net: Option<String>,
+    /// Allow TCP connections to ADDRESS:PORT or CIDR:PORT ([IPv6]:PORT, * for any port); repeatable
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
+    pub(crate) allow_net: Vec<String>,
+    /// Start with less where this machine cannot hold the policy; the record says what is missing
+    #[arg(long, help_heading = "Sandbox")]
+    pub(crate) best_effort: bool,
+    /// What a refusal does: report (the command runs on) or stop (it is ended)
+    #[arg(long, value_enum, default_value_t = OnDenialArg::Report, help_heading = "Sandbox")]
+    pub(crate) on_denial: OnDenialArg,
+    /// What to watch in addition where the kernel does not report refused file accesses (not root): reads costs speed
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Sandbox")]
+    pub(crate) observe: Option<ObserveArg>,
+
+    /// Set a variable (KEY=VALUE) or pass one through (KEY); repeatable
+    #[arg(long, value_name = "KEY[=VALUE]", help_heading = "Command")]
+    pub(crate) env: Vec<OsString>,
+    /// Begin with an empty environment (PATH, HOME, USER and what --env names stay)
+    #[arg(long, help_heading = "Command")]
+    pub(crate) clean_env: bool,
+    /// Run in this directory, which is the writable one
+    #[arg(long, value_name = "DIR", help_heading = "Command")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Standard input: inherit, null, or auto (inherit a pipe or socket, else null)
+    #[arg(long, value_enum, default_value_t = StdinArg::Auto, help_heading = "Command")]
+    pub(crate) stdin: StdinArg,
+    /// Attach KEY=VALUE to the record; repeatable
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Command")]
+    pub(crate) label: Vec<String>,
+
+    /// End it after this time: 90, 90s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Ending")]
+    pub(crate) timeout: Option<Duration>,
+    /// End it when it has written nothing for this time
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Ending")]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// The signal that asks it to end
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = signal, help_heading = "Ending")]
+    pub(crate) stop_signal: nix::sys::signal::Signal,
+    /// How long it has to follow that signal before it is killed
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Ending")]
+    pub(crate) grace: Duration,
+    /// When the command ends first, what happens to what it left running
+    #[arg(long, value_enum, default_value_t = TreeArg::Kill, help_heading = "Ending")]
+    pub(crate) tree: TreeArg,
+
+    /// Limit memory: 512M, 2G
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
+    pub(crate) memory: Option<u64>,
+    /// Limit processes and threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
+    pub(crate) tasks: Option<u64>,
+    /// Limit CPU time of each process
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    pub(crate) cpu_time: Option<Duration>,
+    /// How much output of each stream the log keeps (what passes through is never cut)
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
+    pub(crate) max_output: Option<u64>,
+
+    /// Write events as JSON lines to stdout instead of the command's output
+    #[arg(long, help_heading = "Reporting")]
+    pub(crate) json: bool,
+    /// Write events as JSON lines to this file
+    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
+    pub(crate) events: Option<PathBuf>,
+    /// Write the terminal record as JSON to this file
+    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
+    pub(crate) record: Option<PathBuf>,
+    /// No summary on stderr
+    #[arg(long, short, action = ArgAction::SetTrue, help_heading = "Reporting")]
+    pub(crate) quiet: bool,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnDenialArg {
+    Report,
+    Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObserveArg {
+    Reads,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StdinArg {
+    Auto,
+    Inherit,
+    Null,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TreeArg {
+    /// Kill it, after the output it holds was drained for half a second
+    Kill,
+    /// Wait until all of it has ended
+    Wait,
+}
+
+/// Say what this machine offers and which guarantees hold
+///
+/// Everything is found out by trying it, as this user. Exit code 0 when the default policy can be held, 1 when not.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  provost completions bash > /etc/bash_completion.d/provost")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; want a time like 90, 500ms, 90s, 5m or 1h30m"))?,
+    };
+    if duration.is_zero() {
+        return Err("must be more than nothing".to_owned());
+    }
+    Ok(duration)
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let hint = "want a number of bytes like 65536, 64K, 512M or 2G";
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: u64 = digits.parse().map_err(|_| hint.to_owned())?;
+    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(hint.to_owned()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(0) | None => Err(format!("out of range; {hint}")),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn signal(text: &str) -> Result<nix::sys::signal::Signal, String> {
+    use nix::sys::signal::Signal;
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map_err(|_| "no such signal".to_owned());
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse()
+        .map_err(|_| "no such signal; want a name like TERM or INT, or a number".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        assert_eq!(bytes("64K"), Ok(65536));
+        assert_eq!(bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(bytes("7"), Ok(7));
+        assert!(bytes("x").is_err() && bytes("0").is_err() && bytes("9999999999999T").is_err());
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert!(duration("soon").is_err() && duration("0").is_err() && duration("-1").is_err());
+        assert!(signal("int").is_ok() && signal("SIGUSR1").is_ok() && signal("99").is_err());
+    }
+}

@@ -1,0 +1,177 @@
+//! Raw flags → resolved configuration, once. Nobody else reads flags or the environment.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use provost_actors::ledger::{OnDenial, TreeRule};
+use provost_actors::log::LogLimits;
+use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
+use provost_sandbox::policy::{Degrade, NetMode, NetRule, PathRule, Policy, PresetContext};
+
+use super::args::{ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
+use super::environment::{self, EnvironmentRules};
+
+/// How a run reports.
+#[derive(Debug)]
+pub(super) struct Reporting {
+    pub(super) json: bool,
+    pub(super) events: Option<PathBuf>,
+    pub(super) record: Option<PathBuf>,
+    pub(super) quiet: bool,
+}
+
+/// Everything that `run` needs.
+#[derive(Debug)]
+pub(super) struct RunConfig {
+    pub(super) spec: ProcessSpec,
+    pub(super) reporting: Reporting,
+    /// Something worth a word to the user before it starts.
+    pub(super) note: Option<String>,
+}
+
+/// Resolves the flags of `run`.
+pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
+    let here = std::env::current_dir().map_err(|error| format!("the working directory: {error}"))?;
+    let cwd = match &args.cwd {
+        Some(cwd) => cwd
+            .canonicalize()
+            .map_err(|error| format!("--cwd {}: {error}", cwd.display()))?,
+        None => here
+            .canonicalize()
+            .map_err(|error| format!("the working directory: {error}"))?,
+    };
+    if !cwd.is_dir() {
+        return Err(format!("--cwd {}: not a directory", cwd.display()));
+    }
+    let policy = policy(&args, &here, &cwd)?;
+    let rules = EnvironmentRules {
+        everything: !policy.confined,
+        clean: args.clean_env,
+        named: &args.env,
+    };
+    let env = environment::build(&rules, std::env::vars_os())?;
+    let (stdin, note) = stdin(args.stdin)?;
+    let mut spec = ProcessSpec::new(args.command, cwd, policy);
+    spec.env = env;
+    spec.stdin = stdin;
+    spec.timeout = args.timeout;
+    spec.idle_timeout = args.idle_timeout;
+    spec.stop = StopRule {
+        signal: args.stop_signal,
+        grace: args.grace,
+    };
+    spec.tree = match args.tree {
+        TreeArg::Kill => TreeRule::Kill,
+        TreeArg::Wait => TreeRule::Wait,
+    };
+    spec.on_denial = match args.on_denial {
+        OnDenialArg::Report => OnDenial::Report,
+        OnDenialArg::Stop => OnDenial::Stop,
+    };
+    spec.observe_reads = args.observe == Some(ObserveArg::Reads);
+    if let Some(bytes) = args.max_output {
+        spec.retention = LogLimits::keeping(bytes);
+    }
+    spec.labels = labels(&args.label)?;
+    Ok(RunConfig {
+        spec,
+        reporting: Reporting {
+            json: args.json,
+            events: args.events,
+            record: args.record,
+            quiet: args.quiet,
+        },
+        note,
+    })
+}
+
+fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
+    let mut context = PresetContext::here().map_err(|error| format!("the working directory: {error}"))?;
+    context.cwd = cwd.to_path_buf();
+    let mut policy =
+        Policy::preset(&args.policy, &context).map_err(|error| format!("--policy: {error}"))?;
+    let rules = !args.read.is_empty() || !args.write.is_empty() || !args.deny.is_empty();
+    if !policy.confined && (rules || args.net.is_some() || !args.allow_net.is_empty()) {
+        return Err(
+            "--policy unconfined has no sandbox: --read, --write, --deny, --net and --allow-net do nothing there; leave them out or choose another policy"
+                .to_owned(),
+        );
+    }
+    let explicit = |flag: &str, path: &PathBuf| {
+        let absolute = here.join(path);
+        // A link is followed: what counts is what it leads to.
+        let real = absolute.canonicalize().unwrap_or(absolute);
+        PathRule::explicit(real, format!("--{flag} {}", path.display()))
+    };
+    policy.files.read.extend(args.read.iter().map(|path| explicit("read", path)));
+    policy.files.write.extend(args.write.iter().map(|path| explicit("write", path)));
+    policy.files.deny.extend(args.deny.iter().map(|path| explicit("deny", path)));
+    if let Some(mode) = &args.net {
+        policy.net.mode = mode.parse::<NetMode>().map_err(|error| format!("--net: {error}"))?;
+    }
+    for text in &args.allow_net {
+        let rule = text.parse::<NetRule>().map_err(|error| format!("--allow-net: {error}"))?;
+        policy.net.allow.push(rule);
+    }
+    if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
+        return Err(
+            "--allow-net cannot be combined with --net isolated: a private loopback has no way to that address; use --net off with --allow-net"
+                .to_owned(),
+        );
+    }
+    policy.limits.memory_bytes = args.memory;
+    policy.limits.tasks = args.tasks;
+    policy.limits.cpu_seconds = args.cpu_time.map(|time| time.as_secs().max(1));
+    if args.best_effort {
+        policy.degrade = Degrade::BestEffort;
+    }
+    Ok(policy)
+}
+
+/// Standard input is given only where it was asked for or piped: a loop around `provost run` keeps its own.
+fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
+    use std::os::unix::fs::FileTypeExt;
+    let stdin = std::io::stdin();
+    let duplicate = || -> Result<OwnedFd, String> {
+        stdin
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| format!("standard input: {error}"))
+    };
+    let kind = || {
+        let file = std::fs::File::from(duplicate()?);
+        let meta = file.metadata().map_err(|error| format!("standard input: {error}"))?;
+        Ok::<_, String>(meta)
+    };
+    match asked {
+        StdinArg::Null => Ok((StdinSpec::Null, None)),
+        StdinArg::Inherit => Ok((StdinSpec::Given(duplicate()?), None)),
+        StdinArg::Auto if stdin.is_terminal() => Ok((StdinSpec::Null, None)),
+        StdinArg::Auto => {
+            let Ok(meta) = kind() else {
+                return Ok((StdinSpec::Null, None)); // closed
+            };
+            if meta.file_type().is_fifo() || meta.file_type().is_socket() {
+                return Ok((StdinSpec::Given(duplicate()?), None));
+            }
+            let untouched = nix::unistd::lseek(stdin.as_fd(), 0, nix::unistd::Whence::SeekCur) == Ok(0);
+            let note = (meta.is_file() && meta.len() > 0 && untouched).then(|| {
+                "standard input is a file and is not given to the command; use --stdin inherit to give it"
+                    .to_owned()
+            });
+            Ok((StdinSpec::Null, note))
+        }
+    }
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>, String> {
+    given
+        .iter()
+        .map(|label| match label.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(format!("--label {label}: want KEY=VALUE")),
+        })
+        .collect()
+}

@@ -1,0 +1,182 @@
+//! `provost doctor`: what this machine offers, and which guarantees hold.
+
+use provost_sandbox::kernel::{KernelSupport, Probe};
+use serde::Serialize;
+
+use super::CliResult;
+use super::args::DoctorArgs;
+use crate::Supervisor;
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    holds: bool,
+    detail: String,
+    /// What it is good for, and what happens without it.
+    meaning: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    default_policy_holds: bool,
+    checks: &'a [Check],
+    kernel: &'a KernelSupport,
+}
+
+pub(super) fn run(args: &DoctorArgs) -> CliResult {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let kernel = runtime.block_on(async {
+        let supervisor = Supervisor::builder()
+            .thorough_probes(true)
+            .start()
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok::<_, String>(supervisor.kernel().await)
+    })?;
+    let checks = checks(&kernel);
+    let holds = kernel.landlock_abi >= 1 && kernel.seccomp_listener.is_yes();
+    if args.json {
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            default_policy_holds: holds,
+            checks: &checks,
+            kernel: &kernel,
+        };
+        let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
+        anstream::println!("{text}");
+    } else {
+        print(&kernel, &checks, holds);
+    }
+    Ok(u8::from(!holds))
+}
+
+fn print(kernel: &KernelSupport, checks: &[Check], holds: bool) {
+    use anstyle::{AnsiColor, Style};
+    const GOOD: Style = AnsiColor::Green.on_default().bold();
+    const BAD: Style = AnsiColor::Yellow.on_default().bold();
+    anstream::println!("provost {} on Linux {}\n", env!("CARGO_PKG_VERSION"), kernel.release);
+    for check in checks {
+        let (style, mark) = if check.holds { (GOOD, "yes") } else { (BAD, "no ") };
+        anstream::println!("{style}{mark}{style:#}  {}: {}", check.name, check.detail);
+        if !check.holds {
+            anstream::println!("       {}", check.meaning);
+        }
+    }
+    let verdict = if holds {
+        "The default policy (workspace-write) can be held here."
+    } else {
+        "The default policy (workspace-write) cannot be held here without --best-effort."
+    };
+    anstream::println!("\n{verdict}");
+}
+
+fn checks(kernel: &KernelSupport) -> Vec<Check> {
+    let abi = kernel.landlock_abi;
+    let probe = |name, probe: &Probe, good: &str, meaning| Check {
+        name,
+        holds: probe.is_yes(),
+        detail: if probe.is_yes() { good.to_owned() } else { probe.why().to_owned() },
+        meaning,
+    };
+    let group = |name, found: &Option<String>, meaning| Check {
+        name,
+        holds: found.is_some(),
+        detail: found.clone().unwrap_or_else(|| "no group may be made here".to_owned()),
+        meaning,
+    };
+    vec![
+        Check {
+            name: "Landlock",
+            holds: abi >= 1,
+            detail: format!("ABI {abi}: {}", landlock_features(abi)),
+            meaning: "File access cannot be restricted. Needs Linux 5.13 with landlock among its LSMs (lsm=landlock,…).",
+        },
+        probe(
+            "seccomp listener",
+            &kernel.seccomp_listener,
+            "network and dangerous system calls are decided and recorded",
+            "Inside another sandbox with a listener there can be no second one: run Provost outside of it.",
+        ),
+        Check {
+            name: "killable notifications",
+            holds: kernel.seccomp_wait_killable,
+            detail: "a signal does not restart a call that is being decided (Linux 5.19)".to_owned(),
+            meaning: "Programs with fast timers may see EINTR from calls that are being decided.",
+        },
+        probe(
+            "PID and mount namespaces",
+            &kernel.pid_namespace,
+            if kernel.needs_user_namespace {
+                "through a user namespace"
+            } else {
+                "with this user's own privileges"
+            },
+            "Trees are held by a cgroup or a subreaper instead; no private /tmp, no read-only .git/hooks; allow unprivileged user namespaces (sysctl user.max_user_namespaces, AppArmor's kernel.apparmor_restrict_unprivileged_userns).",
+        ),
+        probe(
+            "private /proc",
+            &kernel.private_proc,
+            "other processes are invisible",
+            "Other processes' names and arguments stay visible in /proc.",
+        ),
+        probe(
+            "network namespace",
+            &kernel.net_namespace,
+            "--net isolated works",
+            "--net isolated does not work here.",
+        ),
+        group(
+            "cgroup v2",
+            &kernel.cgroup2,
+            "Without namespaces, trees are held by a subreaper only.",
+        ),
+        group(
+            "pids cgroup",
+            &kernel.pids_v1,
+            "--tasks is held by RLIMIT_NPROC in a user namespace, or not at all as root.",
+        ),
+        group(
+            "memory cgroup",
+            &kernel.memory_v1,
+            "--memory is held for each process by itself (RLIMIT_DATA).",
+        ),
+        probe(
+            "Landlock audit feed",
+            &kernel.audit,
+            "refused file accesses are known exactly",
+            "Refused writes are inferred from attempts; refused reads are not seen unless --observe reads.",
+        ),
+        Check {
+            name: "exit status from a pidfd",
+            holds: kernel.pidfd_exit_info,
+            detail: "the status is known even if the spawner dies (Linux 6.15)".to_owned(),
+            meaning: "If the spawner dies, what it held is recorded as lost.",
+        },
+    ]
+}
+
+fn landlock_features(abi: u32) -> String {
+    let features = [
+        (1, "files"),
+        (2, "moves between directories"),
+        (3, "truncation"),
+        (4, "TCP"),
+        (5, "device ioctls"),
+        (6, "signals and abstract sockets"),
+        (7, "audit records"),
+    ];
+    let held: Vec<&str> = features
+        .iter()
+        .filter(|(since, _)| abi >= *since)
+        .map(|(_, name)| *name)
+        .collect();
+    if held.is_empty() {
+        return "none".to_owned();
+    }
+    held.join(", ")
+}

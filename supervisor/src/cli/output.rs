@@ -1,0 +1,16 @@
+//! Words to people, on stderr; colours only on a terminal that wants them.
+
+use anstyle::{AnsiColor, Style};
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const NAME: Style = Style::new().bold();
+
+/// An error of Provost's own.
+pub(super) fn error(text: &str) {
+    anstream::eprintln!("{NAME}provost:{NAME:#} {ERROR}error:{ERROR:#} {text}");
+}
+
+/// A line of Provost's own.
+pub(super) fn note(text: &str) {
+    anstream::eprintln!("{NAME}provost:{NAME:#} {text}");
+}

@@ -1,0 +1,194 @@
+//! `provost run`: one command, no daemon.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use nix::libc::SIGPIPE;
+use provost_actors::event::{Event, EventBody, StreamName};
+use provost_actors::record::{Outcome, TerminalRecord};
+use provost_sandbox::keeper::wire::SignalScope;
+
+use super::args::RunArgs;
+use super::config::{self, Reporting, RunConfig};
+use super::signals::{self, Interrupted};
+use super::{CliResult, EXIT_PROVOST, output, summary};
+use crate::{ProcessHandle, Supervisor};
+
+pub(super) fn run(args: RunArgs) -> CliResult {
+    let RunConfig {
+        spec,
+        reporting,
+        note,
+    } = config::resolve(args)?;
+    let mut sink = Sink::open(&reporting)?;
+    if let (Some(note), false) = (note, reporting.quiet) {
+        output::note(&note);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    // This thread alone writes to files that may be slow; the actors are on the workers.
+    let result = runtime.block_on(async {
+        let signals = signals::register().map_err(|error| format!("signal handlers: {error}"))?;
+        let supervisor = Supervisor::builder().start().await.map_err(|error| error.to_string())?;
+        let process = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
+        let interrupted = Interrupted::default();
+        let passing = signals::pass_on(signals, process.clone(), interrupted.clone());
+        let passing = tokio::spawn(passing);
+        let record = follow(&process, &mut sink).await;
+        passing.abort();
+        let record = record.ok_or("the event stream ended without a record")?;
+        sink.finish(&reporting, &record)?;
+        if !reporting.quiet {
+            summary::print(&record);
+        }
+        Ok(exit_code(&record, interrupted.signal()))
+    });
+    // What is left are idle threads; a thread that waits for a slow disk must not hold the exit up.
+    runtime.shutdown_background();
+    result
+}
+
+/// Passes events on until the terminal record.
+async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<TerminalRecord>> {
+    let mut events = process.events_paced();
+    while let Some(event) = events.next().await {
+        for stream in sink.take(&event) {
+            // Its reader is gone: the command is told as it would be without us.
+            tracing::debug!(%stream, "the reader is gone");
+            let _ = process.signal(SIGPIPE, SignalScope::Group);
+        }
+        if let EventBody::Terminal { record } = event.body {
+            return Some(record);
+        }
+    }
+    None
+}
+
+/// Where events go.
+struct Sink {
+    stdout: Option<io::Stdout>,
+    stderr: Option<io::Stderr>,
+    json: bool,
+    events: Option<BufWriter<File>>,
+    failure: Option<String>,
+}
+
+impl Sink {
+    /// Opens every file before anything runs.
+    fn open(reporting: &Reporting) -> Result<Self, String> {
+        let create = |path: &Path, flag: &str| {
+            File::create(path).map_err(|error| format!("{flag} {}: {error}", path.display()))
+        };
+        let events = match &reporting.events {
+            Some(path) => Some(BufWriter::new(create(path, "--events")?)),
+            None => None,
+        };
+        if let Some(path) = &reporting.record {
+            create(path, "--record")?;
+        }
+        Ok(Self {
+            stdout: Some(io::stdout()),
+            stderr: Some(io::stderr()),
+            json: reporting.json,
+            events,
+            failure: None,
+        })
+    }
+
+    /// Takes one event; says which streams have just lost their reader.
+    fn take(&mut self, event: &Event) -> Vec<StreamName> {
+        let mut lost = Vec::new();
+        if self.json || self.events.is_some() {
+            let line = match serde_json::to_string(event) {
+                Ok(line) => line + "\n",
+                Err(error) => {
+                    self.failure.get_or_insert(format!("cannot write an event: {error}"));
+                    return lost;
+                }
+            };
+            if let Some(file) = &mut self.events
+                && let Err(error) = file.write_all(line.as_bytes())
+            {
+                self.failure.get_or_insert(format!("--events: {error}"));
+                self.events = None;
+            }
+            if self.json && !write_all(&mut self.stdout, line.as_bytes(), &mut self.failure) {
+                lost.push(StreamName::Stdout);
+            }
+        }
+        if self.json {
+            return lost;
+        }
+        if let EventBody::Output { stream, data, .. } = &event.body {
+            let kept = match stream {
+                StreamName::Stderr => write_all(&mut self.stderr, data, &mut self.failure),
+                _ => write_all(&mut self.stdout, data, &mut self.failure),
+            };
+            if !kept {
+                lost.push(*stream);
+            }
+        }
+        lost
+    }
+
+    /// Writes the record. What could not be written is an error: silence would be taken for success.
+    fn finish(&mut self, reporting: &Reporting, record: &TerminalRecord) -> Result<(), String> {
+        if let Some(file) = &mut self.events {
+            file.flush().map_err(|error| format!("--events: {error}"))?;
+        }
+        if let Some(path) = &reporting.record {
+            let write = || -> io::Result<()> {
+                let mut file = File::create(path)?;
+                serde_json::to_writer_pretty(&mut file, record)?;
+                file.write_all(b"\n")
+            };
+            write().map_err(|error| format!("--record {}: {error}", path.display()))?;
+        }
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes and flushes; false when the reader has just gone.
+fn write_all<W: Write>(target: &mut Option<W>, bytes: &[u8], failure: &mut Option<String>) -> bool {
+    let Some(writer) = target else {
+        return true; // told before
+    };
+    match writer.write_all(bytes).and_then(|()| writer.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            *target = None;
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                failure.get_or_insert(format!("cannot write the command's output: {error}"));
+            }
+            false
+        }
+    }
+}
+
+fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8 {
+    let by_signal = || {
+        let number = record
+            .signal
+            .as_deref()
+            .and_then(|name| name.parse::<nix::sys::signal::Signal>().ok())
+            .map(|signal| signal as u8);
+        number.map(|number| 128 + number)
+    };
+    let own = || record.exit_code.and_then(|code| u8::try_from(code).ok());
+    match record.outcome {
+        Outcome::TimedOut | Outcome::IdleTimeout => 124,
+        Outcome::Cancelled => match interrupted {
+            Some(signal) => u8::try_from(128 + signal).unwrap_or(130),
+            None => 130,
+        },
+        Outcome::Lost => EXIT_PROVOST,
+        _ => own().or_else(by_signal).unwrap_or(EXIT_PROVOST),
+    }
+}

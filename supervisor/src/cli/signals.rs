@@ -1,0 +1,59 @@
+//! Signals to `provost run`, passed on as what they mean.
+//!
+//! The first INT, TERM, HUP or QUIT stops the process by its rule, the second kills it. Stopped at the terminal
+//! (Ctrl-Z), the tree is stopped too, and continues with us.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use futures_util::StreamExt;
+use nix::libc::SIGSTOP;
+use provost_sandbox::keeper::wire::SignalScope;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook_tokio::Signals;
+
+use crate::ProcessHandle;
+
+/// The signal that interrupted the run; 0 while none has.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Interrupted(Arc<AtomicI32>);
+
+impl Interrupted {
+    pub(super) fn signal(&self) -> Option<i32> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(signal),
+        }
+    }
+}
+
+/// Registered before the process starts, so that no signal is missed.
+pub(super) fn register() -> std::io::Result<Signals> {
+    Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT])
+}
+
+/// Passes signals on for as long as it runs.
+pub(super) async fn pass_on(mut signals: Signals, process: ProcessHandle, interrupted: Interrupted) {
+    while let Some(signal) = signals.next().await {
+        match signal {
+            SIGTSTP => {
+                let _ = process.signal(SIGSTOP, SignalScope::Tree);
+                let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+            }
+            SIGCONT => drop(process.signal(SIGCONT, SignalScope::Tree)),
+            _ => {
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                let reason = format!("interrupted by {name}");
+                let first = interrupted
+                    .0
+                    .compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+                if first {
+                    process.stop(reason);
+                } else {
+                    process.kill(reason);
+                }
+            }
+        }
+    }
+}

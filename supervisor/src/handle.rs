@@ -1,0 +1,132 @@
+//! Supervisor and ProcessHandle: what an embedder holds.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use provost_actors::{ProcessCommand, ProcessLink, ShutdownReport, SpawnRefused, Tree};
+use provost_sandbox::keeper::wire::SignalScope;
+use provost_sandbox::kernel::KernelSupport;
+
+use crate::{Builder, EventStream, ProcessId, ProcessSpec, TerminalRecord};
+
+/// Supervises processes. Clones share one supervision tree; when the last one and every handle of its
+/// processes are dropped, everything in it is killed.
+///
+/// A host may run several supervisors. None touches the host's signals, children or descriptors.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    pub(crate) tree: Arc<Tree>,
+}
+
+impl Supervisor {
+    /// Starts with defaults: see [`Builder`].
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// What this machine offers, found out by trying.
+    pub async fn kernel(&self) -> KernelSupport {
+        self.tree.kernel().await.clone()
+    }
+
+    /// Starts a process. When this returns it is accepted: whatever happens then, a failure to start included, it
+    /// gets its terminal record.
+    ///
+    /// # Errors
+    /// The spec or its policy cannot be used, or this machine cannot hold the policy; nothing was started.
+    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessHandle, SpawnRefused> {
+        let link = self.tree.spawn(spec).await?;
+        Ok(ProcessHandle {
+            link,
+            _tree: self.tree.clone(),
+        })
+    }
+
+    /// Stops every process by its stop rule and kills what is left at the deadline. Nothing starts any more.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        self.tree.shutdown(deadline).await
+    }
+}
+
+/// One supervised process. Clones are the same process; dropping one stops nothing.
+#[derive(Debug, Clone)]
+pub struct ProcessHandle {
+    link: ProcessLink,
+    /// Keeps the supervision tree alive as long as somebody may ask.
+    _tree: Arc<Tree>,
+}
+
+impl ProcessHandle {
+    /// The process's id, which is never reused.
+    pub fn id(&self) -> ProcessId {
+        self.link.id()
+    }
+
+    /// Its events from the first one on, ended by the terminal record. A reader that is slower than the process
+    /// is told of what retention dropped meanwhile by a `gap` event.
+    pub fn events(&self) -> EventStream {
+        self.events_after(0)
+    }
+
+    /// Its events after `seq`.
+    pub fn events_after(&self, seq: u64) -> EventStream {
+        EventStream::new(self.link.log().follow(seq, false))
+    }
+
+    /// Its events from the first one on, at the reader's pace: nothing is dropped before it was read, and the process
+    /// waits for a reader that stands still. One reader at a time can have the pace; further ones get an
+    /// ordinary stream. Dropping it releases the process.
+    pub fn events_paced(&self) -> EventStream {
+        EventStream::new(self.link.log().follow(0, true))
+    }
+
+    /// The terminal record, when it is sealed.
+    pub async fn record(&self) -> Arc<TerminalRecord> {
+        self.link.log().sealed().await
+    }
+
+    /// The terminal record, if it is sealed already.
+    pub fn try_record(&self) -> Option<Arc<TerminalRecord>> {
+        self.link.log().record()
+    }
+
+    /// Asks it to end, by its stop rule: the signal, then KILL after the grace. False when it had ended already; its
+    /// record says what won.
+    pub fn stop(&self, reason: impl Into<String>) -> bool {
+        self.link.tell(ProcessCommand::Stop {
+            reason: reason.into(),
+        })
+    }
+
+    /// Kills its whole tree. False when it had ended already.
+    pub fn kill(&self, reason: impl Into<String>) -> bool {
+        self.link.tell(ProcessCommand::Kill {
+            reason: reason.into(),
+        })
+    }
+
+    /// Sends a signal (by its number) to the command, its process group or its whole tree.
+    ///
+    /// # Errors
+    /// No such signal.
+    pub fn signal(&self, signal: i32, scope: SignalScope) -> io::Result<bool> {
+        let signal = Signal::try_from(signal)?;
+        Ok(self.link.tell(ProcessCommand::Signal { signal, scope }))
+    }
+
+    /// Writes all of `bytes` to its standard input, waiting while it does not read. Only with
+    /// [`crate::StdinSpec::Pipe`].
+    ///
+    /// # Errors
+    /// `BrokenPipe` when its stdin is closed or the process ended. How much was taken is then unknown.
+    pub async fn write_stdin(&self, bytes: &[u8]) -> io::Result<()> {
+        self.link.write_stdin(bytes).await
+    }
+
+    /// Ends its standard input.
+    pub fn close_stdin(&self) {
+        self.link.close_stdin();
+    }
+}
