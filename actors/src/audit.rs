@@ -4,15 +4,14 @@
 //! command's. Records may come before the supervisor has heard of the command; they wait, in bounded number.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::compile::access::FileAccess;
-use provost_sandbox::observe::audit::{AuditEvent, AuditReader, FenceId, LandlockDenial};
+use provost_sandbox::observe::audit::{AuditEvent, AuditReader, Drain, FenceId, LandlockDenial};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -24,8 +23,6 @@ use crate::process::ProcessMsg;
 const STRANGERS_MAX: usize = 256;
 /// Records kept for each of them.
 const WAITING_MAX: usize = 1024;
-/// Records taken in before others get their turn.
-const READ_PAUSE: usize = 4096;
 
 pub(crate) struct AuditFeed;
 
@@ -64,22 +61,13 @@ struct Stranger {
 }
 
 pub(crate) struct AuditState {
-    feed: Arc<AsyncFd<Shared>>,
+    reader: AuditReader,
     watch: JoinHandle<()>,
     processes: HashMap<Uuid, Registered>,
     domains: HashMap<u64, Uuid>,
     strangers: HashMap<u64, Stranger>,
     fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
     lost: u64,
-}
-
-/// The reader, watched by one task and read by the actor.
-struct Shared(std::sync::Mutex<AuditReader>, RawFd);
-
-impl AsRawFd for Shared {
-    fn as_raw_fd(&self) -> RawFd {
-        self.1
-    }
 }
 
 impl Drop for AuditState {
@@ -98,11 +86,8 @@ impl Actor for AuditFeed {
         myself: ActorRef<AuditMsg>,
         mut reader: AuditReader,
     ) -> Result<AuditState, ActorProcessingErr> {
-        let lost = reader.lost().unwrap_or(0);
-        let fd = reader.as_fd().as_raw_fd();
-        let shared = Shared(std::sync::Mutex::new(reader), fd);
-        let feed = Arc::new(AsyncFd::with_interest(shared, Interest::READABLE)?);
-        let watched = feed.clone();
+        let _ = reader.lost();
+        let watched = crate::readiness::watch(reader.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
         let watch = tokio::spawn(async move {
             // Told once per readiness; the actor reads until nothing is left.
             while let Ok(mut ready) = watched.readable().await {
@@ -113,13 +98,13 @@ impl Actor for AuditFeed {
             }
         });
         Ok(AuditState {
-            feed,
+            reader,
             watch,
             processes: HashMap::new(),
             domains: HashMap::new(),
             strangers: HashMap::new(),
             fences: HashMap::new(),
-            lost,
+            lost: 0,
         })
     }
 
@@ -180,7 +165,7 @@ impl AuditState {
     }
 
     fn fence(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
-        let sent = crate::spawner::lock(&self.feed.get_ref().0).send_fence();
+        let sent = self.reader.send_fence();
         match sent {
             Ok(id) => drop(self.fences.insert(id, (process, reply))),
             Err(error) => {
@@ -193,22 +178,19 @@ impl AuditState {
     }
 
     fn read(&mut self) {
-        let mut events = Vec::new();
         loop {
-            events.clear();
-            let result = crate::spawner::lock(&self.feed.get_ref().0).read(&mut events);
-            if let Err(error) = result {
-                tracing::warn!(%error, "cannot read the audit feed");
-                return;
-            }
-            if events.is_empty() {
-                return;
-            }
-            let many = events.len() >= READ_PAUSE;
-            for event in events.drain(..) {
+            let mut events = Vec::new();
+            let drain = match self.reader.read(&mut events) {
+                Ok(drain) => drain,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the audit feed");
+                    return;
+                }
+            };
+            for event in events {
                 self.event(event);
             }
-            if !many {
+            if drain == Drain::Empty {
                 return;
             }
         }
@@ -233,8 +215,8 @@ impl AuditState {
 
     /// Whether no record can have been lost since the process was registered.
     fn nothing_lost(&mut self, process: Uuid) -> bool {
-        match crate::spawner::lock(&self.feed.get_ref().0).lost() {
-            Ok(lost) => self.lost = lost,
+        match self.reader.lost() {
+            Ok(lost) => self.lost += lost,
             Err(_) => return false,
         }
         self.processes
@@ -281,9 +263,7 @@ impl AuditState {
             return;
         };
         let sandbox = &registered.sandbox;
-        let fact = denial.to_denial(|path, access: FileAccess| {
-            sandbox.access.decide(path.as_ref(), access).rule
-        });
+        let fact = denial.to_denial(|path, access| rule(sandbox, path, access));
         let _ = registered
             .process
             .send_message(ProcessMsg::Fact(Fact::Denied(fact), None));
@@ -298,4 +278,24 @@ impl AuditState {
             let _ = registered.process.send_message(ProcessMsg::Fact(fact, None));
         }
     }
+}
+
+/// The line of the policy that refused.
+fn rule(sandbox: &PreparedSandbox, target: &str, wanted: &str) -> String {
+    let access = match wanted {
+        "read" => FileAccess::Read,
+        "write" => FileAccess::Write,
+        "execute" => FileAccess::Execute,
+        "connect" | "bind" => {
+            let (mode, name) = (sandbox.policy.net.mode.as_str(), &sandbox.policy.name);
+            return format!("net = {mode} (preset {name})");
+        }
+        other => {
+            return format!(
+                "{other} does not leave the sandbox (preset {})",
+                sandbox.policy.name
+            );
+        }
+    };
+    sandbox.access.decide(target.as_ref(), access).rule
 }

@@ -7,10 +7,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::denial::DenialClass;
 use provost_sandbox::observe::notify::{
     Answer, Canceller, Decider, DeciderSetup, Listener, Observation, Received, Response, Tree,
 };
@@ -109,11 +111,12 @@ impl Actor for DenialActor {
             Some(fd) => {
                 let server = Server {
                     decider: Decider::new(setup(sandbox, args.init_pid)),
+                    only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
                     process: args.process,
                     blocking: Blocking::default(),
                     permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
                 };
-                let listener = AsyncFd::with_interest(Shared::new(fd)?, Interest::READABLE)?;
+                let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
                 state.serve = Some(tokio::spawn(async move {
                     server.serve(listener).await;
                     let _ = myself.send_message(DenialMsg::HungUp);
@@ -177,23 +180,33 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32) -> DeciderSetup {
         policy_name: sandbox.policy.name.clone(),
         access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
         observe_reads: sandbox.opens == OpenObservation::All,
-        only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
-        tree: Tree::new(init_pid),
+        tree: Tree {
+            init: init_pid,
+            pid_namespace: pid_namespace(sandbox, init_pid),
+        },
         tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
     }
 }
 
+/// The inode of the tree's own PID namespace, where it has one. The init lives: it was just started and ends last.
+fn pid_namespace(sandbox: &PreparedSandbox, init_pid: i32) -> Option<u64> {
+    use provost_sandbox::report::Containment;
+    use std::os::unix::fs::MetadataExt;
+    (sandbox.report.containment == Containment::PidNamespace)
+        .then(|| std::fs::metadata(format!("/proc/{init_pid}/ns/pid")).map_or(0, |meta| meta.ino()))
+}
+
 /// The listener, shared with threads that answer late.
 #[derive(Clone)]
-struct Shared(Arc<Listener>);
+pub(crate) struct SharedListener(Arc<Listener>);
 
-impl Shared {
+impl SharedListener {
     fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self(Arc::new(Listener::new(fd)?)))
     }
 }
 
-impl AsRawFd for Shared {
+impl AsRawFd for SharedListener {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
@@ -201,6 +214,8 @@ impl AsRawFd for Shared {
 
 struct Server {
     decider: Decider,
+    /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
+    only_under: Option<Vec<PathBuf>>,
     process: ActorRef<ProcessMsg>,
     blocking: Blocking,
     permits: Arc<Semaphore>,
@@ -208,7 +223,7 @@ struct Server {
 
 impl Server {
     /// Answers until the listener hangs up.
-    async fn serve(mut self, listener: AsyncFd<Shared>) {
+    async fn serve(mut self, listener: AsyncFd<SharedListener>) {
         loop {
             let Ok(mut ready) = listener.readable().await else {
                 return;
@@ -222,7 +237,7 @@ impl Server {
                         if let Some(observation) = decided.observation {
                             self.say(observation).await;
                         }
-                        self.answer(listener.get_ref(), notification.id(), decided.answer);
+                        self.answer(listener.get_ref(), notification.id, decided.answer);
                     }
                     Ok(Received::Empty) => {
                         ready.clear_ready();
@@ -244,6 +259,9 @@ impl Server {
     }
 
     async fn say(&self, observation: Observation) {
+        if self.is_told_by_audit(&observation) {
+            return;
+        }
         // A program that is refused faster than the ledger counts waits for it.
         let permit = self.permits.clone().acquire_owned().await.ok();
         let fact = match observation {
@@ -253,7 +271,16 @@ impl Server {
         let _ = self.process.send_message(ProcessMsg::Fact(fact, permit));
     }
 
-    fn answer(&self, listener: &Shared, id: u64, answer: Answer) {
+    fn is_told_by_audit(&self, observation: &Observation) -> bool {
+        let (Some(held), Observation::Denial(denial)) = (&self.only_under, observation) else {
+            return false;
+        };
+        let path = denial.target.path.as_deref().map(Path::new);
+        denial.class == DenialClass::Filesystem
+            && !path.is_some_and(|path| held.iter().any(|root| path.starts_with(root)))
+    }
+
+    fn answer(&self, listener: &SharedListener, id: u64, answer: Answer) {
         let respond = |response| {
             if let Err(error) = listener.0.respond(id, response) {
                 tracing::warn!(%error, "cannot answer a seccomp notification");

@@ -10,7 +10,6 @@ use provost_sandbox::keeper::wire::Usage as TreeUsage;
 use provost_sandbox::spawn::exit_status;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::ledger::{Exit, Fact};
 use crate::process::ProcessMsg;
@@ -87,7 +86,7 @@ impl ExitState {
     /// Waits until the command has ended and was reaped.
     async fn wait_for_end(&self) {
         let Ok(fd) = self.pidfd.try_clone() else { return };
-        let Ok(fd) = AsyncFd::with_interest(fd, Interest::READABLE) else {
+        let Ok(fd) = crate::readiness::watch(fd, Interest::READABLE) else {
             return;
         };
         // Readable means ended; closed for reading means reaped, and only then the status is told.
@@ -111,7 +110,7 @@ pub(crate) fn decode(status: i32) -> Exit {
 }
 
 /// The name of a signal: `SIGTERM`, `SIGRTMIN+3`.
-pub fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => signal.as_str().to_owned(),
         Err(_) => format!("SIGRTMIN+{}", number - 34),

@@ -26,6 +26,7 @@ mod audit;
 mod denial;
 mod exit;
 mod process;
+mod readiness;
 mod root;
 mod spawner;
 mod stdin;

@@ -168,8 +168,18 @@ impl Actor for ProcessActor {
         };
         let command = Command {
             process: id,
-            argv: args.spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec()).collect(),
-            env: args.spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
+            argv: args
+                .spec
+                .argv
+                .iter()
+                .map(|s| s.as_encoded_bytes().to_vec())
+                .collect(),
+            env: args
+                .spec
+                .env
+                .iter()
+                .map(|(key, value)| entry(key, value))
+                .collect(),
             cwd: args.spec.cwd.clone(),
             stdin,
         };
@@ -228,7 +238,12 @@ fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
     LedgerSpec {
         process: args.id,
         session: None,
-        argv: args.spec.argv.iter().map(|s| s.to_string_lossy().into_owned()).collect(),
+        argv: args
+            .spec
+            .argv
+            .iter()
+            .map(|s| s.to_string_lossy().into_owned())
+            .collect(),
         cwd: args.spec.cwd.to_string_lossy().into_owned(),
         labels: args.spec.labels.clone(),
         streams: vec![StreamName::Stdout, StreamName::Stderr],
@@ -273,7 +288,6 @@ impl ProcessState {
                 self.seal(time, *record);
                 myself.stop(None);
             }
-            other => tracing::error!(?other, "an effect that nobody performs"),
         }
     }
 
@@ -488,7 +502,13 @@ impl ProcessState {
             }
             None => {
                 let reason = format!("{reason} before it answered");
-                self.fact(myself, Fact::SpawnFailed { reason, exit_code: 125 });
+                self.fact(
+                    myself,
+                    Fact::SpawnFailed {
+                        reason,
+                        exit_code: 125,
+                    },
+                );
             }
         }
     }

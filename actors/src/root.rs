@@ -176,7 +176,9 @@ impl Tree {
     async fn start_feed(&self, reader: AuditReader) -> Option<ActorRef<AuditMsg>> {
         let (reply, started) = oneshot::channel();
         let reader = Box::new(reader);
-        self.root.send_message(RootMsg::StartFeed { reader, reply }).ok()?;
+        self.root
+            .send_message(RootMsg::StartFeed { reader, reply })
+            .ok()?;
         started.await.ok().flatten()
     }
 
@@ -313,7 +315,10 @@ fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
     }
     match std::fs::metadata(&spec.cwd) {
         Ok(meta) if meta.is_dir() => Ok(()),
-        Ok(_) => refuse(format!("the working directory {} is not a directory", spec.cwd.display())),
+        Ok(_) => refuse(format!(
+            "the working directory {} is not a directory",
+            spec.cwd.display()
+        )),
         Err(error) => refuse(format!("the working directory {}: {error}", spec.cwd.display())),
     }
 }

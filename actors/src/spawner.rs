@@ -11,6 +11,7 @@ use provost_sandbox::keeper::wire::{Notice, Request};
 use provost_sandbox::kernel::KernelSupport;
 use provost_sandbox::spawn::{LaunchError, Spawner, SpawnerSource};
 use ractor::ActorRef;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -77,7 +78,8 @@ impl SpawnerLink {
         let broken = |error: io::Error| StartError::Spawner(error.to_string());
         let spawner = Spawner::launch(source)?;
         spawner.send(&Request::Hello { thorough }, &[]).map_err(broken)?;
-        let spawner = AsyncFd::new(spawner).map_err(broken)?;
+        let spawner =
+            crate::readiness::watch(spawner, Interest::READABLE | Interest::WRITABLE).map_err(broken)?;
         let hello = tokio::time::timeout(HELLO_MAX, receive(&spawner))
             .await
             .map_err(|_| StartError::Spawner("no answer in 10 s".to_owned()))?;

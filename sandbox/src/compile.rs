@@ -8,15 +8,15 @@ mod limits;
 mod mounts;
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use self::access::AccessMap;
 use self::landlock::{LandlockError, LandlockLayers, LandlockRequest, compile_landlock};
 use self::mounts::MountPlan;
 use self::seccomp::{FilterError, FilterPlan, OpenObservation, compile_filter};
-use crate::kernel::KernelSupport;
 use crate::keeper::plan::{Instruction, SandboxPlan};
-use crate::policy::{Degrade, NetMode, PathRule, Policy, PolicyError};
+use crate::kernel::KernelSupport;
+use crate::policy::{Degrade, NetMode, Policy, PolicyError};
 use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
 
 /// What a policy is compiled for, besides the kernel.
@@ -275,11 +275,14 @@ fn containment(kernel: &KernelSupport) -> Containment {
 }
 
 fn containment_group(kernel: &KernelSupport) -> Option<crate::keeper::plan::CgroupPlan> {
-    kernel.cgroup2.as_ref().map(|parent| crate::keeper::plan::CgroupPlan {
-        parent: parent.clone(),
-        unified: true,
-        files: Vec::new(),
-    })
+    kernel
+        .cgroup2
+        .as_ref()
+        .map(|parent| crate::keeper::plan::CgroupPlan {
+            parent: parent.clone(),
+            unified: true,
+            files: Vec::new(),
+        })
 }
 
 /// Notes what is lacking under best effort; else it is an error.
@@ -371,9 +374,4 @@ fn namespaces(user: bool, mounts: bool, net: bool) -> Vec<String> {
     add(mounts, "ipc");
     add(net, "net");
     names
-}
-
-/// The part of a rule list that lies at or below a directory.
-fn below<'a>(rules: &'a [PathRule], directory: &'a Path) -> impl Iterator<Item = &'a PathRule> {
-    rules.iter().filter(move |rule| rule.path.starts_with(directory))
 }

@@ -38,8 +38,6 @@ impl Builder {
     /// No executable can serve as the spawner, or it cannot be started.
     pub async fn start(self) -> Result<Supervisor, StartError> {
         let tree = Tree::start(&self.spawner, self.thorough).await?;
-        Ok(Supervisor {
-            tree: Arc::new(tree),
-        })
+        Ok(Supervisor { tree: Arc::new(tree) })
     }
 }

@@ -59,9 +59,21 @@ impl Strings {
 /// A [`MountStep`] with its paths as C strings.
 pub(super) enum MountImage {
     Keep(CString),
-    Private { path: CString, data: CString },
-    Restore { slot: usize, path: CString, parents: Vec<CString>, directory: bool, read_only: bool },
-    Mask { path: CString, directory: bool },
+    Private {
+        path: CString,
+        data: CString,
+    },
+    Restore {
+        slot: usize,
+        path: CString,
+        parents: Vec<CString>,
+        directory: bool,
+        read_only: bool,
+    },
+    Mask {
+        path: CString,
+        directory: bool,
+    },
     Pin(CString),
     ReadOnly(CString),
 }
@@ -78,10 +90,7 @@ impl Image {
     pub(super) fn new(request: SpawnRequest, fds: Descriptors, last_capability: u32) -> Option<Self> {
         let plan = &request.plan;
         let mounts: Vec<MountImage> = plan.mounts.iter().map(mount_image).collect::<Option<_>>()?;
-        let kept = mounts
-            .iter()
-            .filter(|m| matches!(m, MountImage::Keep(_)))
-            .count();
+        let kept = mounts.iter().filter(|m| matches!(m, MountImage::Keep(_))).count();
         let mut shell: Vec<Vec<u8>> = vec![b"/bin/sh".to_vec(), Vec::new()];
         shell.extend(request.argv.iter().skip(1).cloned());
         let mut keep = fds.rulesets.clone();

@@ -108,7 +108,11 @@ pub(super) fn run(image: &mut Image) -> ! {
 }
 
 fn fail(control: RawFd, (step, errno, detail): mounts::Failure) -> ! {
-    say(control, [FAILED, step as u64, errno as u64, u64::from(detail), 0, 0], &[]);
+    say(
+        control,
+        [FAILED, step as u64, errno as u64, u64::from(detail), 0, 0],
+        &[],
+    );
     sys::exit(1);
 }
 
@@ -222,7 +226,10 @@ impl Reaper {
             match sys::wait(-1, libc::WNOHANG) {
                 Ok((0, _)) => break,
                 Ok((pid, status)) => {
-                    if self.killing && libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL {
+                    if self.killing
+                        && libc::WIFSIGNALED(status)
+                        && libc::WTERMSIG(status) == libc::SIGKILL
+                    {
                         self.killed += 1;
                     }
                     if pid == self.command && !self.exited {
@@ -266,14 +273,22 @@ impl Reaper {
         let signal = i32::from_ne_bytes([e, f, g, h]);
         match whom {
             // Until it is reaped, which only we do, its pid is its own.
-            TO_LEADER if !self.exited => drop(sys::kill(self.command, signal)),
-            TO_GROUP if !self.exited => drop(sys::kill(-self.command, signal)),
-            TO_TREE if self.namespaced => drop(sys::kill(-1, signal)),
+            TO_LEADER if !self.exited => {
+                let _ = sys::kill(self.command, signal);
+            }
+            TO_GROUP if !self.exited => {
+                let _ = sys::kill(-self.command, signal);
+            }
+            TO_TREE if self.namespaced => {
+                let _ = sys::kill(-1, signal);
+            }
             TO_TREE => {
                 if !self.exited {
                     let _ = sys::kill(-self.command, signal);
                 }
-                for_each_child(|pid| drop(sys::kill(pid, signal)));
+                for_each_child(|pid| {
+                    let _ = sys::kill(pid, signal);
+                });
             }
             KILL_TREE => self.kill_tree(),
             _ => {}
@@ -294,7 +309,9 @@ impl Reaper {
     }
 
     fn kill_children(&self) {
-        for_each_child(|pid| drop(sys::kill(pid, libc::SIGKILL)));
+        for_each_child(|pid| {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        });
     }
 }
 

@@ -93,7 +93,11 @@ fn restore(
 
 fn onto_itself(path: &CStr, read_only: bool) -> Result<(), Errno> {
     let tree = sys::open_tree_clone(path)?;
-    let result = if read_only { sys::make_read_only(tree) } else { Ok(()) };
+    let result = if read_only {
+        sys::make_read_only(tree)
+    } else {
+        Ok(())
+    };
     let result = result.and_then(|()| sys::move_mount(tree, path));
     sys::close(tree);
     result

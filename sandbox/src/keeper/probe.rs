@@ -29,7 +29,11 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
     let net_namespace = if !pid_namespace.is_yes() {
         pid_namespace.clone()
     } else if thorough {
-        let user = if needs_user_namespace { libc::CLONE_NEWUSER } else { 0 };
+        let user = if needs_user_namespace {
+            libc::CLONE_NEWUSER
+        } else {
+            0
+        };
         let maps = needs_user_namespace.then(id_maps);
         match try_child(libc::CLONE_NEWNET | user, maps).failed {
             None => Probe::Yes,
@@ -119,7 +123,10 @@ fn try_child(flags: i32, maps: Option<(Vec<u8>, Vec<u8>)>) -> Found {
     let _ = sys::wait(pid, 0);
     let exit_info = sys::exit_status(pidfd.as_raw_fd()).is_some();
     if read != Ok(answer.len()) {
-        return Found { exit_info, ..failure(libc::ECHILD) };
+        return Found {
+            exit_info,
+            ..failure(libc::ECHILD)
+        };
     }
     let word = |i: usize| i32::from_ne_bytes([answer[i], answer[i + 1], answer[i + 2], answer[i + 3]]);
     Found {
@@ -150,7 +157,10 @@ fn child(flags: i32, maps: Option<&(Vec<u8>, Vec<u8>)>, writer: RawFd) -> ! {
         Err(errno) => errno,
     };
     let mut answer = [0u8; 16];
-    for (i, word) in [step, errno, seccomp, i32::from(wait_killable)].into_iter().enumerate() {
+    for (i, word) in [step, errno, seccomp, i32::from(wait_killable)]
+        .into_iter()
+        .enumerate()
+    {
         answer[i * 4..i * 4 + 4].copy_from_slice(&word.to_ne_bytes());
     }
     let _ = sys::write(writer, &answer);
@@ -170,7 +180,8 @@ fn attempt(flags: i32, maps: Option<&(Vec<u8>, Vec<u8>)>) -> Result<(), (Step, E
         sys::mount(None, c"/", None, libc::MS_REC | libc::MS_SLAVE, None)
             .map_err(|e| (Step::Propagation, e))?;
         let options = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        sys::mount(Some(c"proc"), c"/proc", Some(c"proc"), options, None).map_err(|e| (Step::Proc, e))?;
+        sys::mount(Some(c"proc"), c"/proc", Some(c"proc"), options, None)
+            .map_err(|e| (Step::Proc, e))?;
     }
     Ok(())
 }

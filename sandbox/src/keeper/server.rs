@@ -215,11 +215,11 @@ impl Server {
                     self.epoll.delete(&tree.control)?;
                 }
                 self.settle(process)?;
-            } else if let Some(tree) = self.trees.values_mut().find(|tree| {
-                tree.command
-                    .as_ref()
-                    .is_some_and(|command| command.pid == pid)
-            }) {
+            } else if let Some(tree) = self
+                .trees
+                .values_mut()
+                .find(|tree| tree.command.as_ref().is_some_and(|command| command.pid == pid))
+            {
                 exited(tree, status)?;
             }
         }
@@ -312,7 +312,11 @@ fn started(tree: &mut Tree, listener: bool, mut fds: Vec<OwnedFd>) -> io::Result
         return Ok(());
     };
     let pid = pid_of(pidfd.as_fd()).unwrap_or(-1);
-    let mut sent = vec![pidfd.as_raw_fd(), ends.stdout.as_raw_fd(), ends.stderr.as_raw_fd()];
+    let mut sent = vec![
+        pidfd.as_raw_fd(),
+        ends.stdout.as_raw_fd(),
+        ends.stderr.as_raw_fd(),
+    ];
     sent.extend(ends.stdin.as_ref().map(AsRawFd::as_raw_fd));
     sent.extend(listener_fd.as_ref().map(AsRawFd::as_raw_fd));
     let notice = Notice::Started(Started {
@@ -322,7 +326,10 @@ fn started(tree: &mut Tree, listener: bool, mut fds: Vec<OwnedFd>) -> io::Result
         stdin_pipe: ends.stdin.is_some(),
         listener: listener_fd.is_some(),
     });
-    tree.command = Some(Command { pid, pidfd: pidfd.try_clone()? });
+    tree.command = Some(Command {
+        pid,
+        pidfd: pidfd.try_clone()?,
+    });
     notify(&notice, &sent)
 }
 

@@ -39,7 +39,11 @@ pub(crate) fn last_errno() -> Errno {
 }
 
 fn check(result: libc::c_long) -> Result<usize, Errno> {
-    if result < 0 { Err(last_errno()) } else { Ok(result as usize) }
+    if result < 0 {
+        Err(last_errno())
+    } else {
+        Ok(result as usize)
+    }
 }
 
 macro_rules! syscall {
@@ -69,7 +73,8 @@ pub(crate) unsafe fn vfork_with_files(
     pidfd: &mut RawFd,
 ) -> Result<i32, Errno> {
     let top = stack.as_mut_ptr_range().end as usize & !0xf;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags =
+        libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
     // SAFETY: the child has a stack of its own, 16-byte aligned; the parent is suspended while it runs.
     // WHY: nothing safe vforks; a plain fork copies pages and cannot hand over the listener's number.
     let pid = unsafe {
@@ -129,8 +134,16 @@ pub(crate) fn setsid() -> Result<(), Errno> {
 
 pub(crate) fn open(path: &CStr, flags: i32, mode: u32) -> Result<RawFd, Errno> {
     // SAFETY: `path` is NUL-terminated and lives through the call.
-    unsafe { syscall!(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC, mode) }
-        .map(|fd| fd as RawFd)
+    unsafe {
+        syscall!(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags | libc::O_CLOEXEC,
+            mode
+        )
+    }
+    .map(|fd| fd as RawFd)
 }
 
 pub(crate) fn read(fd: RawFd, buffer: &mut [u8]) -> Result<usize, Errno> {
@@ -172,7 +185,14 @@ pub(crate) fn mount(
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: each pointer is null or a NUL-terminated string that lives through the call.
     unsafe {
-        syscall!(libc::SYS_mount, pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data))
+        syscall!(
+            libc::SYS_mount,
+            pointer(source),
+            target.as_ptr(),
+            pointer(kind),
+            flags,
+            pointer(data)
+        )
     }
     .map(drop)
 }
@@ -250,10 +270,27 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
 pub(crate) fn set_rlimit(resource: u32, value: u64) -> Result<(), Errno> {
     let mut old = [0u64; 2];
     // SAFETY: both are `struct rlimit64`: two 64-bit numbers.
-    unsafe { syscall!(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u64>(), old.as_mut_ptr()) }?;
+    unsafe {
+        syscall!(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            std::ptr::null::<u64>(),
+            old.as_mut_ptr()
+        )
+    }?;
     let new = [value.min(old[1]), value.min(old[1])];
     // SAFETY: as above.
-    unsafe { syscall!(libc::SYS_prlimit64, 0, resource, new.as_ptr(), std::ptr::null::<u64>()) }.map(drop)
+    unsafe {
+        syscall!(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            new.as_ptr(),
+            std::ptr::null::<u64>()
+        )
+    }
+    .map(drop)
 }
 
 /// Empties the effective, permitted and inheritable capability sets.
@@ -274,8 +311,15 @@ pub(crate) fn landlock_restrict_self(ruleset: RawFd, flags: u32) -> Result<(), E
 pub(crate) fn landlock_abi() -> u32 {
     const VERSION: u32 = 1;
     // SAFETY: with this flag the pointer and size must be null and zero.
-    unsafe { syscall!(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, VERSION) }
-        .map_or(0, |abi| abi as u32)
+    unsafe {
+        syscall!(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            VERSION
+        )
+    }
+    .map_or(0, |abi| abi as u32)
 }
 
 /// Installs a filter on the calling task and returns its listener.
@@ -302,7 +346,14 @@ pub(crate) fn install_filter(program: &[libc::sock_filter]) -> Result<RawFd, Err
 pub(crate) fn has_wait_killable() -> bool {
     // A null program with known flags answers EFAULT, with unknown flags EINVAL.
     // SAFETY: the kernel checks the flags first and then finds the null pointer.
-    let result = unsafe { syscall!(libc::SYS_seccomp, 1u32, (1u64 << 3) | (1 << 5), std::ptr::null::<u8>()) };
+    let result = unsafe {
+        syscall!(
+            libc::SYS_seccomp,
+            1u32,
+            (1u64 << 3) | (1 << 5),
+            std::ptr::null::<u8>()
+        )
+    };
     result == Err(libc::EFAULT)
 }
 
@@ -379,7 +430,13 @@ pub(crate) fn wait(pid: i32, options: i32) -> Result<(i32, i32), Errno> {
     loop {
         // SAFETY: the status is a valid int; no rusage is asked for.
         match unsafe {
-            syscall!(libc::SYS_wait4, pid, &raw mut status, options | libc::__WALL, std::ptr::null::<u8>())
+            syscall!(
+                libc::SYS_wait4,
+                pid,
+                &raw mut status,
+                options | libc::__WALL,
+                std::ptr::null::<u8>()
+            )
         } {
             Err(libc::EINTR) => {}
             other => return other.map(|pid| (pid as i32, status)),
@@ -462,7 +519,12 @@ pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> Result
 pub(crate) fn loopback_up() -> Result<(), Errno> {
     // SAFETY: numbers only.
     let socket = unsafe {
-        syscall!(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+        syscall!(
+            libc::SYS_socket,
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            0
+        )
     }? as RawFd;
     // SAFETY: all zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -57,7 +57,8 @@ impl Tree {
         null: BorrowedFd<'_>,
         last_capability: u32,
     ) -> Result<Self, Failure> {
-        let no_pipe = |error: io::Error| (Step::Descriptors, error.raw_os_error().unwrap_or(libc::EMFILE), 0);
+        let no_pipe =
+            |error: io::Error| (Step::Descriptors, error.raw_os_error().unwrap_or(libc::EMFILE), 0);
         let rulesets = request.rulesets as usize;
         let wanted = rulesets + usize::from(request.stdin == Stdin::Given);
         if fds.len() != wanted {
@@ -99,8 +100,8 @@ impl Tree {
             control: init_control.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image = Image::new(request, descriptors, last_capability)
-            .ok_or((Step::Exec, libc::EINVAL, 0))?;
+        let mut image =
+            Image::new(request, descriptors, last_capability).ok_or((Step::Exec, libc::EINVAL, 0))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
@@ -146,7 +147,8 @@ impl Tree {
         let mut space = nix::cmsg_space!([RawFd; 2]);
         let mut slices = [io::IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+        let message =
+            recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
         let mut fds = Vec::new();
         for item in message.cmsgs().ok()? {
             if let ControlMessageOwned::ScmRights(raw) = item {
@@ -199,10 +201,7 @@ impl Tree {
 
     /// The cgroup events file, to be watched once the init is gone.
     pub(super) fn watch(&self) -> Option<BorrowedFd<'_>> {
-        self.groups
-            .iter()
-            .find_map(Group::events)
-            .map(AsFd::as_fd)
+        self.groups.iter().find_map(Group::events).map(AsFd::as_fd)
     }
 }
 

@@ -48,7 +48,13 @@ Examples:
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {
     /// What the command may touch: workspace-write, read-only or unconfined
-    #[arg(long, short = 'p', value_name = "PRESET", default_value = "workspace-write", help_heading = "Sandbox")]
+    #[arg(
+        long,
+        short = 'p',
+        value_name = "PRESET",
+        default_value = "workspace-write",
+        help_heading = "Sandbox"
+    )]
     pub(crate) policy: String,
     /// Also allow reading this file or directory
     #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
@@ -134,7 +140,12 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
 
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -200,7 +211,11 @@ fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let number: u64 = digits.parse().map_err(|_| hint.to_owned())?;
-    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+    let shift = match unit
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
         "" => 0,
         "k" => 10,
         "m" => 20,
@@ -220,7 +235,11 @@ fn signal(text: &str) -> Result<nix::sys::signal::Signal, String> {
         return Signal::try_from(number).map_err(|_| "no such signal".to_owned());
     }
     let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
     name.parse()
         .map_err(|_| "no such signal; want a name like TERM or INT, or a number".to_owned())
 }

@@ -88,7 +88,8 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
 }
 
 fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
-    let mut context = PresetContext::here().map_err(|error| format!("the working directory: {error}"))?;
+    let mut context =
+        PresetContext::here().map_err(|error| format!("the working directory: {error}"))?;
     context.cwd = cwd.to_path_buf();
     let mut policy =
         Policy::preset(&args.policy, &context).map_err(|error| format!("--policy: {error}"))?;
@@ -105,14 +106,27 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
         let real = absolute.canonicalize().unwrap_or(absolute);
         PathRule::explicit(real, format!("--{flag} {}", path.display()))
     };
-    policy.files.read.extend(args.read.iter().map(|path| explicit("read", path)));
-    policy.files.write.extend(args.write.iter().map(|path| explicit("write", path)));
-    policy.files.deny.extend(args.deny.iter().map(|path| explicit("deny", path)));
+    policy
+        .files
+        .read
+        .extend(args.read.iter().map(|path| explicit("read", path)));
+    policy
+        .files
+        .write
+        .extend(args.write.iter().map(|path| explicit("write", path)));
+    policy
+        .files
+        .deny
+        .extend(args.deny.iter().map(|path| explicit("deny", path)));
     if let Some(mode) = &args.net {
-        policy.net.mode = mode.parse::<NetMode>().map_err(|error| format!("--net: {error}"))?;
+        policy.net.mode = mode
+            .parse::<NetMode>()
+            .map_err(|error| format!("--net: {error}"))?;
     }
     for text in &args.allow_net {
-        let rule = text.parse::<NetRule>().map_err(|error| format!("--allow-net: {error}"))?;
+        let rule = text
+            .parse::<NetRule>()
+            .map_err(|error| format!("--allow-net: {error}"))?;
         policy.net.allow.push(rule);
     }
     if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
@@ -142,7 +156,9 @@ fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
     };
     let kind = || {
         let file = std::fs::File::from(duplicate()?);
-        let meta = file.metadata().map_err(|error| format!("standard input: {error}"))?;
+        let meta = file
+            .metadata()
+            .map_err(|error| format!("standard input: {error}"))?;
         Ok::<_, String>(meta)
     };
     match asked {

@@ -59,7 +59,11 @@ fn print(kernel: &KernelSupport, checks: &[Check], holds: bool) {
     use anstyle::{AnsiColor, Style};
     const GOOD: Style = AnsiColor::Green.on_default().bold();
     const BAD: Style = AnsiColor::Yellow.on_default().bold();
-    anstream::println!("provost {} on Linux {}\n", env!("CARGO_PKG_VERSION"), kernel.release);
+    anstream::println!(
+        "provost {} on Linux {}\n",
+        env!("CARGO_PKG_VERSION"),
+        kernel.release
+    );
     for check in checks {
         let (style, mark) = if check.holds { (GOOD, "yes") } else { (BAD, "no ") };
         anstream::println!("{style}{mark}{style:#}  {}: {}", check.name, check.detail);
@@ -80,13 +84,19 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
     let probe = |name, probe: &Probe, good: &str, meaning| Check {
         name,
         holds: probe.is_yes(),
-        detail: if probe.is_yes() { good.to_owned() } else { probe.why().to_owned() },
+        detail: if probe.is_yes() {
+            good.to_owned()
+        } else {
+            probe.why().to_owned()
+        },
         meaning,
     };
     let group = |name, found: &Option<String>, meaning| Check {
         name,
         holds: found.is_some(),
-        detail: found.clone().unwrap_or_else(|| "no group may be made here".to_owned()),
+        detail: found
+            .clone()
+            .unwrap_or_else(|| "no group may be made here".to_owned()),
         meaning,
     };
     vec![

@@ -78,7 +78,8 @@ pub(super) fn build(
     let ours: BTreeMap<OsString, OsString> = ours.into_iter().collect();
     let passes = |key: &OsStr| {
         let base = BASE.iter().any(|name| key == *name);
-        let usual = || USUAL.iter().any(|name| key == *name) || key.as_encoded_bytes().starts_with(b"LC_");
+        let usual =
+            || USUAL.iter().any(|name| key == *name) || key.as_encoded_bytes().starts_with(b"LC_");
         base || (!rules.clean && (rules.everything || usual()))
     };
     let mut result: BTreeMap<OsString, OsString> = ours
@@ -119,7 +120,12 @@ mod tests {
     use super::*;
 
     fn names(rules: &EnvironmentRules<'_>) -> Vec<String> {
-        let ours = [("PATH", "/bin"), ("LC_ALL", "C"), ("GITHUB_TOKEN", "s3cret"), ("CARGO_HOME", "/c")];
+        let ours = [
+            ("PATH", "/bin"),
+            ("LC_ALL", "C"),
+            ("GITHUB_TOKEN", "s3cret"),
+            ("CARGO_HOME", "/c"),
+        ];
         build(rules, ours.map(|(k, v)| (k.into(), v.into())))
             .unwrap()
             .into_iter()

@@ -33,7 +33,10 @@ pub(super) fn run(args: RunArgs) -> CliResult {
     // This thread alone writes to files that may be slow; the actors are on the workers.
     let result = runtime.block_on(async {
         let signals = signals::register().map_err(|error| format!("signal handlers: {error}"))?;
-        let supervisor = Supervisor::builder().start().await.map_err(|error| error.to_string())?;
+        let supervisor = Supervisor::builder()
+            .start()
+            .await
+            .map_err(|error| error.to_string())?;
         let process = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
         let interrupted = Interrupted::default();
         let passing = signals::pass_on(signals, process.clone(), interrupted.clone());
@@ -106,7 +109,8 @@ impl Sink {
             let line = match serde_json::to_string(event) {
                 Ok(line) => line + "\n",
                 Err(error) => {
-                    self.failure.get_or_insert(format!("cannot write an event: {error}"));
+                    self.failure
+                        .get_or_insert(format!("cannot write an event: {error}"));
                     return lost;
                 }
             };

@@ -19,7 +19,11 @@ pub(super) fn print(record: &TerminalRecord) {
     denials(record);
     if let Some(sandbox) = &record.sandbox {
         for lacking in &sandbox.degraded {
-            tracing::info!(what = lacking.what, why = lacking.why, "held less than the policy asks");
+            tracing::info!(
+                what = lacking.what,
+                why = lacking.why,
+                "held less than the policy asks"
+            );
         }
     }
 }
@@ -52,7 +56,9 @@ fn denials(record: &TerminalRecord) {
     let shown = denials.first.len().min(SHOWN_MAX);
     if denials.first.len() > shown {
         let more = denials.first.len() - shown;
-        output::note(&format!("  and {more} other kinds; the record (--record FILE) has them"));
+        output::note(&format!(
+            "  and {more} other kinds; the record (--record FILE) has them"
+        ));
     }
 }
 
