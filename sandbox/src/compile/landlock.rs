@@ -44,8 +44,10 @@ const LOG_SAME_EXEC_OFF: u32 = 1;
 /// `LANDLOCK_RESTRICT_SELF_LOG_NEW_EXEC_ON`: what the command does is.
 const LOG_NEW_EXEC_ON: u32 = 2;
 
-/// Each spawn with mounts of its own leaves rules behind in the rulesets; after so many they are built anew.
-const MOUNTED_SPAWNS_MAX: u32 = 256;
+/// Each spawn with mounts of its own leaves rules behind in the rulesets, which makes applying them slower
+/// (0.7 µs for each such spawn, measured with two private directories). Building anew takes about 2 ms: the
+/// sum is smallest near this number.
+const MOUNTED_SPAWNS_MAX: u32 = 64;
 
 /// What to compile, and for what kernel.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +71,7 @@ pub struct LandlockRequest<'a> {
 /// The compiled policy. Apply every ruleset, in order, with `landlock_restrict_self`.
 #[derive(Debug)]
 pub struct LandlockLayers {
-    /// Ruleset descriptors, close-on-exec: reading, writing. Empty where the kernel has no Landlock.
+    /// Ruleset descriptors, close-on-exec: writing, reading. Empty where the kernel has no Landlock.
     pub rulesets: Vec<OwnedFd>,
     /// Flags for `landlock_restrict_self`.
     pub restrict_flags: u32,
@@ -305,8 +307,8 @@ fn require(
 
 fn mounted(access: &AccessMap, private_dirs: &[PathBuf], rights: Rights) -> Vec<MountedGrant> {
     let tree = [
-        (rights.read_tree() | rights.refer()).bits(),
         rights.write_tree().bits(),
+        (rights.read_tree() | rights.refer()).bits(),
     ];
     let mut grants: Vec<MountedGrant> = private_dirs
         .iter()
@@ -319,7 +321,7 @@ fn mounted(access: &AccessMap, private_dirs: &[PathBuf], rights: Rights) -> Vec<
     if access.allows(Path::new(PROC), Question::Reading) {
         grants.push(MountedGrant {
             path: PROC.into(),
-            access: vec![rights.read_proc().bits(), 0],
+            access: vec![0, rights.read_proc().bits()],
         });
     }
     grants

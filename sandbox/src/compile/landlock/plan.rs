@@ -92,7 +92,8 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
     plan.pins.sort();
     plan.pins.dedup();
     let is_private = |e: &Entry| e.origin == Origin::BuiltIn && e.kind == Kind::Write;
-    plan.view = map.retain(|e| !is_private(e) && !(is_policy_denial(e) && not_told.contains(&e.path)));
+    let is_left_out = |e: &Entry| is_policy_denial(e) && not_told.contains(&e.path);
+    plan.view = map.retain(|e| !is_private(e) && !is_left_out(e));
     Ok(plan)
 }
 
