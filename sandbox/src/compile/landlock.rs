@@ -85,8 +85,8 @@ pub struct LandlockLayers {
     /// Directories above the masks to bind on themselves: a mount point cannot be renamed, and renaming one
     /// of these would give the secret another path, where the next spawn would not look for it.
     pub pins: Vec<PathBuf>,
-    /// Readable paths below a private directory: bind them there read-only, because the directory's own
-    /// writable rule reaches into what is mounted below it.
+    /// Paths that are readable only, below a directory that is writable or private: bind them there read-only,
+    /// because that directory's rule reaches into what is mounted below it. (`protect` is not repeated here.)
     pub read_only: Vec<PathBuf>,
     /// Rules to add in the child for file systems that are mounted for it alone.
     pub mounted: Vec<MountedGrant>,
@@ -204,7 +204,10 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
         degrade: request.degrade,
     };
     let plan = plan(&access, &means)?;
-    let read_only = read_only_below(&access, &private_dirs);
+    let mut read_only = read_only_below(&access, &private_dirs);
+    read_only.extend(plan.read_only.iter().cloned());
+    read_only.sort();
+    read_only.dedup();
     let mut layers = LandlockLayers {
         rulesets: Vec::new(),
         restrict_flags: 0,
@@ -334,17 +337,14 @@ fn read_only_below(access: &AccessMap, private_dirs: &[PathBuf]) -> Vec<PathBuf>
             .iter()
             .any(|dir| path != dir && is_at_or_below(path, dir))
     };
-    let mut paths: Vec<PathBuf> = access
+    access
         .entries()
         .iter()
         .map(|entry| &entry.path)
         .filter(|path| below(path))
         .filter(|path| access.allows(path, Question::Reading) && !access.allows(path, Question::Writing))
         .cloned()
-        .collect();
-    paths.sort();
-    paths.dedup();
-    paths
+        .collect()
 }
 
 fn unsupported(what: &str, why: impl Into<String>, hint: impl Into<String>) -> UnsupportedError {
