@@ -155,9 +155,20 @@ impl AccessMap {
 
     /// The rule that decides, if any does.
     pub(crate) fn winner(&self, path: &Path, question: Question) -> Option<&Entry> {
+        self.winner_among(path, question, |_| true)
+    }
+
+    /// The rule that would decide if there were only those that are counted.
+    pub(crate) fn winner_among(
+        &self,
+        path: &Path,
+        question: Question,
+        counts: impl Fn(&Entry) -> bool,
+    ) -> Option<&Entry> {
         self.entries
             .iter()
             .filter(|entry| entry.answers(question) && is_at_or_below(path, &entry.path))
+            .filter(|entry| counts(entry))
             .max_by_key(|entry| (entry.depth, entry.rank()))
     }
 

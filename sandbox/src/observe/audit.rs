@@ -10,7 +10,7 @@
 //! Reading is one thing, switching on is another. The audit system is one per machine and belongs to the
 //! administrator: where it is on already, nothing is changed and the reader only listens. Where it is off
 //! and nobody has put rules into it, the readers of all Provost processes switch it on together, under a
-//! lock, and the last one out puts everything back (see [`switch`]).
+//! lock, and the last one out puts everything back.
 //!
 //! What may be relied on:
 //! - A record is never missing in silence: [`AuditEvent::Overflow`] and [`AuditReader::lost`] say when some

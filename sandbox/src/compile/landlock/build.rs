@@ -102,9 +102,10 @@ impl Builder {
         self.visit(&place, &mut PathBuf::from("/"), root, Given::default())
     }
 
-    /// The finished rulesets: reading, then writing.
+    /// The finished rulesets: writing, then reading. Each layer is copied again by the next, so the one
+    /// with many rules comes last.
     pub(super) fn finish(self) -> Result<Vec<OwnedFd>, LandlockError> {
-        let layers = [self.reading, self.writing];
+        let layers = [self.writing, self.reading];
         layers
             .into_iter()
             .map(|layer| {

@@ -17,10 +17,12 @@ use crate::report::{Degradation, UnsupportedError};
 
 /// The division of labour between Landlock and mounts.
 pub(super) struct Plan {
-    /// What Landlock is told: the policy without the masked denials and the private directories.
+    /// What Landlock is told: the policy without the denials that mounts hold.
     pub(super) view: AccessMap,
     pub(super) masks: Vec<Mask>,
     pub(super) pins: Vec<PathBuf>,
+    /// Below a writable path, denied, and granted again for reading by the user.
+    pub(super) read_only: Vec<PathBuf>,
     pub(super) degraded: Vec<Degradation>,
     pub(super) witnesses: Vec<Witness>,
 }
@@ -42,6 +44,7 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
         view: map.clone(),
         masks: Vec::new(),
         pins: Vec::new(),
+        read_only: Vec::new(),
         degraded: Vec::new(),
         witnesses: Vec::new(),
     };
@@ -54,12 +57,18 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
         }
     }
     let mut not_told: Vec<PathBuf> = Vec::new();
+    let mut hidden: Vec<PathBuf> = Vec::new();
     for (path, entry) in denied {
-        if not_told.iter().any(|above| is_at_or_below(path, above)) {
+        if hidden.iter().any(|above| is_at_or_below(path, above)) {
             not_told.push(path.to_owned());
             continue;
         }
-        let Some(reason) = why_not_landlock(map, path, means) else {
+        // A grant for the same path may overrule the denial, for reading or for both.
+        let readable = map.allows(path, Question::Reading);
+        if readable && map.allows(path, Question::Writing) {
+            continue;
+        }
+        let Some(reason) = why_not_landlock(map, &not_told, path, means) else {
             continue;
         };
         plan.witnesses.push(Witness::identity(path));
@@ -67,6 +76,7 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
         // What is not there hides nothing, and where a link leads is denied by itself.
         let Some(found) = found.filter(|f| !f.file_type().is_symlink()) else {
             not_told.push(path.to_owned());
+            hidden.push(path.to_owned());
             continue;
         };
         if !means.mounts {
@@ -78,6 +88,12 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
             }
             continue;
         }
+        not_told.push(path.to_owned());
+        if readable {
+            plan.read_only.push(path.to_owned());
+            continue;
+        }
+        hidden.push(path.to_owned());
         if let Some(grant) = grant_below(map, path) {
             plan.refuse_nested(grant, entry, means.degrade)?;
         }
@@ -87,12 +103,11 @@ pub(super) fn plan(map: &AccessMap, means: &Means<'_>) -> Result<Plan, LandlockE
             directory: found.is_dir(),
             source: entry.source.clone(),
         });
-        not_told.push(path.to_owned());
     }
     plan.pins.sort();
     plan.pins.dedup();
-    let is_private = |e: &Entry| e.origin == Origin::BuiltIn && e.kind == Kind::Write;
-    plan.view = map.retain(|e| !is_private(e) && !(is_policy_denial(e) && not_told.contains(&e.path)));
+    let is_left_out = |e: &Entry| is_policy_denial(e) && not_told.contains(&e.path);
+    plan.view = map.retain(|e| !is_left_out(e));
     Ok(plan)
 }
 
@@ -106,7 +121,13 @@ enum Reason {
     Absent,
 }
 
-fn why_not_landlock(map: &AccessMap, path: &Path, means: &Means<'_>) -> Option<Reason> {
+/// `not_told` are the denials, higher up among them, that Landlock will not know of.
+fn why_not_landlock(
+    map: &AccessMap,
+    not_told: &[PathBuf],
+    path: &Path,
+    means: &Means<'_>,
+) -> Option<Reason> {
     let parent = path.parent()?;
     let own = means.private_dirs.iter().map(PathBuf::as_path);
     if let Some(dir) = own
@@ -115,7 +136,8 @@ fn why_not_landlock(map: &AccessMap, path: &Path, means: &Means<'_>) -> Option<R
     {
         return Some(Reason::Mounted(dir.to_owned()));
     }
-    match map.winner(parent, Question::Writing) {
+    let is_told = |e: &Entry| !is_policy_denial(e) || !not_told.contains(&e.path);
+    match map.winner_among(parent, Question::Writing, is_told) {
         Some(entry) if entry.kind == Kind::Write => Some(Reason::Writable(entry.path.clone())),
         _ if !means.landlock => Some(Reason::Absent),
         _ => None,

@@ -36,7 +36,7 @@ use super::wire::Status;
 use lock::{Before, Turnstile};
 
 #[cfg(test)]
-pub(super) use lock::Alone;
+pub(super) use lock::{Alone, among_tests};
 
 /// How many records may wait in the kernel's queue; its default of 64 lost up to 6 % of 50,000.
 const BACKLOG_LIMIT: u32 = 8192;

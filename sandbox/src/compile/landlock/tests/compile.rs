@@ -147,6 +147,35 @@ fn a_grant_that_a_mask_would_hide_is_an_error() {
 }
 
 #[test]
+fn a_users_grant_for_a_presets_denied_path_is_not_masked() {
+    let it = Fixture::new();
+    let mut policy = it.policy(&["/"], &["home"], &["home/.netrc", "home/.ssh", "home/.ssh/key"]);
+    let explicit = |path: &str| PathRule::explicit(it.path(path), format!("--grant {path}"));
+    policy.read.push(explicit("home/.netrc"));
+    policy.read.push(explicit("home/.ssh"));
+    let mut request = request(&policy);
+    request.mounts = true;
+    let layers = compile_landlock(&request).unwrap();
+    assert_eq!(layers.read_only, [it.path("home/.netrc"), it.path("home/.ssh")]);
+    let masks: Vec<_> = layers.masks.iter().map(|mask| mask.path.clone()).collect();
+    assert_eq!(
+        masks,
+        [it.path("home/.ssh/key")],
+        "below the grant the longer denial holds"
+    );
+    restricted(&layers, || {
+        assert_allowed("granted again", fs::read(it.path("home/.netrc")));
+    });
+    let mut policy = policy.clone();
+    policy.write.push(explicit("home/.netrc"));
+    request.files = &policy;
+    assert_eq!(
+        compile_landlock(&request).unwrap().read_only,
+        [it.path("home/.ssh")]
+    );
+}
+
+#[test]
 fn a_grant_of_the_users_that_is_not_there_is_an_error_and_a_presets_is_not() {
     let it = Fixture::new();
     let mut policy = it.policy(&["/", "missing"], &[], &[]);

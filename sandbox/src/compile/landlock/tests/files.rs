@@ -109,9 +109,10 @@ fn escape_35_a_secret_is_closed_through_links_too() {
     let it = Fixture::new();
     it.write("vault/ssh/key", "secret");
     symlink(it.path("vault/ssh"), it.path("home/.gnupg")).unwrap();
-    symlink("home", it.path("casa")).unwrap();
+    fs::create_dir(it.path("links")).unwrap();
+    symlink("../home", it.path("links/casa")).unwrap();
     symlink(it.path("home/.ssh/key"), it.path("home/innocent")).unwrap();
-    let policy = it.policy(&["/"], &["home/project"], &["home/.gnupg", "casa/.ssh"]);
+    let policy = it.policy(&[""], &["home/project"], &["home/.gnupg", "links/casa/.ssh"]);
     let layers = compile_landlock(&request(&policy)).unwrap();
     restricted(&layers, || {
         assert_refused("through the link", fs::read(it.path("home/.gnupg/key")));
@@ -120,12 +121,26 @@ fn escape_35_a_secret_is_closed_through_links_too() {
         assert_refused("a link to it", fs::read(it.path("home/innocent")));
         symlink(it.path("vault"), it.path("home/project/v")).unwrap();
         assert_refused("a new link", fs::read(it.path("home/project/v/ssh/key")));
-        assert_allowed("neighbour", fs::read(it.path("casa/notes")));
+        assert_allowed("neighbour", fs::read(it.path("links/casa/notes")));
     });
     assert!(layers.is_current());
-    fs::remove_file(it.path("casa")).unwrap();
-    symlink("other", it.path("casa")).unwrap();
+    fs::remove_file(it.path("links/casa")).unwrap();
+    symlink("../other", it.path("links/casa")).unwrap();
     assert!(!layers.is_current(), "a link of the policy leads elsewhere");
+}
+
+#[test]
+fn a_link_at_a_denied_path_that_becomes_a_directory_is_closed() {
+    let it = Fixture::new();
+    symlink(it.path("other"), it.path("home/.gnupg")).unwrap();
+    let layers = compile_landlock(&request(&it.policy(&[""], &[], &["home/.gnupg"]))).unwrap();
+    fs::remove_file(it.path("home/.gnupg")).unwrap();
+    it.write("home/.gnupg/key", "secret");
+    assert!(!layers.is_current());
+    restricted(&layers, || {
+        assert_refused("the directory", fs::read(it.path("home/.gnupg/key")));
+        assert_allowed("its neighbour", fs::read(it.path("home/notes")));
+    });
 }
 
 #[test]
@@ -153,7 +168,7 @@ fn a_secret_created_after_compiling_is_closed() {
 #[test]
 fn a_secret_replaced_by_renaming_is_closed() {
     let it = Fixture::new();
-    let layers = compile_landlock(&request(&it.policy(&["/"], &[], &["home/.netrc"]))).unwrap();
+    let layers = compile_landlock(&request(&it.policy(&["home"], &[], &["home/.netrc"]))).unwrap();
     it.write("home/.netrc.tmp", "secret");
     fs::rename(it.path("home/.netrc.tmp"), it.path("home/.netrc")).unwrap();
     assert!(!layers.is_current());

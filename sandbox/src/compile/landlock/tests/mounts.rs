@@ -119,6 +119,32 @@ fn a_masked_secret_is_hidden_below_a_writable_home() {
 }
 
 #[test]
+fn the_machines_own_directory_behind_a_private_one_is_closed() {
+    let it = Fixture::new();
+    it.write("tmp/others", "x");
+    let policy = it.policy(&["/", "tmp/in"], &[], &[]);
+    it.write("tmp/in/file", "x");
+    let private = [it.path("tmp")];
+    let mut request = request(&policy);
+    request.mounts = true;
+    request.private_dirs = &private;
+    let layers = compile_landlock(&request).unwrap();
+    restricted(&layers, || {
+        assert_allowed("granted", fs::read(it.path("tmp/in/file")))
+    });
+    // Something beside it is denied, so that its parent is not granted as a whole.
+    let policy = it.policy(&["/", "tmp/in"], &[], &["other"]);
+    request.files = &policy;
+    let layers = compile_landlock(&request).unwrap();
+    restricted(&layers, || {
+        assert_refused("read", fs::read(it.path("tmp/others")));
+        assert_refused("write", fs::write(it.path("tmp/others"), "y"));
+        assert_allowed("granted", fs::read(it.path("tmp/in/file")));
+        assert_allowed("beside", fs::read(it.path("home/notes")));
+    });
+}
+
+#[test]
 fn rulesets_that_collected_rules_of_many_mounts_are_built_anew() {
     let it = Fixture::new();
     let policy = it.policy(&["/"], &[], &[]);

@@ -163,6 +163,15 @@ fn parse_state(text: &str) -> Option<Before> {
     parts.next().is_none().then_some(before)
 }
 
+/// Keeps tests that lose records apart from tests that count them, also in other processes.
+#[cfg(test)]
+pub(in super::super) fn among_tests(directory: &Path, floods: bool) -> File {
+    prepare(directory).unwrap();
+    let file = open_private(&directory.join("audit.tests")).unwrap();
+    if floods { file.lock() } else { file.lock_shared() }.unwrap();
+    file
+}
+
 /// Keeps all other readers of the machine out, for tests of what they share.
 #[cfg(test)]
 #[derive(Debug)]
