@@ -1,1 +1,296 @@
-//! Not written yet.
+//! The seccomp listener: which calls reached it, what they want, and what the answer is.
+//!
+//! The filter lets through what registers alone show to be harmless and sends everything else here. A
+//! [`Listener`] hands out one [`Notification`] after another; the process's [`Decider`] says what to answer
+//! and what to record.
+//!
+//! The target is hostile, runs on in other threads while we decide, and knows this code. Therefore:
+//!
+//! - Arguments in memory are copied once; what was copied is what is judged and what is performed.
+//! - A descriptor is duplicated once; its family, type and protocol are asked of the duplicate, and the
+//!   call is performed on the duplicate. The target may meanwhile put another file under the same number.
+//! - [`Response::Continue`] lets the target's own call run on whatever its arguments say *by then*. It is
+//!   given only where something else holds the line (Landlock, a namespace) or where nothing is forbidden.
+//! - What was looked up by a thread's number counts only after [`Listener::is_valid`] said that the call
+//!   still waits: else the number may belong to somebody else.
+//! - Nothing that may block runs inside [`Decider::decide`]; see [`BlockingConnect`].
+
+mod address;
+mod connect;
+mod diag;
+mod files;
+mod listener;
+mod memory;
+mod paths;
+mod socket;
+mod syscall;
+mod transfer;
+mod tree;
+mod unix;
+
+use std::fs;
+
+use nix::errno::Errno;
+
+use crate::compile::access::AccessMap;
+use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget, errno_name};
+use crate::policy::{NetMode, NetPolicy};
+use crate::syscalls::{self, Entry, Handling};
+
+pub use connect::{BlockingConnect, Canceller};
+pub use listener::{Listener, Notification, Received, Response};
+pub use tree::Tree;
+
+/// What a [`Decider`] decides by.
+#[derive(Debug)]
+pub struct DeciderSetup {
+    /// Sockets and addresses.
+    pub net: NetPolicy,
+    /// The policy's name, which denials quote.
+    pub policy_name: String,
+    /// Present where opens and directory changes are notified, to be observed: what the policy says about
+    /// files. Landlock enforces it.
+    pub access: Option<AccessMap>,
+    /// Opens for reading are judged too.
+    pub observe_reads: bool,
+    /// The processes whose unix sockets may be reached, and who may be named by a pid.
+    pub tree: Tree,
+    /// Landlock refuses every TCP bind and connect that the target performs itself. No decision depends on it:
+    /// without it a race gains the target a bound port, on which it still cannot listen.
+    pub tcp_confined_by_landlock: bool,
+}
+
+/// Decides about one process's notifications.
+#[derive(Debug)]
+pub struct Decider {
+    setup: DeciderSetup,
+    net_rule: String,
+    own_sockets: unix::OwnSockets,
+}
+
+/// What to do about one notification.
+#[derive(Debug)]
+pub struct Decided {
+    /// What to tell the target.
+    pub answer: Answer,
+    /// What to record, if anything.
+    pub observation: Option<Observation>,
+}
+
+/// What to tell the target, and when.
+#[derive(Debug)]
+pub enum Answer {
+    /// At once.
+    Now(Response),
+    /// When this has run, on a thread of its own.
+    Blocking(BlockingConnect),
+}
+
+/// What a notification shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// An attempt was refused.
+    Denial(Denial),
+    /// A feature probe of the kind every harmless program makes: its name, to be counted.
+    Probe(String),
+}
+
+/// A notification, with the means to ask about it again.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    listener: &'a Listener,
+    notification: &'a Notification,
+    /// The system call's name.
+    name: &'static str,
+}
+
+/// Why an argument cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unavailable {
+    /// The program's own mistake, with the kernel's answer to it.
+    Errno(Errno),
+    /// We may not look at the target.
+    Forbidden,
+}
+
+impl Decider {
+    /// A decider for one process.
+    pub fn new(setup: DeciderSetup) -> Self {
+        let net_rule = match setup.net.mode {
+            NetMode::Off => format!("net = off (preset {})", setup.policy_name),
+            mode => format!("net = {}", mode.as_str()),
+        };
+        Self {
+            setup,
+            net_rule,
+            own_sockets: unix::OwnSockets::default(),
+        }
+    }
+
+    /// Decides about one notification. Never blocks on what the target controls, and never panics.
+    ///
+    /// Some calls are performed here, on behalf of the target; the answer then carries their result.
+    pub fn decide(&mut self, listener: &Listener, notification: &Notification) -> Decided {
+        let n = notification;
+        if let Some(abi) = syscalls::is_foreign_abi(n.arch, n.number) {
+            return self.foreign(listener, n, abi);
+        }
+        let Some(name) = syscalls::name(n.number) else {
+            return Decided::probe(Errno::ENOSYS, format!("syscall_{}", n.number));
+        };
+        let call = Call {
+            listener,
+            notification,
+            name,
+        };
+        let Some(entry) = syscalls::entry(n.number) else {
+            // The filter asks about no such call. Whoever makes it do so gets a refusal.
+            return call.refuse_syscall(Errno::EPERM, name, "not a call that the filter asks about");
+        };
+        self.handle(call, entry)
+    }
+
+    fn handle(&mut self, call: Call<'_>, entry: &Entry) -> Decided {
+        match entry.handling {
+            Handling::Refuse { errno } => {
+                call.refuse_syscall(Errno::from_raw(errno), entry.name, entry.reason)
+            }
+            Handling::Probe { errno } => Decided::probe(Errno::from_raw(errno), entry.name.to_owned()),
+            Handling::Ioctl => call.refuse_ioctl(entry),
+            Handling::PidArgument { .. } => self.pid_argument(call, entry),
+            Handling::Socket => self.socket(call),
+            Handling::Socketpair => self.socketpair(call),
+            Handling::Connect => self.connect(call),
+            Handling::Bind => self.bind(call),
+            Handling::Listen => self.listen(call),
+            Handling::Send => self.send(call),
+            Handling::Receive => self.receive(call),
+            Handling::SetSockOpt => call.refuse_socket_option(entry),
+            Handling::Open => self.open(call),
+            Handling::DirectoryChange => self.directory_change(call, entry),
+        }
+    }
+}
+
+impl Decided {
+    fn now(response: Response) -> Self {
+        Self {
+            answer: Answer::Now(response),
+            observation: None,
+        }
+    }
+
+    /// The error that the kernel itself would give, or that follows from the target's own mistake.
+    fn error(errno: Errno) -> Self {
+        Self::now(Response::Errno(errno as i32))
+    }
+
+    /// The result of a call that was performed on behalf of the target.
+    fn performed(result: Result<(), Errno>) -> Self {
+        Self::now(connect::response(result))
+    }
+
+    fn probe(errno: Errno, name: String) -> Self {
+        Self {
+            answer: Answer::Now(Response::Errno(errno as i32)),
+            observation: Some(Observation::Probe(name)),
+        }
+    }
+
+    const CONTINUE: Self = Self {
+        answer: Answer::Now(Response::Continue),
+        observation: None,
+    };
+}
+
+impl Call<'_> {
+    fn tid(&self) -> i32 {
+        self.notification.pid
+    }
+
+    fn arg(&self, index: usize) -> u64 {
+        self.notification.args[index]
+    }
+
+    /// An argument that the kernel takes as an `int`: the upper half of the register means nothing.
+    fn int(&self, index: usize) -> i32 {
+        self.arg(index) as i32
+    }
+
+    fn is_valid(&self) -> bool {
+        self.listener.is_valid(self.notification.id)
+    }
+
+    /// Refuses, and records it.
+    fn deny(
+        &self,
+        class: DenialClass,
+        errno: Errno,
+        target: DenialTarget,
+        rule: impl Into<String>,
+    ) -> Decided {
+        Decided {
+            answer: Answer::Now(Response::Errno(errno as i32)),
+            observation: Some(self.denial(class, self.name, errno, target, rule, Certainty::Observed)),
+        }
+    }
+
+    /// Refuses a network call, and records it.
+    fn deny_net(&self, errno: Errno, target: DenialTarget, rule: impl Into<String>) -> Decided {
+        self.deny(DenialClass::Network, errno, target, rule)
+    }
+
+    fn fail(&self, unavailable: Unavailable) -> Decided {
+        match unavailable {
+            Unavailable::Errno(errno) => Decided::error(errno),
+            Unavailable::Forbidden => self.deny_unreadable(),
+        }
+    }
+
+    /// Refuses because the target cannot be looked into, so that nothing about the call is known.
+    fn deny_unreadable(&self) -> Decided {
+        if !self.is_valid() {
+            return Decided::error(Errno::ESRCH);
+        }
+        self.deny_net(
+            Errno::EACCES,
+            DenialTarget::syscall(self.name),
+            "target unreadable: its arguments cannot be judged",
+        )
+    }
+
+    fn denial(
+        &self,
+        class: DenialClass,
+        operation: &str,
+        errno: Errno,
+        target: DenialTarget,
+        rule: impl Into<String>,
+        certainty: Certainty,
+    ) -> Observation {
+        Observation::Denial(Denial {
+            class,
+            operation: operation.to_owned(),
+            target,
+            pid: (self.tid() > 0).then_some(self.tid()),
+            comm: self.comm(),
+            rule: rule.into(),
+            errno: errno_name(errno as i32),
+            certainty,
+            decision: Decision::Deny,
+        })
+    }
+
+    /// The thread's name, unless the thread died: its number may be another's by then.
+    fn comm(&self) -> Option<String> {
+        let mut comm = fs::read(format!("/proc/{}/comm", self.tid())).ok()?;
+        if comm.last() == Some(&b'\n') {
+            comm.pop();
+        }
+        self.is_valid()
+            .then(|| String::from_utf8_lossy(&comm).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! connect(2), performed on behalf of the target on a duplicate of its socket, with the copied address.
+//!
+//! It is never continued: the call that was judged is the call that is made.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::address::{SocketAddress, effective};
+use super::socket::SocketKind;
+use super::{Answer, Call, Decided, Decider, Response, listener};
+use crate::denial::DenialTarget;
+use crate::policy::NetMode;
+
+/// A permitted connect that may take its time.
+///
+/// Every connect of a stream socket is one, also where the socket was non-blocking a moment ago: the flag
+/// belongs to the file that the target shares, and a thread of the target that clears it at the right
+/// moment would hold up whoever performs the call. On a non-blocking socket [`Self::run`] returns at once,
+/// with `EINPROGRESS` where the kernel says so.
+#[derive(Debug)]
+pub struct BlockingConnect {
+    socket: OwnedFd,
+    address: SocketAddress,
+    /// What the address names by descriptor, if it does.
+    named: Option<OwnedFd>,
+}
+
+impl BlockingConnect {
+    pub(super) fn new(socket: OwnedFd, address: SocketAddress, named: Option<OwnedFd>) -> Self {
+        Self {
+            socket,
+            address,
+            named,
+        }
+    }
+
+    /// Connects, and says what to answer. Blocks as long as the target's own call would have.
+    pub fn run(self) -> Response {
+        let result = loop {
+            match listener::connect(self.socket.as_fd(), self.address.as_bytes()) {
+                // A signal of ours, not of the target's: go on waiting for the same attempt.
+                Err(Errno::EINTR) => {}
+                result => break result,
+            }
+        };
+        drop(self.named);
+        response(result)
+    }
+
+    /// A handle that ends a waiting [`Self::run`].
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn canceller(&self) -> std::io::Result<Canceller> {
+        Ok(Canceller {
+            socket: self.socket.try_clone()?,
+        })
+    }
+}
+
+/// Ends a [`BlockingConnect`].
+#[derive(Debug)]
+pub struct Canceller {
+    socket: OwnedFd,
+}
+
+impl Canceller {
+    /// Shuts the socket down. A connect over TCP returns at once. One to a unix socket whose queue is full
+    /// returns when its server goes: that one belongs to the same tree, and dies with it.
+    pub fn cancel(&self) {
+        // It fails where nothing is connected or waiting: then there is nothing to end.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+pub(super) fn response(result: Result<(), Errno>) -> Response {
+    match result {
+        Ok(()) => Response::Value(0),
+        Err(errno) => Response::Errno(errno as i32),
+    }
+}
+
+impl Decider {
+    pub(super) fn connect(&mut self, call: Call<'_>) -> Decided {
+        let (socket, kind) = match self.duplicate(call) {
+            Ok(duplicate) => duplicate,
+            Err(unavailable) => return call.fail(unavailable),
+        };
+        let address = match SocketAddress::copy(call.tid(), call.arg(1), call.int(2)) {
+            Ok(address) => address,
+            Err(unavailable) => return call.fail(unavailable),
+        };
+        if !call.is_valid() {
+            return Decided::error(Errno::ESRCH);
+        }
+        if kind.is_unix() && address.family() != Some(libc::AF_UNSPEC) {
+            return self.connect_unix(call, socket, kind, address);
+        }
+        if kind.is_tcp() || kind.is_udp() {
+            return self.connect_inet(call, socket, kind, address);
+        }
+        if kind.family == libc::AF_NETLINK && self.setup.net.mode != NetMode::Off {
+            return self.connect_netlink(call, &socket, &address);
+        }
+        if kind.is_unix() {
+            return Decided::performed(listener::connect(socket.as_fd(), address.as_bytes()));
+        }
+        // No such socket can be made under the filter; it was inherited.
+        call.deny_net(Errno::EACCES, self.target(kind, &address), self.net_rule.as_str())
+    }
+
+    fn connect_inet(
+        &self,
+        call: Call<'_>,
+        socket: OwnedFd,
+        kind: SocketKind,
+        address: SocketAddress,
+    ) -> Decided {
+        if address.family() == Some(libc::AF_UNSPEC) {
+            // Dissolves an association; the next connect is asked about again.
+            return Decided::performed(listener::connect(socket.as_fd(), address.as_bytes()));
+        }
+        let (given, port) = match address.inet() {
+            Ok(inet) => inet,
+            Err(errno) => return Decided::error(errno),
+        };
+        if let Err(errno) = self.permits(kind, effective(given), port) {
+            return call.deny_net(errno, self.target(kind, &address), self.net_rule.as_str());
+        }
+        let address = match self.setup.net.mode {
+            NetMode::Open => address,
+            NetMode::Off | NetMode::Isolated => address.with_loopback_named(),
+        };
+        if kind.is_udp() {
+            // Only remembers the address: nothing to wait for.
+            return Decided::performed(listener::connect(socket.as_fd(), address.as_bytes()));
+        }
+        Decided {
+            answer: Answer::Blocking(BlockingConnect::new(socket, address, None)),
+            observation: None,
+        }
+    }
+
+    fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {
+        let net = &self.setup.net;
+        let by_rule = || kind.is_tcp() && net.allow.iter().any(|rule| rule.covers(address, port));
+        match net.mode {
+            NetMode::Open => Ok(()),
+            NetMode::Isolated if address.is_loopback() => Ok(()),
+            // No rule helps: nothing but loopback exists in the namespace.
+            NetMode::Isolated => Err(Errno::ENETUNREACH),
+            NetMode::Off if by_rule() => Ok(()),
+            NetMode::Off => Err(Errno::EACCES),
+        }
+    }
+
+    /// A netlink socket may be connected to the kernel, which is what everybody wants. Other ports and
+    /// groups take privileges that we may have and the target does not.
+    fn connect_netlink(&self, call: Call<'_>, socket: &OwnedFd, address: &SocketAddress) -> Decided {
+        // struct sockaddr_nl: family, padding, port id, groups.
+        let elsewhere = address
+            .as_bytes()
+            .get(4..12)
+            .is_some_and(|bytes| bytes.iter().any(|&byte| byte != 0));
+        if address.family() == Some(libc::AF_NETLINK) && elsewhere {
+            return call.deny_net(
+                Errno::EPERM,
+                DenialTarget::protocol("netlink"),
+                self.net_rule.as_str(),
+            );
+        }
+        Decided::performed(listener::connect(socket.as_fd(), address.as_bytes()))
+    }
+
+    /// What a denial about this socket and address shows.
+    pub(super) fn target(&self, kind: SocketKind, address: &SocketAddress) -> DenialTarget {
+        if let Ok(name) = address.unix() {
+            return DenialTarget {
+                path: Some(name.display()),
+                protocol: Some(kind.name()),
+                ..DenialTarget::default()
+            };
+        }
+        match address.inet_or_unspecified() {
+            Ok((ip, port)) => DenialTarget::inet(ip.to_canonical(), port, &kind.name()),
+            Err(_) => DenialTarget::protocol(kind.name()),
+        }
+    }
+}

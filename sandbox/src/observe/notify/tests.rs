@@ -1,0 +1,8 @@
+//! Against the real kernel: a thread puts itself under a small filter, and a decider answers it.
+
+mod calls;
+mod files;
+mod harness;
+mod network;
+mod race;
+mod unix;
