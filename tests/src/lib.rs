@@ -1,1 +1,72 @@
-//! Not written yet.
+//! Support for the black-box tests: runs the `provost` binary on a real kernel, as root and as an ordinary
+//! user, and reads what it says.
+//!
+//! - [`World`]: a user, a working directory, a home and a directory outside, made for one test.
+//! - [`Run`] → [`Live`] → [`Finished`]: one `provost run`, started, watched, ended.
+//! - [`Wanted`]: what a denial in a record should look like.
+//! - [`Witness`]: a FIFO that tells whether anything that opened it still lives.
+//! - [`host`]: sockets and processes outside of the sandbox that must stay untouched.
+//! - [`require!`]: what a test needs from the machine. With `MUST_HAVE=all` in the environment a test that
+//!   lacks it fails instead of being skipped.
+//!
+//! Nothing here sleeps: whatever is waited for is an event (an exit, the end of a stream, a hang-up), with a
+//! deadline after which the test fails.
+
+mod binaries;
+mod denial;
+mod finished;
+pub mod host;
+mod live;
+pub mod needs;
+mod record;
+mod run;
+mod witness;
+mod world;
+
+pub use binaries::{program, provost};
+pub use denial::{Wanted, filesystem, network, syscall};
+pub use finished::{Finished, check_pattern};
+pub use live::Live;
+pub use run::Run;
+pub use witness::Witness;
+pub use world::{User, World};
+
+use std::time::Duration;
+
+/// After this long without the awaited event a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Makes two tests, `NAME::as_root` and `NAME::as_user`, of each function `fn NAME(world: &World)`.
+///
+/// The root variant is skipped where the tests themselves do not run as root.
+#[macro_export]
+macro_rules! both_users {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn as_root() {
+                if let Some(world) = $crate::World::try_new($crate::User::Root) {
+                    super::$name(&world);
+                }
+            }
+
+            #[test]
+            fn as_user() {
+                if let Some(world) = $crate::World::try_new($crate::User::Ordinary) {
+                    super::$name(&world);
+                }
+            }
+        }
+    )+};
+}
+
+/// Returns from the test, with the reason printed, unless the condition holds; fails under `MUST_HAVE=all`.
+#[macro_export]
+macro_rules! require {
+    ($holds:expr, $($what:tt)+) => {
+        if !$holds {
+            $crate::needs::missing(&format!($($what)+));
+            return;
+        }
+    };
+}

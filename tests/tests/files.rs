@@ -1,0 +1,394 @@
+//! Files: what may be read and written, what not, and who learns of it.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use provost_tests::{Finished, Wanted, World, both_users, filesystem, needs, require};
+
+/// How a refused write is known: the kernel says so to root, others see the attempt.
+fn certainty(world: &World) -> &'static str {
+    if world.is_root() { "observed" } else { "inferred" }
+}
+
+/// The record must hold the denial of a write.
+fn write_denial(world: &World, path: &str) -> Wanted {
+    filesystem().path(path).certainty(certainty(world))
+}
+
+/// The record must hold the denial of a read, or say that it cannot know of any.
+fn assert_read_denied_or_named_unobserved(world: &World, done: &Finished, path: &str) {
+    if world.is_root() {
+        done.denial(&filesystem().path(path).certainty("observed"));
+    } else if !done.has_denial(&filesystem().path(path)) {
+        let unobserved = done.record()["denials"]["unobserved"]
+            .as_array()
+            .map_or(0, Vec::len);
+        assert!(
+            unobserved > 0,
+            "a refused read is neither recorded nor named unobserved\n{done}"
+        );
+    }
+}
+
+fn a_write_outside_is_refused_and_recorded(world: &World) {
+    let done = world.shell("echo x > /etc/provost-tests-probe").finish();
+    assert_ne!(done.code, Some(0), "\n{done}");
+    assert!(!Path::new("/etc/provost-tests-probe").exists());
+    done.denial(&write_denial(world, "/etc/provost-tests-probe"));
+    let path = world.file("outside/file", "kept");
+    for name in ["open-write", "open-append", "openat2-write", "unlink"] {
+        world.escape(&[name, &path]).denied(&write_denial(world, &path));
+    }
+    for name in ["create", "mkdir"] {
+        let fresh = world.text("outside/fresh");
+        world.escape(&[name, &fresh]).denied(&write_denial(world, &fresh));
+        assert!(!world.path("outside/fresh").exists());
+    }
+    let link = world.text("outside/link");
+    world
+        .escape(&["symlink", "/etc", &link])
+        .denied(&write_denial(world, &link));
+    assert_eq!(world.content("outside/file"), "kept");
+}
+
+fn the_working_directory_is_writable_and_its_neighbour_is_not(world: &World) {
+    let script = "set -e; mkdir d; echo one > d/f; echo two >> d/f; mv d/f d/g; ln d/g h; ln -s h i; cat i; \
+                  rm h i d/g; rmdir d; mkfifo p; rm p";
+    let done = world.shell(script).finish();
+    assert_eq!(done.text(), "one\ntwo\n", "\n{done}");
+    done.assert_harmless();
+}
+
+fn read_only_refuses_what_workspace_write_allows(world: &World) {
+    let path = world.file("work/file", "kept");
+    let run = world
+        .escape(&["open-write", &path])
+        .with(["--policy", "read-only"]);
+    run.denied(&write_denial(world, &path));
+    world
+        .run(["cat", "file"])
+        .with(["--policy", "read-only"])
+        .finish()
+        .assert_harmless();
+}
+
+fn write_flags_open_what_they_name_and_nothing_else(world: &World) {
+    world.make_directory(&world.path("outside/open"));
+    let (inside, beside) = (world.text("outside/open/f"), world.text("outside/f"));
+    let flags = ["--write".to_owned(), world.text("outside/open")];
+    let done = world.escape(&["create", &inside]).with(flags.clone()).finish();
+    assert_eq!(done.result(), "ok", "\n{done}");
+    world
+        .escape(&["create", &beside])
+        .with(flags)
+        .denied(&write_denial(world, &beside));
+}
+
+fn deny_flags_close_what_they_name_and_nothing_else(world: &World) {
+    let (closed, beside) = (
+        world.file("outside/closed", "secret"),
+        world.file("outside/beside", "open"),
+    );
+    let flags = ["--deny", closed.as_str()];
+    let done = world.escape(&["read", &closed]).with(flags).refused();
+    assert_read_denied_or_named_unobserved(world, &done, &closed);
+    let done = world.escape(&["read", &beside]).with(flags).finish();
+    assert_eq!(done.result(), "ok", "\n{done}");
+}
+
+fn credentials_below_the_home_are_refused_and_what_lies_beside_them_is_not(world: &World) {
+    let beside = world.file("home/notes", "open");
+    for name in [
+        "home/.ssh/id_x",
+        "home/.aws/credentials",
+        "home/.netrc",
+        "home/.config/gh/hosts.yml",
+    ] {
+        let secret = world.file(name, "secret");
+        let done = world.escape(&["read", &secret]).refused();
+        assert!(!done.text().contains("secret\""), "\n{done}");
+        assert_read_denied_or_named_unobserved(world, &done, &secret);
+        let watched = world.escape(&["read", &secret]).with(["--observe", "reads"]);
+        watched.denied(&filesystem().path(&secret));
+    }
+    let done = world.escape(&["read", &beside]).finish();
+    assert_eq!(done.result(), "ok", "\n{done}");
+    // Their names are no secret.
+    world
+        .run(["ls", &world.text("home/.config")])
+        .finish()
+        .assert_harmless();
+}
+
+fn credentials_are_refused_also_where_the_home_is_the_working_directory(world: &World) {
+    require!(needs::pid_namespaces(world), "namespaces for this user");
+    let secret = world.file("home/.ssh/id_x", "secret");
+    for words in [
+        ["read", secret.as_str()],
+        ["open-write", &secret],
+        ["unlink", &secret],
+    ] {
+        world.escape(&words).directory(world.path("home")).refused();
+    }
+    assert_eq!(world.content("home/.ssh/id_x"), "secret");
+    // The home itself is the workspace, and works as one.
+    let done = world
+        .shell("echo x > new && cat new")
+        .directory(world.path("home"))
+        .finish();
+    assert_eq!(done.text(), "x\n", "\n{done}");
+}
+
+fn a_secret_cannot_be_moved_into_view(world: &World) {
+    let secret = world.file("home/.ssh/id_x", "secret");
+    let here = world.text("work/id_x");
+    for name in ["link", "rename"] {
+        world.escape(&[name, &secret, &here]).refused();
+    }
+    let directory = world.text("home/.ssh");
+    world
+        .escape(&["rename", &directory, &world.text("work/ssh")])
+        .refused();
+    // A link is no way around: the rule is on the file, not on the name.
+    std::os::unix::fs::symlink(&secret, world.path("work/link")).expect("a link of the test's own");
+    world.escape(&["read", "link"]).refused();
+    world
+        .escape(&["read", &format!("/proc/self/root{secret}")])
+        .refused();
+    world
+        .escape(&["read", "/proc/self/cwd/../home/.ssh/id_x"])
+        .refused();
+}
+
+fn escape_15_a_descriptor_cannot_be_reopened_for_writing(world: &World) {
+    let path = world.file("outside/file", "kept");
+    world
+        .escape(&["reopen", &path])
+        .denied(&write_denial(world, &path));
+}
+
+fn escape_31_owner_mode_times_and_attributes_outside_stay(world: &World) {
+    let path = world.file("outside/file", "kept");
+    let before = std::fs::metadata(&path).expect("the file");
+    for name in ["chmod", "fchmod", "chown", "utimes", "xattr"] {
+        let done = world.escape(&[name, &path]).refused();
+        let unobserved = done.record()["denials"]["unobserved"]
+            .as_array()
+            .map_or(0, Vec::len);
+        assert!(
+            done.denials_total() > 0 || unobserved > 0,
+            "{name} is neither recorded nor unobserved\n{done}"
+        );
+    }
+    let after = std::fs::metadata(&path).expect("the file");
+    assert_eq!(before.mode(), after.mode());
+    assert_eq!(
+        (before.ctime(), before.ctime_nsec()),
+        (after.ctime(), after.ctime_nsec())
+    );
+    let own = world.file("work/file", "mine");
+    for name in ["chmod", "utimes"] {
+        let done = world.escape(&[name, &own]).finish();
+        assert_eq!(done.result(), "ok", "\n{done}");
+    }
+}
+
+fn escape_32_inode_flags_are_refused(world: &World) {
+    let path = world.file("outside/file", "kept");
+    world
+        .escape(&["setflags", &path])
+        .denied(&provost_tests::syscall("ioctl(FS_IOC_SETFLAGS)"));
+}
+
+fn escape_33_truncation_is_a_write(world: &World) {
+    let path = world.file("outside/file", "kept");
+    for name in ["truncate", "open-truncate"] {
+        world.escape(&[name, &path]).denied(&write_denial(world, &path));
+    }
+    assert_eq!(world.content("outside/file"), "kept");
+}
+
+fn escape_34_links_and_renames_do_not_cross_the_border(world: &World) {
+    let outside = world.file("outside/file", "kept");
+    let inside = world.file("work/file", "mine");
+    let (out, own) = (world.text("outside/new"), world.text("work/new"));
+    for name in ["link", "rename"] {
+        world.escape(&[name, &outside, &own]).refused();
+        let done = world.escape(&[name, &inside, &out]).refused();
+        assert!(done.denials_total() > 0, "\n{done}");
+    }
+    world.escape(&["exchange", &outside, &inside]).refused();
+    assert_eq!(world.content("outside/file"), "kept");
+    assert_eq!(world.content("work/file"), "mine");
+}
+
+fn escape_35_a_link_in_the_workspace_leads_to_no_write_outside(world: &World) {
+    let path = world.file("outside/file", "kept");
+    std::os::unix::fs::symlink(&path, world.path("work/link")).expect("a link of the test's own");
+    world
+        .escape(&["open-truncate", "link"])
+        .denied(&write_denial(world, &path));
+    std::os::unix::fs::symlink(world.path("outside"), world.path("work/dir")).expect("a link");
+    world.escape(&["create", "dir/new"]).refused();
+    assert_eq!(world.content("outside/file"), "kept");
+    assert!(!world.path("outside/new").exists());
+}
+
+fn escape_39_temporary_files_are_not_shared_with_the_host(world: &World) {
+    require!(needs::pid_namespaces(world), "namespaces for this user");
+    for directory in ["/tmp", "/dev/shm"] {
+        let secret = tempfile::Builder::new()
+            .prefix("provost-tests-")
+            .tempfile_in(directory)
+            .expect("a file");
+        world.give_away(secret.path(), 0o644);
+        let path = secret.path().display().to_string();
+        let done = world.escape(&["read", &path]).invisible();
+        assert_eq!(done.result(), "ENOENT", "\n{done}");
+        let fresh = format!("{path}-fresh");
+        let done = world.escape(&["create", &fresh]).finish();
+        assert_eq!(done.result(), "ok", "a private {directory} is writable\n{done}");
+        assert!(!Path::new(&fresh).exists(), "the file appeared on the host");
+    }
+}
+
+fn escape_40_shared_memory_and_queues_of_the_host_are_out_of_sight(world: &World) {
+    require!(needs::pid_namespaces(world), "namespaces for this user");
+    let key = (std::process::id() * 2 + u32::from(world.is_root())).to_string();
+    let name = format!("provost-tests-{key}");
+    require!(
+        needs::possible(world, &["shm-make", &key]),
+        "System V shared memory"
+    );
+    require!(
+        needs::possible(world, &["mq-make", &name]),
+        "POSIX message queues"
+    );
+    let reachable =
+        needs::possible(world, &["shm-get", &key]) && needs::possible(world, &["mq-open", &name]);
+    let segment = world.escape(&["shm-get", &key]).finish();
+    let queue = world.escape(&["mq-open", &name]).finish();
+    assert!(
+        needs::possible(world, &["shm-remove", &key]) & needs::possible(world, &["mq-remove", &name])
+    );
+    assert!(reachable, "without a sandbox they can be reached");
+    assert_eq!(segment.result(), "ENOENT", "\n{segment}");
+    assert_eq!(queue.result(), "ENOENT", "\n{queue}");
+}
+
+fn escape_44_git_hooks_and_config_cannot_be_planted(world: &World) {
+    require!(needs::pid_namespaces(world), "namespaces for this user");
+    let hook = world.file("work/.git/hooks/pre-commit", "kept");
+    let config = world.file("work/.git/config", "kept");
+    for path in [&hook, &config] {
+        for name in ["open-write", "open-truncate", "unlink"] {
+            let done = world.escape(&[name, path]).refused();
+            let unobserved = done.record()["denials"]["unobserved"]
+                .as_array()
+                .map_or(0, Vec::len);
+            assert!(
+                done.denials_total() > 0 || unobserved > 0,
+                "neither recorded nor unobserved\n{done}"
+            );
+        }
+    }
+    // Nor by replacing what contains them.
+    let scripts = [
+        "rm -rf .git/hooks; mkdir -p .git/hooks; echo planted > .git/hooks/pre-commit",
+        "mv .git/hooks .git/old; mkdir -p .git/hooks; echo planted > .git/hooks/pre-commit",
+        "mv .git old; mkdir -p .git/hooks; echo planted > .git/hooks/pre-commit; echo planted > .git/config",
+        "cp -r .git new; echo planted > new/hooks/pre-commit; mv .git old; mv new .git",
+        "echo planted > config; mv -f config .git/config; ln -f config .git/config",
+        "rm -rf .git; mkdir -p .git/hooks; echo planted > .git/hooks/pre-commit; echo planted > .git/config",
+    ];
+    for script in scripts {
+        let done = world
+            .shell(&format!("{{ {script}; }} 2>/dev/null; exit 0"))
+            .finish();
+        for name in ["hooks/pre-commit", "config"] {
+            let now = std::fs::read_to_string(world.path("work/.git").join(name)).unwrap_or_default();
+            assert_ne!(now.trim(), "planted", "`{script}` planted .git/{name}\n{done}");
+        }
+    }
+}
+
+fn escape_62_the_record_cannot_be_led_elsewhere_or_forged(world: &World) {
+    let victim = world.file("outside/victim", "kept");
+    let record = world.text("work/record.json");
+    let script = format!("rm -f record.json; ln -s {victim} record.json; exit 5");
+    let done = world.shell(&script).record_at(&record).finish();
+    assert_eq!(done.code, Some(5), "\n{done}");
+    assert_eq!(
+        world.content("outside/victim"),
+        "kept",
+        "the record was written through a planted link"
+    );
+    std::fs::remove_file(&record).ok();
+    let script = "echo '{\"outcome\":\"exited\",\"exit_code\":0}' > record.json; exit 5";
+    let done = world.shell(script).record_at(&record).finish();
+    assert_eq!(
+        done.record()["exit_code"],
+        5,
+        "the program's forgery stands in the record's place\n{done}"
+    );
+}
+
+fn i4_what_does_not_exist_or_is_refused_by_plain_permissions_is_no_denial(world: &World) {
+    let script = "cat missing; cat /nonexistent/file; ls /nonexistent; echo x > missing/file; rm missing; \
+                  mkdir -p .; mkdir work; mkdir work; rmdir /nonexistent; \
+                  : > locked; chmod 000 locked; cat locked; echo x > locked; exit 0";
+    let done = world.shell(script).finish();
+    assert_eq!(done.record()["denied"], false, "\n{done}");
+}
+
+/// Block devices hold every file of the machine.
+#[test]
+fn block_devices_are_refused_even_to_root() {
+    let Some(world) = World::try_new(provost_tests::User::Root) else {
+        return;
+    };
+    let devices: Vec<String> = std::fs::read_dir("/dev")
+        .expect("/dev")
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_block_device()))
+        .map(|entry| entry.path().display().to_string())
+        .collect();
+    for device in devices.iter().take(4) {
+        world.escape(&["read", device]).denied(&filesystem().path(device));
+        world.escape(&["open-write", device]).refused();
+    }
+}
+
+#[test]
+fn what_only_root_may_read_is_refused_to_roots_programs() {
+    let Some(world) = World::try_new(provost_tests::User::Root) else {
+        return;
+    };
+    world
+        .escape(&["read", "/etc/shadow"])
+        .denied(&filesystem().path("/etc/shadow"));
+    let done = world.escape(&["read", "/etc/passwd"]).finish();
+    assert_eq!(done.result(), "ok", "\n{done}");
+}
+
+both_users!(
+    a_write_outside_is_refused_and_recorded,
+    the_working_directory_is_writable_and_its_neighbour_is_not,
+    read_only_refuses_what_workspace_write_allows,
+    write_flags_open_what_they_name_and_nothing_else,
+    deny_flags_close_what_they_name_and_nothing_else,
+    credentials_below_the_home_are_refused_and_what_lies_beside_them_is_not,
+    credentials_are_refused_also_where_the_home_is_the_working_directory,
+    a_secret_cannot_be_moved_into_view,
+    escape_15_a_descriptor_cannot_be_reopened_for_writing,
+    escape_31_owner_mode_times_and_attributes_outside_stay,
+    escape_32_inode_flags_are_refused,
+    escape_33_truncation_is_a_write,
+    escape_34_links_and_renames_do_not_cross_the_border,
+    escape_35_a_link_in_the_workspace_leads_to_no_write_outside,
+    escape_39_temporary_files_are_not_shared_with_the_host,
+    escape_40_shared_memory_and_queues_of_the_host_are_out_of_sight,
+    escape_44_git_hooks_and_config_cannot_be_planted,
+    escape_62_the_record_cannot_be_led_elsewhere_or_forged,
+    i4_what_does_not_exist_or_is_refused_by_plain_permissions_is_no_denial,
+);
