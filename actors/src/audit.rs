@@ -53,9 +53,11 @@ struct Registered {
     lost_before: u64,
 }
 
-/// A domain of which nobody has registered the command yet.
+/// A domain of which nobody has registered the command yet. The kernel sends a domain's first denial before it
+/// says who entered the domain.
+#[derive(Default)]
 struct Stranger {
-    pid: i32,
+    pid: Option<i32>,
     waiting: Vec<LandlockDenial>,
     uncounted: u64,
 }
@@ -145,17 +147,11 @@ impl AuditState {
         let found: Vec<u64> = self
             .strangers
             .iter()
-            .filter(|(_, stranger)| stranger.pid == pid)
+            .filter(|(_, stranger)| stranger.pid == Some(pid))
             .map(|(domain, _)| *domain)
             .collect();
         for domain in found {
-            self.domains.insert(domain, process_id);
-            if let Some(stranger) = self.strangers.remove(&domain) {
-                for denial in &stranger.waiting {
-                    self.deliver(process_id, denial);
-                }
-                self.count(process_id, stranger.uncounted);
-            }
+            self.adopt(domain, process_id);
         }
     }
 
@@ -230,32 +226,42 @@ impl AuditState {
             .iter()
             .find(|(_, registered)| registered.pid == pid)
             .map(|(process, _)| *process);
-        match owner {
-            Some(process) => drop(self.domains.insert(domain, process)),
-            None if self.strangers.len() < STRANGERS_MAX => {
-                self.strangers.insert(
-                    domain,
-                    Stranger {
-                        pid,
-                        waiting: Vec::new(),
-                        uncounted: 0,
-                    },
-                );
+        if let Some(process) = owner {
+            self.adopt(domain, process);
+        } else if let Some(stranger) = self.stranger(domain) {
+            stranger.pid = Some(pid);
+        }
+    }
+
+    /// The domain is this process's: what waited for that is delivered.
+    fn adopt(&mut self, domain: u64, process: Uuid) {
+        self.domains.insert(domain, process);
+        if let Some(stranger) = self.strangers.remove(&domain) {
+            for denial in &stranger.waiting {
+                self.deliver(process, denial);
             }
-            None => {}
+            self.count(process, stranger.uncounted);
         }
     }
 
     fn denied(&mut self, denial: LandlockDenial) {
         if let Some(process) = self.domains.get(&denial.domain).copied() {
             self.deliver(process, &denial);
-        } else if let Some(stranger) = self.strangers.get_mut(&denial.domain) {
+        } else if let Some(stranger) = self.stranger(denial.domain) {
             if stranger.waiting.len() < WAITING_MAX {
                 stranger.waiting.push(denial);
             } else {
                 stranger.uncounted += 1;
             }
         }
+    }
+
+    /// The place of an unknown domain, while there is room for more of them.
+    fn stranger(&mut self, domain: u64) -> Option<&mut Stranger> {
+        if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&domain) {
+            return None;
+        }
+        Some(self.strangers.entry(domain).or_default())
     }
 
     fn deliver(&self, process: Uuid, denial: &LandlockDenial) {

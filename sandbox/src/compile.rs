@@ -14,7 +14,7 @@ use self::access::AccessMap;
 use self::landlock::{LandlockError, LandlockLayers, LandlockRequest, compile_landlock};
 use self::mounts::MountPlan;
 use self::seccomp::{FilterError, FilterPlan, OpenObservation, compile_filter};
-use crate::keeper::plan::{Instruction, SandboxPlan};
+use crate::keeper::plan::{Instruction, MountedRule, SandboxPlan};
 use crate::kernel::KernelSupport;
 use crate::policy::{Degrade, NetMode, Policy, PolicyError};
 use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
@@ -127,7 +127,7 @@ pub fn compile(
     })?;
     degraded.extend(layers.degraded.iter().cloned());
     let MountPlan { steps, held_by_mount } = if mounts {
-        mounts::plan(&policy, context, &private_dirs, &layers.masks)
+        mounts::plan(&policy, context, &private_dirs, &layers)
     } else {
         MountPlan::default()
     };
@@ -176,6 +176,7 @@ pub fn compile(
         net_namespace,
         mounts: steps,
         private_proc,
+        mounted: mounted(&layers, private_proc),
         drop_capabilities: true,
         no_new_privs: true,
         landlock_flags: layers.restrict_flags,
@@ -188,7 +189,7 @@ pub fn compile(
         cgroups,
     };
     Ok(PreparedSandbox {
-        access: AccessMap::new(&policy.files, &private_dirs),
+        access: layers.access.clone(),
         unobserved: unobserved(audit, context, kernel),
         policy,
         plan,
@@ -359,6 +360,19 @@ fn unobserved(audit: bool, context: &CompileContext, kernel: &KernelSupport) -> 
         classes.push("file execution".to_owned());
     }
     classes
+}
+
+/// The rights for what the init will have mounted; `/proc` only where it is.
+fn mounted(layers: &LandlockLayers, private_proc: bool) -> Vec<MountedRule> {
+    layers
+        .mounted
+        .iter()
+        .filter(|grant| private_proc || grant.path != std::path::Path::new("/proc"))
+        .map(|grant| MountedRule {
+            path: grant.path.as_os_str().as_encoded_bytes().to_vec(),
+            access: grant.access.clone(),
+        })
+        .collect()
 }
 
 fn namespaces(user: bool, mounts: bool, net: bool) -> Vec<String> {

@@ -67,8 +67,11 @@ impl Spawner {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(|errno| start_error(errno.into()))?;
-        nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
-            .map_err(|errno| start_error(errno.into()))?;
+        nix::fcntl::fcntl(
+            &ours,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )
+        .map_err(|errno| start_error(errno.into()))?;
         // The one place where a supervisor starts a process itself. Its environment is empty: nothing
         // that is secret may be read from the spawner or from the inits, which are its forks.
         #[allow(clippy::disallowed_methods)]

@@ -1,8 +1,8 @@
 //! Limits, by the best means that this machine has, and the words that say which.
 
 use super::lacking;
-use crate::kernel::KernelSupport;
 use crate::keeper::plan::CgroupPlan;
+use crate::kernel::KernelSupport;
 use crate::policy::{Degrade, Policy};
 use crate::report::{Degradation, UnsupportedError};
 
@@ -47,14 +47,16 @@ pub(super) fn plan(
             plan.described.push(format!("memory={bytes} (memory cgroup)"));
         } else {
             plan.rlimits.push((libc::RLIMIT_DATA, bytes));
-            plan.described
-                .push(format!("memory={bytes} (RLIMIT_DATA, for each process by itself)"));
+            plan.described.push(format!(
+                "memory={bytes} (RLIMIT_DATA, for each process by itself)"
+            ));
         }
     }
     if let Some(seconds) = policy.limits.cpu_seconds {
         plan.rlimits.push((libc::RLIMIT_CPU, seconds));
-        plan.described
-            .push(format!("cpu-time={seconds}s (RLIMIT_CPU, for each process by itself)"));
+        plan.described.push(format!(
+            "cpu-time={seconds}s (RLIMIT_CPU, for each process by itself)"
+        ));
     }
     Ok(plan)
 }

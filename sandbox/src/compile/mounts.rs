@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::CompileContext;
-use super::landlock::Mask;
+use super::landlock::LandlockLayers;
 use crate::keeper::plan::MountStep;
 use crate::policy::Policy;
 
@@ -31,7 +31,13 @@ pub(super) fn private_directories(policy: &Policy) -> Vec<PathBuf> {
         .iter()
         .map(PathBuf::from)
         .filter(|directory| directory.is_dir())
-        .filter(|directory| !policy.files.write.iter().any(|rule| directory.starts_with(&rule.path)))
+        .filter(|directory| {
+            !policy
+                .files
+                .write
+                .iter()
+                .any(|rule| directory.starts_with(&rule.path))
+        })
         .collect()
 }
 
@@ -39,7 +45,7 @@ pub(super) fn plan(
     policy: &Policy,
     context: &CompileContext,
     private: &[PathBuf],
-    masks: &[Mask],
+    layers: &LandlockLayers,
 ) -> MountPlan {
     let mut steps = Vec::new();
     let mut held_by_mount = Vec::new();
@@ -65,12 +71,19 @@ pub(super) fn plan(
             read_only: !tree.writable,
         });
     }
-    for mask in masks {
+    for mask in &layers.masks {
         held_by_mount.push(mask.path.clone());
         steps.push(MountStep::Mask {
             path: bytes(&mask.path),
             directory: mask.directory,
         });
+    }
+    for path in &layers.pins {
+        steps.push(MountStep::Pin { path: bytes(path) });
+    }
+    for path in &layers.read_only {
+        steps.push(MountStep::ReadOnly { path: bytes(path) });
+        held_by_mount.push(path.clone());
     }
     for rule in &policy.files.protect {
         // Only what is there when the process starts can be covered.
@@ -105,7 +118,11 @@ struct Kept {
 }
 
 /// What is named by the policy or by the command and lies below a private directory, outermost first.
-fn kept_trees(policy: &Policy, context: &CompileContext, private: &[PathBuf]) -> BTreeMap<PathBuf, Kept> {
+fn kept_trees(
+    policy: &Policy,
+    context: &CompileContext,
+    private: &[PathBuf],
+) -> BTreeMap<PathBuf, Kept> {
     let files = &policy.files;
     let named = files
         .read

@@ -20,6 +20,8 @@ pub(super) struct Image {
     pub(super) mounts: Vec<MountImage>,
     pub(super) kept_trees: Vec<RawFd>,
     pub(super) has_masks: bool,
+    /// [`super::plan::MountedRule`]s with their paths as C strings.
+    pub(super) mounted: Vec<(CString, Vec<u64>)>,
     pub(super) id_maps: Option<(Vec<u8>, Vec<u8>)>,
     pub(super) filter: Vec<libc::sock_filter>,
     pub(super) rulesets: Vec<RawFd>,
@@ -110,6 +112,11 @@ impl Image {
             cwd: c_string(&request.cwd)?,
             has_masks: mounts.iter().any(|m| matches!(m, MountImage::Mask { .. })),
             mounts,
+            mounted: plan
+                .mounted
+                .iter()
+                .map(|rule| Some((c_string(&rule.path)?, rule.access.clone())))
+                .collect::<Option<_>>()?,
             kept_trees: vec![-1; kept],
             id_maps: plan.user_namespace.then(super::probe::id_maps),
             filter: plan

@@ -152,6 +152,7 @@ fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
     }
     if namespaced {
         mounts::build(image)?;
+        mounts::allow(image)?;
     }
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(|e| (Step::Clone, e, 3))?;
     sys::signalfd(SIGCHLD_MASK).map_err(|e| (Step::Descriptors, e, 1))

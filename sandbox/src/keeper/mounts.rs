@@ -72,6 +72,22 @@ pub(super) fn build(image: &mut Image) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Adds the rights for what was mounted to the rulesets. These are shared with other spawns of the same sandbox, who
+/// cannot reach these file systems.
+pub(super) fn allow(image: &Image) -> Result<(), Failure> {
+    for (index, (path, access)) in image.mounted.iter().enumerate() {
+        let fail = |errno| (Step::Landlock, errno, 100 + index as u32);
+        let directory = sys::open(path, libc::O_PATH | libc::O_DIRECTORY, 0).map_err(fail)?;
+        for (ruleset, access) in image.rulesets.iter().zip(access) {
+            if *access != 0 {
+                sys::landlock_allow_below(*ruleset, *access, directory).map_err(fail)?;
+            }
+        }
+        sys::close(directory);
+    }
+    Ok(())
+}
+
 fn restore(
     tree: RawFd,
     path: &CStr,

@@ -17,6 +17,9 @@ pub struct SandboxPlan {
     pub mounts: Vec<MountStep>,
     /// Mount a fresh `/proc`.
     pub private_proc: bool,
+    /// Rights to add to the rulesets for file systems mounted for this process alone: a rule for the directory that
+    /// they cover does not reach into them.
+    pub mounted: Vec<MountedRule>,
     /// Empty every capability set.
     pub drop_capabilities: bool,
     /// Set `no_new_privs`.
@@ -29,6 +32,15 @@ pub struct SandboxPlan {
     pub rlimits: Vec<(u32, u64)>,
     /// Limits by cgroup files.
     pub cgroups: Vec<CgroupPlan>,
+}
+
+/// Landlock rights for the root of a file system that was mounted in the process's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedRule {
+    /// Where it is mounted.
+    pub path: Vec<u8>,
+    /// For each ruleset the rights to allow; 0 for none.
+    pub access: Vec<u64>,
 }
 
 /// One BPF instruction, as the kernel's `struct sock_filter`.
@@ -123,6 +135,7 @@ impl SandboxPlan {
             net_namespace: false,
             mounts: Vec::new(),
             private_proc: false,
+            mounted: Vec::new(),
             drop_capabilities: false,
             no_new_privs: false,
             landlock_flags: 0,

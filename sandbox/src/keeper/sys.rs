@@ -307,6 +307,28 @@ pub(crate) fn landlock_restrict_self(ruleset: RawFd, flags: u32) -> Result<(), E
     unsafe { syscall!(libc::SYS_landlock_restrict_self, ruleset, flags) }.map(drop)
 }
 
+/// Allows `access` at and below `directory` in a ruleset.
+pub(crate) fn landlock_allow_below(ruleset: RawFd, access: u64, directory: RawFd) -> Result<(), Errno> {
+    #[repr(C, packed)]
+    struct PathBeneath {
+        access: u64,
+        directory: i32,
+    }
+    const RULE_PATH_BENEATH: u32 = 1;
+    let rule = PathBeneath { access, directory };
+    // SAFETY: `rule` has the kernel's layout (struct landlock_path_beneath_attr, packed).
+    unsafe {
+        syscall!(
+            libc::SYS_landlock_add_rule,
+            ruleset,
+            RULE_PATH_BENEATH,
+            &raw const rule,
+            0u32
+        )
+    }
+    .map(drop)
+}
+
 /// The kernel's Landlock ABI version, 0 where there is none.
 pub(crate) fn landlock_abi() -> u32 {
     const VERSION: u32 = 1;
