@@ -29,6 +29,9 @@ pub(super) struct Attempt<'a> {
     pub(super) step: u32,
     pub(super) errno: Errno,
     pub(super) detail: u32,
+    /// The command's pid as the spawner numbers it; 0 where that is unknown. Only the command can find it out in
+    /// time: once it has ended nobody can.
+    pub(super) pid: i32,
     /// The listener's number in the init's table, or -1.
     pub(super) listener: i32,
 }
@@ -56,6 +59,7 @@ fn become_command(attempt: &mut Attempt<'_>) -> (Step, Errno, u32) {
 fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     let image = &*attempt.image;
     let plan = &image.request.plan;
+    attempt.pid = sys::pid_in(image.proc).unwrap_or(0);
     sys::reset_signals();
     sys::setsid().map_err(|e| (Step::Session, e, 0))?;
     // Where the init dies without a namespace that takes the rest along, the command at least goes with it.

@@ -27,6 +27,8 @@ pub(super) struct Image {
     pub(super) rulesets: Vec<RawFd>,
     pub(super) stdio: [RawFd; 3],
     pub(super) control: RawFd,
+    /// The spawner's `/proc`.
+    pub(super) proc: RawFd,
     /// Wait for a byte on the control socket before anything else (a cgroup is being joined).
     pub(super) wait_for_go: bool,
     /// Descriptors that stay open in the init until the command runs, sorted.
@@ -84,6 +86,7 @@ pub(super) enum MountImage {
 pub(super) struct Descriptors {
     pub(super) stdio: [RawFd; 3],
     pub(super) control: RawFd,
+    pub(super) proc: RawFd,
     pub(super) rulesets: Vec<RawFd>,
 }
 
@@ -98,6 +101,7 @@ impl Image {
         let mut keep = fds.rulesets.clone();
         keep.extend(fds.stdio);
         keep.push(fds.control);
+        keep.push(fds.proc);
         keep.sort_unstable();
         keep.dedup();
         Some(Self {
@@ -132,6 +136,7 @@ impl Image {
             rulesets: fds.rulesets,
             stdio: fds.stdio,
             control: fds.control,
+            proc: fds.proc,
             wait_for_go: plan.cgroups.iter().any(|group| !group.unified),
             keep,
             last_capability,

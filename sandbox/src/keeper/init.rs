@@ -34,7 +34,7 @@ const EMPTY: u64 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitMessage {
     /// The command runs. Its pidfd comes along, and the listener if there is one.
-    Started { listener: bool },
+    Started { listener: bool, pid: i32 },
     /// It does not.
     Failed { step: Step, errno: i32, detail: u32 },
     /// It ended.
@@ -48,6 +48,7 @@ impl InitMessage {
         Some(match words[0] {
             STARTED => Self::Started {
                 listener: words[1] != 0,
+                pid: words[2] as i32,
             },
             FAILED => Self::Failed {
                 step: Step::from_raw(words[1] as u32),
@@ -176,6 +177,7 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
         step: 0,
         errno: 0,
         detail: 0,
+        pid: 0,
         listener: -1,
     };
     let argument = (&raw mut attempt).cast();
@@ -191,7 +193,8 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
     let fds = [pidfd, attempt.listener];
     let with_listener = attempt.listener >= 0;
     let sent = if with_listener { &fds[..] } else { &fds[..1] };
-    say(control, [STARTED, u64::from(with_listener), 0, 0, 0, 0], sent);
+    let words = [STARTED, u64::from(with_listener), attempt.pid as u64, 0, 0, 0];
+    say(control, words, sent);
     Ok(pid)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
 
 use super::init::InitMessage;
-use super::tree::{Command, Tree, pid_of};
+use super::tree::{Command, Fixed, Tree};
 use super::wire::{self, Notice, Request, SpawnRequest, Started};
 use super::{Step, probe, sys};
 
@@ -34,8 +34,7 @@ pub(super) fn main() -> i32 {
 struct Server {
     epoll: Epoll,
     signals: SignalFd,
-    null: File,
-    last_capability: u32,
+    fixed: Fixed,
     trees: HashMap<Uuid, Tree>,
     keys: HashMap<u64, Uuid>,
     by_init: HashMap<i32, Uuid>,
@@ -67,8 +66,11 @@ impl Server {
         Ok(Self {
             epoll,
             signals,
-            null: File::options().read(true).write(true).open("/dev/null")?,
-            last_capability,
+            fixed: Fixed {
+                null: File::options().read(true).write(true).open("/dev/null")?,
+                proc: File::open("/proc")?,
+                last_capability,
+            },
             trees: HashMap::new(),
             keys: HashMap::new(),
             by_init: HashMap::new(),
@@ -156,7 +158,7 @@ impl Server {
         if self.trees.contains_key(&process) || self.ended.contains(&process) {
             return notify(&Notice::Duplicate { process }, &[]);
         }
-        match Tree::start(request, fds, self.null.as_fd(), self.last_capability) {
+        match Tree::start(request, fds, &self.fixed) {
             Ok(tree) => {
                 let key = self.next_key;
                 self.next_key += 1;
@@ -189,7 +191,7 @@ impl Server {
         };
         while let Some((message, fds)) = tree.hear() {
             match message {
-                InitMessage::Started { listener } => started(tree, listener, fds)?,
+                InitMessage::Started { listener, pid } => started(tree, listener, pid, fds)?,
                 InitMessage::Failed { step, errno, detail } => {
                     tree.failed = true;
                     failed(process, step, errno, detail)?;
@@ -301,7 +303,7 @@ impl Server {
     }
 }
 
-fn started(tree: &mut Tree, listener: bool, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+fn started(tree: &mut Tree, listener: bool, pid: i32, mut fds: Vec<OwnedFd>) -> io::Result<()> {
     let (Some(ends), false) = (tree.ours.take(), fds.is_empty()) else {
         tree.kill();
         return Ok(());
@@ -311,7 +313,6 @@ fn started(tree: &mut Tree, listener: bool, mut fds: Vec<OwnedFd>) -> io::Result
         tree.kill();
         return Ok(());
     };
-    let pid = pid_of(pidfd.as_fd()).unwrap_or(-1);
     let mut sent = vec![
         pidfd.as_raw_fd(),
         ends.stdout.as_raw_fd(),

@@ -441,6 +441,26 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     unsafe { syscall!(libc::SYS_kill, pid, signal) }.map(drop)
 }
 
+/// Our own pid as the `/proc` behind this descriptor numbers it; `None` where it does not.
+pub(crate) fn pid_in(proc: RawFd) -> Option<i32> {
+    let mut link = [0u8; 16];
+    // SAFETY: the name is NUL-terminated, the buffer valid for its length.
+    let length = unsafe {
+        syscall!(
+            libc::SYS_readlinkat,
+            proc,
+            c"self".as_ptr(),
+            link.as_mut_ptr(),
+            link.len()
+        )
+    }
+    .ok()?;
+    link.get(..length)?.iter().try_fold(0i32, |number, byte| {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(i32::from(digit))
+    })
+}
+
 pub(crate) fn getpid() -> i32 {
     // SAFETY: no arguments.
     unsafe { libc::syscall(libc::SYS_getpid) as i32 }

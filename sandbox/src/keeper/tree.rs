@@ -1,6 +1,6 @@
 //! One supervised tree, as the spawner sees it.
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -46,6 +46,16 @@ pub(super) struct SupervisorEnds {
     pub(super) stdin: Option<OwnedFd>,
 }
 
+/// What every spawn uses.
+pub(super) struct Fixed {
+    /// `/dev/null`, open for reading and writing.
+    pub(super) null: File,
+    /// `/proc` as the spawner sees it.
+    pub(super) proc: File,
+    /// The highest capability that the kernel knows.
+    pub(super) last_capability: u32,
+}
+
 /// Why a tree was not started.
 pub(super) type Failure = (Step, i32, u32);
 
@@ -54,8 +64,7 @@ impl Tree {
     pub(super) fn start(
         request: SpawnRequest,
         mut fds: Vec<OwnedFd>,
-        null: BorrowedFd<'_>,
-        last_capability: u32,
+        fixed: &Fixed,
     ) -> Result<Self, Failure> {
         let no_pipe =
             |error: io::Error| (Step::Descriptors, error.raw_os_error().unwrap_or(libc::EMFILE), 0);
@@ -93,15 +102,19 @@ impl Tree {
         let (process, flags) = (request.process, clone_flags(&request));
         let descriptors = Descriptors {
             stdio: [
-                stdin.as_ref().map_or(null.as_raw_fd(), AsRawFd::as_raw_fd),
+                stdin.as_ref().map_or(fixed.null.as_raw_fd(), AsRawFd::as_raw_fd),
                 stdout_writer.as_raw_fd(),
                 stderr_writer.as_raw_fd(),
             ],
             control: init_control.as_raw_fd(),
+            proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image =
-            Image::new(request, descriptors, last_capability).ok_or((Step::Exec, libc::EINVAL, 0))?;
+        let mut image = Image::new(request, descriptors, fixed.last_capability).ok_or((
+            Step::Exec,
+            libc::EINVAL,
+            0,
+        ))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
@@ -265,11 +278,4 @@ fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(())
-}
-
-/// The pid behind a pidfd, as this process numbers it.
-pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    info.lines()
-        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }
