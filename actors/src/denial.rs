@@ -179,6 +179,7 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32) -> DeciderSetup {
         net: sandbox.policy.net.clone(),
         policy_name: sandbox.policy.name.clone(),
         access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
+        masked: sandbox.masked.clone(),
         observe_reads: sandbox.opens == OpenObservation::All,
         tree: Tree {
             init: init_pid,

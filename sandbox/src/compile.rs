@@ -47,6 +47,8 @@ pub struct PreparedSandbox {
     pub opens: OpenObservation,
     /// Paths that a mount protects, whose refusals the audit feed does not show.
     pub held_by_mount: Vec<PathBuf>,
+    /// Denied paths that an empty mount covers.
+    pub masked: Vec<PathBuf>,
     /// Classes of refusals that nobody learns of here.
     pub unobserved: Vec<String>,
     /// TCP is denied by Landlock below the listener.
@@ -196,6 +198,7 @@ pub fn compile(
         report,
         opens,
         held_by_mount,
+        masked: layers.masks.iter().map(|mask| mask.path.clone()).collect(),
         tcp_confined_by_landlock,
         layers: Some(layers),
     })
@@ -259,6 +262,7 @@ fn unconfined(
         access: AccessMap::new(&policy.files, &[]),
         opens: OpenObservation::None,
         held_by_mount: Vec::new(),
+        masked: Vec::new(),
         unobserved: Vec::new(),
         tcp_confined_by_landlock: false,
         layers: None,

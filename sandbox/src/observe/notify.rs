@@ -29,6 +29,7 @@ mod tree;
 mod unix;
 
 use std::fs;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -51,6 +52,8 @@ pub struct DeciderSetup {
     /// Present where opens and directory changes are notified, to be observed: what the policy says about
     /// files. Landlock enforces it.
     pub access: Option<AccessMap>,
+    /// Denied paths that an empty mount covers: nothing can be looked up below them.
+    pub masked: Vec<PathBuf>,
     /// Opens for reading are judged too.
     pub observe_reads: bool,
     /// The processes whose unix sockets may be reached, and who may be named by a pid.

@@ -118,6 +118,14 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
         .files
         .deny
         .extend(args.deny.iter().map(|path| explicit("deny", path)));
+    // Named outright, a protected path is meant to be written.
+    let files = &mut policy.files;
+    files.protect.retain(|rule| {
+        !files
+            .write
+            .iter()
+            .any(|named| named.explicit && named.path == rule.path)
+    });
     if let Some(mode) = &args.net {
         policy.net.mode = mode
             .parse::<NetMode>()

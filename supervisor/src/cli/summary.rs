@@ -99,9 +99,15 @@ pub(super) fn allowing_flag(denial: &Denial) -> Option<String> {
             let protocol = target.protocol.as_deref().unwrap_or_default();
             match (denial.operation.as_str(), target.address, protocol) {
                 ("connect", Some(address), "tcp") => {
+                    // A private loopback leads nowhere else.
+                    let mode = if denial.errno == "ENETUNREACH" {
+                        "--net off "
+                    } else {
+                        ""
+                    };
                     let port = target.port?;
                     let destination = std::net::SocketAddr::new(address, port);
-                    Some(format!("--allow-net {destination}"))
+                    Some(format!("{mode}--allow-net {destination}"))
                 }
                 ("bind" | "listen", _, "tcp") => Some("--net isolated".to_owned()),
                 (_, _, "udp") => Some("--net open".to_owned()),

@@ -5,7 +5,7 @@
 //! plain file permissions refuse anyway is recorded as well if the policy refuses it. What fails because
 //! something does not exist, or exists already, is no denial.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -22,7 +22,7 @@ const RENAME_EXCHANGE: i32 = 2;
 /// What the policy refuses.
 struct Refused {
     operation: &'static str,
-    path: std::path::PathBuf,
+    path: PathBuf,
     rule: String,
     errno: Errno,
 }
@@ -35,7 +35,7 @@ impl Decider {
         let Some(access) = &self.setup.access else {
             return Decided::CONTINUE;
         };
-        let judged = Judge { call, access }.open(self.setup.observe_reads);
+        let judged = self.judge(call, access).open(self.setup.observe_reads);
         call.inferred(judged)
     }
 
@@ -46,8 +46,15 @@ impl Decider {
         let Some(access) = &self.setup.access else {
             return Decided::CONTINUE;
         };
-        let judged = Judge { call, access }.directory_change();
+        let judged = self.judge(call, access).directory_change();
         call.inferred(judged)
+    }
+}
+
+impl Decider {
+    fn judge<'a>(&'a self, call: Call<'a>, access: &'a AccessMap) -> Judge<'a> {
+        let masked = &self.setup.masked;
+        Judge { call, access, masked }
     }
 }
 
@@ -75,6 +82,7 @@ impl Call<'_> {
 struct Judge<'a> {
     call: Call<'a>,
     access: &'a AccessMap,
+    masked: &'a [PathBuf],
 }
 
 impl Judge<'_> {
@@ -216,7 +224,29 @@ impl Judge<'_> {
 
     fn resolve(&self, directory: i32, path: usize, follow_last: bool) -> Result<Resolved, Moot> {
         let path = memory::read_path(self.call.tid(), self.call.arg(path)).map_err(|_| Moot)?;
-        self.view()?.resolve(directory, &path, follow_last)
+        let view = self.view()?;
+        match view.resolve(directory, &path, follow_last) {
+            // What is behind a mask is hidden from the lookup; the target is refused before it can be missing.
+            Ok(found) if found.kind == Kind::Absent && self.is_masked(&found.path) => Ok(Resolved {
+                kind: Kind::Unknown,
+                ..found
+            }),
+            Err(Moot) => {
+                let path = view.plain(directory, &path).ok_or(Moot)?;
+                let kind = Kind::Unknown;
+                self.is_masked(&path)
+                    .then_some(Resolved { path, kind })
+                    .ok_or(Moot)
+            }
+            found => found,
+        }
+    }
+
+    /// Below a directory that a mount covers.
+    fn is_masked(&self, path: &Path) -> bool {
+        self.masked
+            .iter()
+            .any(|mask| path.starts_with(mask) && path != mask)
     }
 
     fn resolve_or_descriptor(&self, (directory, path): (i32, usize)) -> Result<Resolved, Moot> {

@@ -94,6 +94,11 @@ impl View {
         Ok(base.join(path))
     }
 
+    /// A path argument as text: absolute, without `.` and `..`, symlinks left as they are.
+    pub(super) fn plain(&self, directory: i32, path: &[u8]) -> Option<PathBuf> {
+        self.absolute(directory, path).ok().map(|path| lexical(&path))
+    }
+
     /// The path that a descriptor of the target's is open on; relative (`pipe:[1]`) where it has none.
     pub(super) fn descriptor(&self, fd: i32) -> Result<PathBuf, Errno> {
         self.link(&format!("fd/{fd}"))

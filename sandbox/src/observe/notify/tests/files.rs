@@ -67,6 +67,7 @@ impl Tree {
         };
         DeciderSetup {
             access: Some(AccessMap::new(&files, &[])),
+            masked: Vec::new(),
             observe_reads,
             ..setup(NetMode::Off, &[])
         }

@@ -44,6 +44,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
         },
         policy_name: "test".to_owned(),
         access: None,
+        masked: Vec::new(),
         observe_reads: false,
         tree: Tree {
             init: std::process::id().cast_signed(),
