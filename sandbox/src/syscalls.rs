@@ -43,7 +43,7 @@ pub(crate) mod aarch64;
 #[cfg(any(target_arch = "x86_64", test))]
 pub(crate) mod x86_64;
 
-pub(crate) use condition::{Calls, Compare, Rules, Test, bits, int, null};
+pub(crate) use condition::{Calls, Compare, Rules, Test, bits, either, int, null};
 pub(crate) use network::REFUSED_SEND_FLAGS;
 
 #[cfg(target_arch = "aarch64")]

@@ -12,10 +12,10 @@
 //!                                                     └─► notify
 //! ```
 //!
-//! The conditions on arguments are compiled by `seccompiler`, one call at a time ([`chunk`]); it has no action for
+//! The conditions on arguments are compiled by `seccompiler`, one call at a time (`chunk`); it has no action for
 //! user notification, so a marker stands in for it and is replaced afterwards. Its own layout compares the
 //! number with one rule after the other, and the kernel, which runs a new filter over all numbers to learn
-//! which are always allowed, is slow to install that; so the chunks become the leaves of a search ([`search`]).
+//! which are always allowed, is slow to install that; so the chunks become the leaves of a search (`search`).
 //! The tests hold the two layouts against each other.
 //!
 //! Calls made between the filter and the exec are never notified: see [`crate::syscalls`].

@@ -52,6 +52,16 @@ pub(crate) const fn bits(argument: u8, mask: u32, value: u32) -> Test {
     }
 }
 
+/// The bits of `mask` in the `int` argument equal one of two values, which differ in a single bit: one test
+/// instead of two rules.
+pub(crate) const fn either(argument: u8, mask: u32, one: u32, other: u32) -> Test {
+    assert!(
+        (one ^ other).is_power_of_two(),
+        "a mask would let other values pass too"
+    );
+    bits(argument, mask & !(one ^ other), one & other)
+}
+
 /// The pointer argument is null.
 pub(crate) const fn null(argument: u8) -> Test {
     Test {

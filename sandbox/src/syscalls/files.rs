@@ -1,6 +1,6 @@
 //! Files. Landlock and mounts hold them; these entries observe, and close what neither of the two sees.
 
-use super::condition::{bits, int};
+use super::condition::{bits, either, int};
 use super::{Handling, Row, Rules};
 
 /// An open that can change nothing: no write access (`O_ACCMODE`), no `O_CREAT`, no `O_TRUNC`.
@@ -82,10 +82,9 @@ pub(super) const ROWS: &[Row] = &[
     change("linkat"),
     change("symlink"),
     change("symlinkat"),
-    Row::new("mknod", Handling::DirectoryChange, NODES)
-        .only(&[&[bits(1, S_IFMT, S_IFCHR)], &[bits(1, S_IFMT, S_IFBLK)]]),
+    Row::new("mknod", Handling::DirectoryChange, NODES).only(&[&[either(1, S_IFMT, S_IFCHR, S_IFBLK)]]),
     Row::new("mknodat", Handling::DirectoryChange, NODES)
-        .only(&[&[bits(2, S_IFMT, S_IFCHR)], &[bits(2, S_IFMT, S_IFBLK)]]),
+        .only(&[&[either(2, S_IFMT, S_IFCHR, S_IFBLK)]]),
     Row::refuse(
         "file_setattr",
         "sets the flags of a file (immutable, append-only) that the policy lets it only read",

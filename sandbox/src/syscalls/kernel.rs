@@ -1,6 +1,6 @@
 //! Calls that change the machine, or the walls of the sandbox: no command needs them, whatever its policy.
 
-use super::condition::{bits, int};
+use super::condition::{bits, either, int};
 use super::{Handling, Row};
 
 /// `SECCOMP_GET_ACTION_AVAIL` and `SECCOMP_GET_NOTIF_SIZES`: questions.
@@ -37,10 +37,12 @@ pub(super) const ROWS: &[Row] = &[
     Row::refuse("fspick", MOUNTS),
     Row::refuse("mount_setattr", MOUNTS),
     // The sandbox itself.
-    Row::refuse("seccomp", SANDBOX).except(&[
-        &[int(0, SECCOMP_GET_ACTION_AVAIL)],
-        &[int(0, SECCOMP_GET_NOTIF_SIZES)],
-    ]),
+    Row::refuse("seccomp", SANDBOX).except(&[&[either(
+        0,
+        u32::MAX,
+        SECCOMP_GET_ACTION_AVAIL,
+        SECCOMP_GET_NOTIF_SIZES,
+    )]]),
     Row::refuse("prctl", SANDBOX).only(&[&[int(0, libc::PR_SET_SECCOMP as u32)]]),
     Row::refuse(
         "landlock_restrict_self",

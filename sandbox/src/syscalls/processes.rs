@@ -1,6 +1,6 @@
 //! Processes: new namespaces, and reaching into processes that are not the sandbox's own.
 
-use super::condition::{bits, int, null};
+use super::condition::{bits, either, int, null};
 use super::{Handling, Row, Rules};
 
 /// Every `CLONE_NEW*` flag that `clone` knows. `CLONE_NEWTIME` is not among them: there its bit (0x80) belongs to
@@ -65,15 +65,12 @@ pub(super) const ROWS: &[Row] = &[
     on_pid("move_pages"),
     // The caller itself or its own process group; a user id of 0 means every process of the caller's user.
     Row::new("setpriority", Handling::PidArgument { index: 1 }, OUTSIDERS)
-        .except(&[
-            &[int(0, PRIO_PROCESS), int(1, 0)],
-            &[int(0, PRIO_PGRP), int(1, 0)],
-        ])
+        .except(&[&[int(1, 0), either(0, u32::MAX, PRIO_PROCESS, PRIO_PGRP)]])
         .where_host_processes_are_visible(),
     Row::new("ioprio_set", Handling::PidArgument { index: 1 }, OUTSIDERS)
         .except(&[
-            &[int(0, IOPRIO_WHO_PROCESS), int(1, 0)],
-            &[int(0, IOPRIO_WHO_PGRP), int(1, 0)],
+            &[int(1, 0), int(0, IOPRIO_WHO_PROCESS)],
+            &[int(1, 0), int(0, IOPRIO_WHO_PGRP)],
         ])
         .where_host_processes_are_visible(),
     ipc("shmget"),

@@ -105,54 +105,118 @@ pub(super) fn translate(rules: Rules) -> Result<Vec<SeccompRule>, BackendError> 
     rules.iter().map(rule).collect()
 }
 
-/// The same code without jumps to jumps, and without what can then not be reached. Each rule begins with a pair of
-/// jumps: into itself, and on to the next number, which is out of the code and has no business in it.
+/// The same code, shorter: the kernel translates every instruction at every spawn. Each of `seccompiler`'s rules
+/// begins with a pair of jumps (into itself, and on to the next number, which is out of the code and has no
+/// business in it), loads its arguments anew and has its own answer.
 fn compact(code: &[sock_filter]) -> Result<Vec<sock_filter>, &'static str> {
-    let end_of_jumps = |mut at: usize| loop {
-        match code.get(at) {
-            None => return Err("a jump leads out of it"),
-            Some(instruction) if instruction.code == JUMP => at += 1 + instruction.k as usize,
-            Some(_) => return Ok(at),
-        }
-    };
-    // Where each instruction that can be reached leads: on true, on false. Jumps go forward only.
-    let mut reached = BTreeMap::new();
-    let mut open = vec![end_of_jumps(0)?];
-    while let Some(at) = open.pop() {
-        let instruction = &code[at];
-        let next = match instruction.code {
-            RETURN => None,
-            code if is_branch(code) => Some((
-                end_of_jumps(at + 1 + usize::from(instruction.jt))?,
-                end_of_jumps(at + 1 + usize::from(instruction.jf))?,
-            )),
-            _ => Some((end_of_jumps(at + 1)?, end_of_jumps(at + 1)?)),
-        };
-        if reached.insert(at, next).is_none() {
-            open.extend(
-                next.into_iter()
-                    .flat_map(|(on_true, on_false)| [on_true, on_false]),
-            );
-        }
+    let mut code = code.to_vec();
+    for at in repeated_loads(&code, &flow(&code)?) {
+        (code[at].code, code[at].k) = (JUMP, 0);
     }
-    let kept: Vec<usize> = reached.keys().copied().collect();
+    let flow = flow(&code)?;
+    let kept: Vec<usize> = flow.keys().copied().collect();
     let mut compacted = Vec::with_capacity(kept.len());
-    for (new, (&old, next)) in reached.iter().enumerate() {
-        let mut instruction = code[old];
+    for (new, (&old, successors)) in flow.iter().enumerate() {
         let step = |target: usize| {
             let target = kept.binary_search(&target).map_err(|_| "a jump leads nowhere")?;
             u8::try_from(target - new - 1).map_err(|_| "a jump is too long")
         };
-        match *next {
-            Some((on_true, on_false)) if is_branch(instruction.code) => {
+        let mut instruction = code[old];
+        match *successors {
+            Successors::None => {}
+            Successors::Branch(on_true, on_false) => {
                 (instruction.jt, instruction.jf) = (step(on_true)?, step(on_false)?);
             }
-            Some((next, _)) if step(next)? != 0 => return Err("a load is followed by a jump"),
-            _ => {}
+            Successors::One(next) if step(next)? == 0 => {}
+            Successors::One(_) => return Err("a load is not followed by its comparison"),
         }
         compacted.push(instruction);
     }
     Ok(compacted)
+}
+
+/// Where an instruction leads. Jumps go forward only.
+#[derive(Clone, Copy)]
+enum Successors {
+    /// It answers.
+    None,
+    One(usize),
+    /// If true, if false.
+    Branch(usize, usize),
+}
+
+/// The instructions that can be reached, jumps left out, with their successors. Equal answers are taken for one,
+/// the last.
+fn flow(code: &[sock_filter]) -> Result<BTreeMap<usize, Successors>, &'static str> {
+    let settle = |mut at: usize| loop {
+        match code.get(at) {
+            None => return Err("a jump leads out of it"),
+            Some(jump) if jump.code == JUMP => at = at.saturating_add(1).saturating_add(jump.k as usize),
+            Some(answer) if answer.code == RETURN => {
+                let same = |other: &sock_filter| (other.code, other.k) == (answer.code, answer.k);
+                return Ok(code.iter().rposition(same).unwrap_or(at));
+            }
+            Some(_) => return Ok(at),
+        }
+    };
+    let mut flow = BTreeMap::new();
+    let mut open = vec![settle(0)?];
+    while let Some(at) = open.pop() {
+        if flow.contains_key(&at) {
+            continue;
+        }
+        let instruction = &code[at];
+        let successors = if instruction.code == RETURN {
+            Successors::None
+        } else if is_branch(instruction.code) {
+            let on_true = settle(at + 1 + usize::from(instruction.jt))?;
+            let on_false = settle(at + 1 + usize::from(instruction.jf))?;
+            open.extend([on_true, on_false]);
+            Successors::Branch(on_true, on_false)
+        } else {
+            let next = settle(at + 1)?;
+            open.push(next);
+            Successors::One(next)
+        };
+        flow.insert(at, successors);
+    }
+    Ok(flow)
+}
+
+/// The loads of a word that is in the accumulator already, whichever way they are come to.
+fn repeated_loads(code: &[sock_filter], flow: &BTreeMap<usize, Successors>) -> Vec<usize> {
+    // What the accumulator holds before each instruction: `Some(offset)`, or `None` for anything else. Ascending
+    // order sees every instruction after all that lead to it.
+    let mut before: BTreeMap<usize, Option<u32>> = BTreeMap::new();
+    let mut repeated = Vec::new();
+    for (&at, &successors) in flow {
+        let held = before.get(&at).copied().flatten();
+        let instruction = &code[at];
+        let after = match instruction.code {
+            LOAD_WORD if held == Some(instruction.k) => {
+                repeated.push(at);
+                held
+            }
+            LOAD_WORD => Some(instruction.k),
+            code if is_branch(code) => held,
+            _ => None,
+        };
+        let mut meet = |next: usize| {
+            let known = before.entry(next).or_insert(after);
+            if *known != after {
+                *known = None;
+            }
+        };
+        match successors {
+            Successors::None => {}
+            Successors::One(next) => meet(next),
+            Successors::Branch(on_true, on_false) => {
+                meet(on_true);
+                meet(on_false);
+            }
+        }
+    }
+    repeated
 }
 
 /// Whether it is a conditional jump.

@@ -2,7 +2,9 @@
 
 use crate::compile::seccomp::{FilterPlan, OpenObservation};
 use crate::policy::NetMode;
-use crate::syscalls::{Calls, Entry, Handling, REFUSED_SEND_FLAGS, Rules, Scope, Test, bits, int, null};
+use crate::syscalls::{
+    Calls, Entry, Handling, REFUSED_SEND_FLAGS, Rules, Scope, Test, bits, either, int, null,
+};
 
 const AF_UNIX: u32 = libc::AF_UNIX as u32;
 const AF_INET: u32 = libc::AF_INET as u32;
@@ -17,9 +19,7 @@ const SEQPACKET: u32 = libc::SOCK_SEQPACKET as u32;
 /// The part of `socket`'s second argument that is the type; the rest is `SOCK_CLOEXEC` and `SOCK_NONBLOCK`.
 const SOCK_TYPE_MASK: u32 = 0xF;
 
-const fn family(value: u32) -> Test {
-    int(0, value)
-}
+const INET: Test = either(0, u32::MAX, AF_INET, AF_INET6);
 
 const fn kind(value: u32) -> Test {
     bits(1, SOCK_TYPE_MASK, value)
@@ -31,44 +31,25 @@ const fn protocol(value: libc::c_int) -> Test {
 
 /// Unix sockets that must be connected before anything passes; datagrams name their target each time, and
 /// `SOCK_RAW` is another name for them.
-const UNIX: [&[Test]; 2] = [
-    &[family(AF_UNIX), kind(STREAM)],
-    &[family(AF_UNIX), kind(SEQPACKET)],
-];
+const UNIX: &[Test] = &[int(0, AF_UNIX), either(1, SOCK_TYPE_MASK, STREAM, SEQPACKET)];
 
 /// TCP by its two names, so that neither MPTCP nor SCTP passes.
-const TCP: [&[Test]; 4] = [
-    &[family(AF_INET), kind(STREAM), protocol(0)],
-    &[family(AF_INET), kind(STREAM), protocol(libc::IPPROTO_TCP)],
-    &[family(AF_INET6), kind(STREAM), protocol(0)],
-    &[family(AF_INET6), kind(STREAM), protocol(libc::IPPROTO_TCP)],
+const TCP_UNNAMED: &[Test] = &[INET, kind(STREAM), protocol(0)];
+const TCP: &[Test] = &[INET, kind(STREAM), protocol(libc::IPPROTO_TCP)];
+
+/// UDP likewise.
+const UDP_UNNAMED: &[Test] = &[INET, kind(DGRAM), protocol(0)];
+const UDP: &[Test] = &[INET, kind(DGRAM), protocol(libc::IPPROTO_UDP)];
+
+/// The netlink family that lists interfaces and routes; as with all of netlink, its two types are one.
+const ROUTES: &[Test] = &[
+    int(0, AF_NETLINK),
+    either(1, SOCK_TYPE_MASK, RAW, DGRAM),
+    protocol(libc::NETLINK_ROUTE),
 ];
 
-/// UDP likewise, and the netlink family that lists interfaces and routes (`NETLINK_ROUTE`).
-const DATAGRAMS: [&[Test]; 6] = [
-    &[family(AF_INET), kind(DGRAM), protocol(0)],
-    &[family(AF_INET), kind(DGRAM), protocol(libc::IPPROTO_UDP)],
-    &[family(AF_INET6), kind(DGRAM), protocol(0)],
-    &[family(AF_INET6), kind(DGRAM), protocol(libc::IPPROTO_UDP)],
-    &[family(AF_NETLINK), kind(RAW), protocol(libc::NETLINK_ROUTE)],
-    &[family(AF_NETLINK), kind(DGRAM), protocol(libc::NETLINK_ROUTE)],
-];
-
-const SOCKETS_WITHOUT_NETWORK: Rules = &[UNIX[0], UNIX[1], TCP[0], TCP[1], TCP[2], TCP[3]];
-const SOCKETS_WITH_NETWORK: Rules = &[
-    TCP[0],
-    TCP[1],
-    TCP[2],
-    TCP[3],
-    UNIX[0],
-    UNIX[1],
-    DATAGRAMS[0],
-    DATAGRAMS[1],
-    DATAGRAMS[2],
-    DATAGRAMS[3],
-    DATAGRAMS[4],
-    DATAGRAMS[5],
-];
+const SOCKETS_WITHOUT_NETWORK: Rules = &[TCP_UNNAMED, TCP, UNIX];
+const SOCKETS_WITH_NETWORK: Rules = &[TCP_UNNAMED, TCP, UNIX, UDP_UNNAMED, UDP, ROUTES];
 
 /// `send` as libc makes it: neither flags that we refuse nor an address.
 const SENDTO_WITHOUT_ADDRESS: Rules = &[&[bits(3, REFUSED_SEND_FLAGS, 0), null(4)]];
@@ -83,7 +64,7 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
             NetMode::Off => Calls::Except(SOCKETS_WITHOUT_NETWORK),
             NetMode::Isolated | NetMode::Open => Calls::Except(SOCKETS_WITH_NETWORK),
         }),
-        Handling::Socketpair => Some(Calls::Except(&UNIX)),
+        Handling::Socketpair => Some(Calls::Except(&[UNIX])),
         // There are datagram sockets, and only some destinations are allowed. In `Off` there are none; in `Open`
         // every destination is.
         Handling::Send if plan.net == NetMode::Isolated => Some(match entry.name {

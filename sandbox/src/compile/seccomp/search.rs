@@ -26,6 +26,9 @@ const JUMP_IF_NOT_LESS: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u
 pub(super) const NUMBER_OFFSET: u32 = 0;
 const ARCH_OFFSET: u32 = 4;
 
+/// More than the number of system calls of any kernel so far.
+const TRIED: u32 = 512;
+
 /// How far a conditional jump reaches.
 const REACH: usize = u8::MAX as usize;
 
@@ -94,7 +97,7 @@ impl Layout {
     fn block(&mut self, ranges: &[Range], leaves: &[Leaf]) {
         let leaves_at = self.program.len() + ranges.len() - 1;
         if ranges.len() > 1 {
-            self.compare(ranges, leaves, leaves_at);
+            self.compare(ranges, u32::MAX, leaves, leaves_at);
         }
         debug_assert_eq!(self.program.len(), leaves_at);
         for &leaf in leaves {
@@ -112,15 +115,15 @@ impl Layout {
 
     /// The comparisons for two or more ranges; returns where they begin. `leaves` holds every leaf of theirs; the
     /// first, were one missing, is to notify.
-    fn compare(&mut self, ranges: &[Range], leaves: &[Leaf], leaves_at: usize) -> usize {
-        let (low, high) = ranges.split_at(ranges.len() / 2);
+    fn compare(&mut self, ranges: &[Range], end: u32, leaves: &[Leaf], leaves_at: usize) -> usize {
+        let (low, high) = ranges.split_at(middle(ranges, end));
         let at = self.program.len();
         self.program.push(jump(JUMP_IF_NOT_LESS, high[0].first, 0, 0));
-        let mut side = |ranges: &[Range]| match ranges {
+        let mut side = |ranges: &[Range], end| match ranges {
             [only] => leaves_at + leaves.iter().position(|&leaf| leaf == only.leaf).unwrap_or(0),
-            more => self.compare(more, leaves, leaves_at),
+            more => self.compare(more, end, leaves, leaves_at),
         };
-        let (below, not_below) = (side(low), side(high));
+        let (below, not_below) = (side(low, high[0].first), side(high, end));
         // Within reach, because the whole block is.
         self.program[at].jf = distance(at, below) as u8;
         self.program[at].jt = distance(at, not_below) as u8;
@@ -128,8 +131,22 @@ impl Layout {
     }
 }
 
-/// The different leaves of these ranges, plain answers first.
+/// Where to divide two or more ranges, the last of which ends before `end`: at the border that comes nearest to
+/// halving the *numbers*, of which the kernel tries each one when it installs the filter. Numbers above
+/// [`TRIED`] it does not try.
+fn middle(ranges: &[Range], end: u32) -> usize {
+    let position = |at: usize| ranges[at].first.min(TRIED);
+    let half = position(0).midpoint(end.min(TRIED));
+    let nearest = |&at: &usize| (position(at).abs_diff(half), at.abs_diff(ranges.len() / 2));
+    (1..ranges.len()).min_by_key(nearest).unwrap_or(1)
+}
+
+/// The different leaves of these ranges, plain answers first. A single range is not searched: execution runs into
+/// its leaf.
 fn leaves(ranges: &[Range]) -> Vec<Leaf> {
+    if let [only] = ranges {
+        return vec![only.leaf];
+    }
     let mut leaves = vec![Leaf::Notify, Leaf::Allow];
     for range in ranges {
         if !leaves.contains(&range.leaf) {

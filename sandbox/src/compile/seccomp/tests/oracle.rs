@@ -73,10 +73,10 @@ impl Oracle {
         if data.arch != self.audit_arch {
             return true;
         }
-        if !self.known.contains(&data.number) {
+        if self.known.binary_search(&data.number).is_err() {
             return data.number != u32::MAX;
         }
-        let program = match self.exceptions.contains(&data.number) {
+        let program = match self.exceptions.binary_search(&data.number).is_ok() {
             true => &self.allow_if,
             false => &self.notify_if,
         };
