@@ -22,7 +22,7 @@ use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::net::unix::pipe;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -56,7 +56,7 @@ pub(crate) enum ProcessMsg {
 }
 
 /// What outsiders may ask of a process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum ProcessCommand {
     /// End it by its stop rule.
     Stop {
@@ -74,6 +74,8 @@ pub enum ProcessCommand {
         signal: Signal,
         /// To whom.
         scope: SignalScope,
+        /// Answered when the signal is on its way: whatever this process does then, it will be sent.
+        sent: oneshot::Sender<()>,
     },
 }
 
@@ -399,8 +401,9 @@ impl ProcessState {
                 self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
                 self.kill_tree(myself);
             }
-            ProcessCommand::Signal { signal, scope } => {
+            ProcessCommand::Signal { signal, scope, sent } => {
                 self.signal(signal, scope);
+                let _ = sent.send(());
                 self.say_signal(myself, signal.as_str(), scope, "requested");
             }
         }

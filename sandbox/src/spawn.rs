@@ -46,7 +46,7 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct Spawner {
     socket: OwnedFd,
-    child: Child,
+    child: Option<Child>,
 }
 
 impl Spawner {
@@ -83,12 +83,10 @@ impl Spawner {
             .stderr(Stdio::null())
             .spawn()
             .map_err(start_error)?;
-        Ok(Self { socket: ours, child })
-    }
-
-    /// The spawner's pid.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        Ok(Self {
+            socket: ours,
+            child: Some(child),
+        })
     }
 
     /// Sends a request with its descriptors.
@@ -125,10 +123,16 @@ impl AsRawFd for Spawner {
 }
 
 impl Drop for Spawner {
+    /// The spawner ends by itself when the socket closes, after everything it holds. A thread waits for that, so
+    /// that it leaves no zombie; a host that reaps with `wait(-1)` or ignores `SIGCHLD` may be first.
     fn drop(&mut self) {
-        // It ends by itself when the socket closes, after everything it holds; take its zombie if it is
-        // there already. A host that reaps with wait(-1) or ignores SIGCHLD takes it instead.
-        let _ = self.child.try_wait();
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        if let Some(mut child) = self.child.take()
+            && !matches!(child.try_wait(), Ok(Some(_)) | Err(_))
+        {
+            let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
+            let _ = reaper.spawn(move || child.wait());
+        }
     }
 }
 

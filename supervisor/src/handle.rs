@@ -107,13 +107,16 @@ impl ProcessHandle {
         })
     }
 
-    /// Sends a signal (by its number) to the command, its process group or its whole tree.
+    /// Sends a signal (by its number) to the command, its process group or its whole tree. When this returns true
+    /// the signal is on its way; false when the process had ended already.
     ///
     /// # Errors
     /// No such signal.
-    pub fn signal(&self, signal: i32, scope: SignalScope) -> io::Result<bool> {
+    pub async fn signal(&self, signal: i32, scope: SignalScope) -> io::Result<bool> {
         let signal = Signal::try_from(signal)?;
-        Ok(self.link.tell(ProcessCommand::Signal { signal, scope }))
+        let (sent, on_its_way) = tokio::sync::oneshot::channel();
+        let told = self.link.tell(ProcessCommand::Signal { signal, scope, sent });
+        Ok(told && on_its_way.await.is_ok())
     }
 
     /// Writes all of `bytes` to its standard input, waiting while it does not read. Only with

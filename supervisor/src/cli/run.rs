@@ -62,7 +62,7 @@ async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<Terminal
         for stream in sink.take(&event) {
             // Its reader is gone: the command is told as it would be without us.
             tracing::debug!(%stream, "the reader is gone");
-            let _ = process.signal(SIGPIPE, SignalScope::Group);
+            let _ = process.signal(SIGPIPE, SignalScope::Group).await;
         }
         if let EventBody::Terminal { record } = event.body {
             return Some(record);

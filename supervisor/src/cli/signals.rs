@@ -37,10 +37,10 @@ pub(super) async fn pass_on(mut signals: Signals, process: ProcessHandle, interr
     while let Some(signal) = signals.next().await {
         match signal {
             SIGTSTP => {
-                let _ = process.signal(SIGSTOP, SignalScope::Tree);
+                let _ = process.signal(SIGSTOP, SignalScope::Tree).await;
                 let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
             }
-            SIGCONT => drop(process.signal(SIGCONT, SignalScope::Tree)),
+            SIGCONT => drop(process.signal(SIGCONT, SignalScope::Tree).await),
             _ => {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 let reason = format!("interrupted by {name}");
