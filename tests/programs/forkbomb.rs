@@ -1,6 +1,6 @@
 //! A fork bomb with a fuse: `forkbomb FIFO`.
 //!
-//! Every process forks until the kernel refuses, or until 3,000 were made in all (so that a machine without a
+//! Every process forks until the kernel refuses, or until 3,000 were tried in all (so that a machine without a
 //! limit survives the test). The FIFO's writing end is open in all of them: its reader sees the end when the
 //! last one is gone. The leader prints how many there were and exits; the others stay.
 
@@ -20,16 +20,17 @@ fn main() {
         .write(true)
         .open(fifo)
         .expect("the FIFO");
-    let made = shared_counter();
+    let [tried, made] = shared_counters();
     let mut leader = true;
-    while made.fetch_add(1, Ordering::Relaxed) < MOST {
+    while tried.fetch_add(1, Ordering::Relaxed) < MOST {
         // SAFETY: this program has one thread.
         // WHY: a fork bomb forks.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => leader = false,
-            Ok(ForkResult::Parent { .. }) => {}
+            Ok(ForkResult::Parent { .. }) => {
+                made.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => {
-                made.fetch_sub(1, Ordering::Relaxed);
                 if leader {
                     println!("stopped by {error:?}");
                 }
@@ -38,7 +39,7 @@ fn main() {
         }
     }
     if leader {
-        println!("forks {}", made.load(Ordering::Relaxed).min(MOST));
+        println!("forks {}", made.load(Ordering::Relaxed));
         return;
     }
     loop {
@@ -46,8 +47,8 @@ fn main() {
     }
 }
 
-/// A counter in memory that all forks share.
-fn shared_counter() -> &'static AtomicU32 {
+/// Counters in memory that all forks share.
+fn shared_counters() -> &'static [AtomicU32; 2] {
     // SAFETY: a new anonymous mapping, aligned to a page, zeroed, never unmapped.
     // WHY: atomics shared across fork need a shared mapping, and nix hands out raw memory only as well.
     unsafe {
@@ -60,6 +61,6 @@ fn shared_counter() -> &'static AtomicU32 {
             0,
         );
         assert_ne!(page, libc::MAP_FAILED, "no memory");
-        &*page.cast::<AtomicU32>()
+        &*page.cast::<[AtomicU32; 2]>()
     }
 }

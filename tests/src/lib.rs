@@ -26,7 +26,7 @@ mod world;
 pub use binaries::{program, provost};
 pub use denial::{Wanted, filesystem, network, syscall};
 pub use finished::{Finished, check_pattern};
-pub use live::Live;
+pub use live::{Live, peak_memory};
 pub use run::Run;
 pub use witness::Witness;
 pub use world::{User, World};

@@ -201,6 +201,18 @@ impl Drop for Live {
     }
 }
 
+/// The largest resident set that a process had so far, in bytes; nothing once it has ended.
+pub fn peak_memory(pid: Pid) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim()
+        .strip_suffix(" kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
+}
+
 /// One piece at a time: a test that does not take them makes `provost` wait.
 fn read_pieces(mut pipe: impl Read + Send + 'static, size: usize) -> Receiver<Piece> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);

@@ -1,7 +1,6 @@
-//! Ways to reach a socket: refused, recorded with their target, and without effect. For each thing that is
-//! allowed, its neighbour is refused.
+//! Ways to reach a socket: refused, recorded with their target, and without effect.
 
-use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 
 use provost_tests::host::{TcpServer, UnixMailbox, UnixServer};
@@ -236,14 +235,16 @@ fn escape_21_io_uring_is_refused_as_a_probe(world: &World) {
 }
 
 fn escape_28_an_address_that_changes_while_it_is_checked_reaches_nothing_else(world: &World) {
-    let (allowed, forbidden) = (TcpServer::start(), TcpServer::start());
-    let rule = allowed.address().to_string();
-    let words = [
-        "swap-address",
-        &allowed.port_text(),
-        &forbidden.port_text(),
-        "1000",
-    ];
+    let forbidden = TcpServer::start();
+    // This one takes its callers at once: more of them come than a backlog holds.
+    let allowed = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+    let address = allowed.local_addr().expect("its address");
+    std::thread::spawn(move || allowed.incoming().for_each(drop));
+    let (rule, ports) = (
+        address.to_string(),
+        [address.port().to_string(), forbidden.port_text()],
+    );
+    let words = ["swap-address", &ports[0], &ports[1], "1000"];
     let done = world.escape(&words).with(["--allow-net", &rule]).finish();
     assert!(done.code.is_some_and(|code| code == 0 || code == 3), "\n{done}");
     assert_eq!(
@@ -254,126 +255,21 @@ fn escape_28_an_address_that_changes_while_it_is_checked_reaches_nothing_else(wo
 }
 
 fn escape_30_interrupted_calls_are_counted_once_each(world: &World) {
-    let done = world.escape(&["interrupted-connects", "300"]).refused();
-    assert!(done.text().contains("refused: 300\ninterrupted: 0\n"), "\n{done}");
-    assert_eq!(done.denials_total(), 300, "\n{done}");
-}
-
-fn an_allowed_address_is_reached_and_its_neighbour_is_not(world: &World) {
-    let (allowed, other) = (TcpServer::start(), TcpServer::start());
-    let rule = allowed.address().to_string();
-    let reached = world.escape(&["tcp-connect", "127.0.0.1", &allowed.port_text()]);
-    let done = reached.with(["--allow-net", &rule]).finish();
-    assert_eq!(done.result(), "ok", "\n{done}");
-    assert_eq!(done.record()["denied"], false, "\n{done}");
-    assert_eq!(allowed.connections(), 1, "\n{done}");
-    let refused = world.escape(&["tcp-connect", "127.0.0.1", &other.port_text()]);
-    refused
-        .with(["--allow-net", &rule])
-        .denied(&network("connect").port(other.port()));
-    assert_eq!(other.connections(), 0);
-    // Fast open to the allowed address would be a connect that nobody checked.
-    let fast = world.escape(&["fastopen-sendto", "127.0.0.1", &other.port_text()]);
-    fast.with(["--allow-net", &rule]).refused();
-    assert_eq!(other.connections(), 0);
-}
-
-fn curl_talks_to_an_allowed_server(world: &World) {
-    require!(needs::command("curl"), "curl");
-    let server = TcpServer::start();
-    let address = server.address().to_string();
-    let listener = server.listener().try_clone().expect("the listener");
-    listener.set_nonblocking(false).expect("a blocking listener");
-    let answering = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("a client");
-        let mut request = [0; 1024];
-        let _ = stream.read(&mut request);
-        stream
-            .write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-            .expect("the client reads");
-    });
-    let url = format!("http://{address}/");
-    let done = world
-        .run(["curl", "-sS", "--max-time", "20", &url])
-        .with(["--allow-net", &address])
-        .finish();
-    assert_eq!(done.text(), "hello", "\n{done}");
-    done.assert_harmless();
-    answering.join().expect("the server's thread");
-}
-
-fn an_isolated_network_serves_itself_and_reaches_nobody(world: &World) {
-    require!(needs::pid_namespaces(world), "namespaces for this user");
-    require!(needs::command("python3"), "python3");
-    let script = "import socket\n\
-        s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
-        c = socket.create_connection(s.getsockname()); a, _ = s.accept()\n\
-        c.sendall(b'through'); print(a.recv(7).decode())\n\
-        u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0))\n\
-        u.sendto(b'datagram', u.getsockname()); print(u.recv(8).decode())\n";
-    let done = world
-        .run(["python3", "-c", script])
-        .with(["--net", "isolated"])
-        .finish();
-    assert_eq!(done.text(), "through\ndatagram\n", "\n{done}");
-    done.assert_harmless();
-    let server = TcpServer::start();
-    let host = world.escape(&["tcp-connect", "127.0.0.1", &server.port_text()]);
-    host.with(["--net", "isolated"]).refused();
-    assert_eq!(server.connections(), 0, "the host's loopback was reached");
-    let out = world
-        .escape(&["tcp-connect", "192.0.2.1", "80"])
-        .with(["--net", "isolated"]);
-    out.denied(&network("connect").address("192.0.2.1").port(80));
-    let out = world
-        .escape(&["udp-sendto", "192.0.2.1", "53"])
-        .with(["--net", "isolated"]);
-    out.denied(&network("sendto").or("send").address("192.0.2.1").port(53));
-    // Whatever opens the network must not open the host's sockets.
-    let unix = UnixServer::start(world, "outside/host.sock");
-    for mode in ["isolated", "open"] {
-        let path = world.text("outside/host.sock");
-        world
-            .escape(&["unix-stream", &path])
-            .with(["--net", mode])
-            .refused();
-    }
-    assert_eq!(unix.connections(), 0, "the host's socket was reached");
-}
-
-fn an_open_network_reaches_the_hosts_loopback(world: &World) {
-    let server = TcpServer::start();
-    let port = server.port_text();
-    let done = world
-        .escape(&["tcp-connect", "127.0.0.1", &port])
-        .with(["--net", "open"])
-        .finish();
-    assert_eq!(done.result(), "ok", "\n{done}");
-    assert_eq!(server.connections(), 1, "\n{done}");
-    // Still no raw access to the wire.
-    world
-        .escape(&["packet"])
-        .with(["--net", "open"])
-        .denied(&network("socket").protocol("packet"));
-    world
-        .escape(&["mptcp", "127.0.0.1", &port])
-        .with(["--net", "open"])
-        .refused();
-}
-
-fn sockets_among_the_processes_own_tree_work(world: &World) {
-    require!(needs::command("python3"), "python3");
-    let script = "import os, socket\n\
-        a, b = socket.socketpair(); a.sendall(b'pair'); print(b.recv(4).decode())\n\
-        s = socket.socket(socket.AF_UNIX); s.bind('own.sock'); s.listen()\n\
-        if os.fork() == 0:\n\
-        \x20   c = socket.socket(socket.AF_UNIX); c.connect('own.sock'); c.sendall(b'child'); os._exit(0)\n\
-        p, _ = s.accept(); print(p.recv(5).decode()); os.wait()\n\
-        r, w = os.pipe(); socket.send_fds(a, [b'x'], [w]); fd = socket.recv_fds(b, 1, 1)[1][0]\n\
-        os.write(fd, b'passed'); print(os.read(r, 6).decode())\n";
-    let done = world.run(["python3", "-c", script]).finish();
-    assert_eq!(done.text(), "pair\nchild\npassed\n", "\n{done}");
-    done.assert_harmless();
+    let done = world.escape(&["interrupted-connects", "300"]).finish();
+    let text = done.text();
+    let number = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok())
+    };
+    // Before the supervisor has taken a call up, a signal may still interrupt it, as it may any connect.
+    let (refused, interrupted) = (number("refused: "), number("interrupted: "));
+    assert_eq!(
+        refused.zip(interrupted).map(|(a, b)| a + b),
+        Some(300),
+        "\n{done}"
+    );
+    assert!(refused > Some(0), "\n{done}");
+    assert_eq!(Some(done.denials_total()), refused, "\n{done}");
 }
 
 fn i4_a_socket_that_does_not_exist_is_no_denial(world: &World) {
@@ -427,10 +323,5 @@ both_users!(
     escape_21_io_uring_is_refused_as_a_probe,
     escape_28_an_address_that_changes_while_it_is_checked_reaches_nothing_else,
     escape_30_interrupted_calls_are_counted_once_each,
-    an_allowed_address_is_reached_and_its_neighbour_is_not,
-    curl_talks_to_an_allowed_server,
-    an_isolated_network_serves_itself_and_reaches_nobody,
-    an_open_network_reaches_the_hosts_loopback,
-    sockets_among_the_processes_own_tree_work,
     i4_a_socket_that_does_not_exist_is_no_denial,
 );
