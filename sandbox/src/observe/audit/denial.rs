@@ -110,7 +110,7 @@ const MEANINGS: &[(&str, Meaning)] = &[
     ("fs.remove_file", file("unlink", "write")),
     ("fs.remove_dir", file("rmdir", "write")),
     ("fs.execute", file("exec", "execute")),
-    ("fs.write_file", file("open", "write")),
+    ("fs.write_file", file("write", "write")),
     ("fs.truncate", file("truncate", "write")),
     ("fs.read_file", file("open", "read")),
     ("fs.read_dir", file("open", "read")),
@@ -252,8 +252,8 @@ mod tests {
     fn the_most_particular_blocker_tells_the_operation() {
         for (blockers, operation, errno, rule) in [
             (&["fs.read_file"][..], "open", "EACCES", "read /x"),
-            (&["fs.write_file", "fs.read_file"], "open", "EACCES", "write /x"),
-            (&["fs.write_file", "fs.truncate"], "open", "EACCES", "write /x"),
+            (&["fs.write_file", "fs.read_file"], "write", "EACCES", "write /x"),
+            (&["fs.write_file", "fs.truncate"], "write", "EACCES", "write /x"),
             (&["fs.truncate"], "truncate", "EACCES", "write /x"),
             (&["fs.execute", "fs.read_file"], "exec", "EACCES", "execute /x"),
             (&["fs.make_reg"], "create", "EACCES", "write /x"),
