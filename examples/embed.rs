@@ -14,7 +14,9 @@ async fn run() -> Result<(), Error> {
     let supervisor = Supervisor::builder().start().await?;
     let policy = Policy::preset("workspace-write", &PresetContext::here()?)?;
     let command = ["sh", "-c", "echo hello; echo x > /etc/provost-probe"];
-    let process = supervisor.spawn(ProcessSpec::new(command, std::env::current_dir()?, policy)).await?;
+    let process = supervisor
+        .spawn(ProcessSpec::new(command, std::env::current_dir()?, policy))
+        .await?;
     let mut events = process.events_paced();
     while let Some(event) = events.next().await {
         match event.body {
@@ -22,7 +24,9 @@ async fn run() -> Result<(), Error> {
                 print!("{stream}: {}", String::from_utf8_lossy(&data));
             }
             EventBody::Denial(denial) => println!("refused: {} {:?}", denial.operation, denial.target),
-            EventBody::Terminal { record } => println!("{:?}, denied: {}", record.outcome, record.denied),
+            EventBody::Terminal { record } => {
+                println!("{:?}, denied: {}", record.outcome, record.denied)
+            }
             _ => {}
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::compile::access::FileAccess;
@@ -21,6 +22,8 @@ use crate::process::ProcessMsg;
 
 /// Domains of commands that are not registered (yet, or other people's) that are kept.
 const STRANGERS_MAX: usize = 256;
+/// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
+const RECONCILE_MAX: Duration = Duration::from_secs(1);
 /// Records kept for each of them.
 const WAITING_MAX: usize = 1024;
 
@@ -43,6 +46,8 @@ pub(crate) enum AuditMsg {
     },
     /// There is something to read.
     Readable,
+    /// What was lost for this process has not been told in time.
+    ReconcileExpired(Uuid),
 }
 
 struct Registered {
@@ -66,10 +71,22 @@ pub(crate) struct AuditState {
     reader: AuditReader,
     watch: JoinHandle<()>,
     processes: HashMap<Uuid, Registered>,
-    domains: HashMap<u64, Uuid>,
+    domains: HashMap<u64, Domain>,
     strangers: HashMap<u64, Stranger>,
     fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
     lost: u64,
+    /// Processes that wait for the kernel's own counts, because records were lost.
+    reconciling: HashMap<Uuid, ActorRef<DenialMsg>>,
+    myself: ActorRef<AuditMsg>,
+}
+
+/// A Landlock domain of a registered process.
+struct Domain {
+    process: Uuid,
+    /// Denials that were told so far.
+    told: u64,
+    /// The kernel has said how many there were.
+    counted: bool,
 }
 
 impl Drop for AuditState {
@@ -90,11 +107,12 @@ impl Actor for AuditFeed {
     ) -> Result<AuditState, ActorProcessingErr> {
         let _ = reader.lost();
         let watched = crate::readiness::watch(reader.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        let told = myself.clone();
         let watch = tokio::spawn(async move {
             // Told once per readiness; the actor reads until nothing is left.
             while let Ok(mut ready) = watched.readable().await {
                 ready.clear_ready();
-                if myself.send_message(AuditMsg::Readable).is_err() {
+                if told.send_message(AuditMsg::Readable).is_err() {
                     return;
                 }
             }
@@ -107,6 +125,8 @@ impl Actor for AuditFeed {
             strangers: HashMap::new(),
             fences: HashMap::new(),
             lost: 0,
+            reconciling: HashMap::new(),
+            myself,
         })
     }
 
@@ -135,6 +155,7 @@ impl Actor for AuditFeed {
             AuditMsg::Unregister(process) => state.unregister(process),
             AuditMsg::Fence { process_id, reply } => state.fence(process_id, reply),
             AuditMsg::Readable => state.read(),
+            AuditMsg::ReconcileExpired(process) => state.reconciled(process),
         }
         Ok(())
     }
@@ -157,7 +178,8 @@ impl AuditState {
 
     fn unregister(&mut self, process: Uuid) {
         self.processes.remove(&process);
-        self.domains.retain(|_, owner| *owner != process);
+        self.domains.retain(|_, domain| domain.process != process);
+        self.reconciling.remove(&process);
     }
 
     fn fence(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
@@ -196,16 +218,57 @@ impl AuditState {
         match event {
             AuditEvent::DomainAllocated { domain, pid, .. } => self.allocated(domain, pid),
             AuditEvent::Denied(denial) => self.denied(denial),
-            AuditEvent::DomainGone { domain, .. } => {
-                self.strangers.remove(&domain);
-            }
+            AuditEvent::DomainGone { domain, denials } => self.gone(domain, denials),
             AuditEvent::Fence(id) => {
                 if let Some((process, reply)) = self.fences.remove(&id) {
-                    let complete = self.nothing_lost(process);
-                    let _ = reply.send_message(DenialMsg::AuditDrained { complete });
+                    self.fenced(process, reply);
                 }
             }
             AuditEvent::Overflow => {}
+        }
+    }
+
+    /// Everything that was queued before the fence has been told. If records were lost, the kernel's own count of each
+    /// domain, which it tells when the domain ends, says how many.
+    fn fenced(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
+        if self.nothing_lost(process) {
+            let _ = reply.send_message(DenialMsg::AuditDrained { complete: true });
+            return;
+        }
+        self.reconciling.insert(process, reply);
+        self.myself
+            .send_after(RECONCILE_MAX, move || AuditMsg::ReconcileExpired(process));
+        self.reconcile(process);
+    }
+
+    fn gone(&mut self, id: u64, denials: u64) {
+        self.strangers.remove(&id);
+        let Some(domain) = self.domains.get_mut(&id) else {
+            return;
+        };
+        domain.counted = true;
+        let process = domain.process;
+        let untold = denials.saturating_sub(domain.told);
+        self.count(process, untold);
+        self.reconcile(process);
+    }
+
+    /// Ends the waiting when every domain of the process was counted.
+    fn reconcile(&mut self, process: Uuid) {
+        let mut own = self
+            .domains
+            .values()
+            .filter(|domain| domain.process == process)
+            .peekable();
+        if own.peek().is_some() && own.all(|domain| domain.counted) {
+            self.reconciled(process);
+        }
+    }
+
+    /// The details of what was lost stay unknown, so the record is not complete even if the count is exact.
+    fn reconciled(&mut self, process: Uuid) {
+        if let Some(reply) = self.reconciling.remove(&process) {
+            let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
         }
     }
 
@@ -235,17 +298,29 @@ impl AuditState {
 
     /// The domain is this process's: what waited for that is delivered.
     fn adopt(&mut self, domain: u64, process: Uuid) {
-        self.domains.insert(domain, process);
+        let mut told = 0;
         if let Some(stranger) = self.strangers.remove(&domain) {
             for denial in &stranger.waiting {
                 self.deliver(process, denial);
             }
             self.count(process, stranger.uncounted);
+            told = stranger.waiting.len() as u64 + stranger.uncounted;
         }
+        let counted = false;
+        self.domains.insert(
+            domain,
+            Domain {
+                process,
+                told,
+                counted,
+            },
+        );
     }
 
     fn denied(&mut self, denial: LandlockDenial) {
-        if let Some(process) = self.domains.get(&denial.domain).copied() {
+        if let Some(domain) = self.domains.get_mut(&denial.domain) {
+            domain.told += 1;
+            let process = domain.process;
             self.deliver(process, &denial);
         } else if let Some(stranger) = self.stranger(denial.domain) {
             if stranger.waiting.len() < WAITING_MAX {

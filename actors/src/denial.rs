@@ -165,9 +165,14 @@ impl DenialState {
         if std::mem::replace(&mut self.said, true) {
             return;
         }
+        let mut unobserved = self.unobserved.clone();
+        if !read_to_end {
+            unobserved
+                .push("details of some refusals (the channel was cut off or overflowed)".to_owned());
+        }
         let last = Fact::DenialsDrained {
-            complete: read_to_end && self.unobserved.is_empty(),
-            unobserved: self.unobserved.clone(),
+            complete: unobserved.is_empty(),
+            unobserved,
         };
         let _ = self.process.send_message(ProcessMsg::Fact(last, None));
     }

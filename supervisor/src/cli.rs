@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod environment;
 mod output;
+mod report_file;
 mod run;
 mod signals;
 mod summary;

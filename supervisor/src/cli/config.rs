@@ -177,7 +177,7 @@ fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
             let Ok(meta) = kind() else {
                 return Ok((StdinSpec::Null, None)); // closed
             };
-            if meta.file_type().is_fifo() || meta.file_type().is_socket() {
+            if meta.file_type().is_fifo() || is_stream_socket(&stdin) {
                 return Ok((StdinSpec::Given(duplicate()?), None));
             }
             let untouched = nix::unistd::lseek(stdin.as_fd(), 0, nix::unistd::Whence::SeekCur) == Ok(0);
@@ -188,6 +188,12 @@ fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
             Ok((StdinSpec::Null, note))
         }
     }
+}
+
+/// A datagram socket could send to anybody: it is given only where that was asked for.
+fn is_stream_socket(stdin: &impl AsFd) -> bool {
+    use nix::sys::socket::{SockType, getsockopt, sockopt};
+    getsockopt(stdin, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
 }
 
 fn labels(given: &[String]) -> Result<BTreeMap<String, String>, String> {

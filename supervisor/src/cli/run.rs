@@ -1,8 +1,7 @@
 //! `provost run`: one command, no daemon.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::PathBuf;
 
 use nix::libc::SIGPIPE;
 use provost_actors::event::{Event, EventBody, StreamName};
@@ -11,6 +10,7 @@ use provost_sandbox::keeper::wire::SignalScope;
 
 use super::args::RunArgs;
 use super::config::{self, Reporting, RunConfig};
+use super::report_file::ReportFile;
 use super::signals::{self, Interrupted};
 use super::{CliResult, EXIT_PROVOST, output, summary};
 use crate::{ProcessHandle, Supervisor};
@@ -44,7 +44,7 @@ pub(super) fn run(args: RunArgs) -> CliResult {
         let record = follow(&process, &mut sink).await;
         passing.abort();
         let record = record.ok_or("the event stream ended without a record")?;
-        sink.finish(&reporting, &record)?;
+        sink.finish(&record)?;
         if !reporting.quiet {
             summary::print(&record);
         }
@@ -76,28 +76,26 @@ struct Sink {
     stdout: Option<io::Stdout>,
     stderr: Option<io::Stderr>,
     json: bool,
-    events: Option<BufWriter<File>>,
+    events: Option<ReportFile>,
+    record: Option<ReportFile>,
     failure: Option<String>,
 }
 
 impl Sink {
     /// Opens every file before anything runs.
     fn open(reporting: &Reporting) -> Result<Self, String> {
-        let create = |path: &Path, flag: &str| {
-            File::create(path).map_err(|error| format!("{flag} {}: {error}", path.display()))
+        let open = |path: &Option<PathBuf>, flag| match path {
+            Some(path) => ReportFile::create(path, flag).map(Some),
+            None => Ok(None),
         };
-        let events = match &reporting.events {
-            Some(path) => Some(BufWriter::new(create(path, "--events")?)),
-            None => None,
-        };
-        if let Some(path) = &reporting.record {
-            create(path, "--record")?;
-        }
+        let events = open(&reporting.events, "--events")?;
+        let record = open(&reporting.record, "--record")?;
         Ok(Self {
             stdout: Some(io::stdout()),
             stderr: Some(io::stderr()),
             json: reporting.json,
             events,
+            record,
             failure: None,
         })
     }
@@ -115,9 +113,9 @@ impl Sink {
                 }
             };
             if let Some(file) = &mut self.events
-                && let Err(error) = file.write_all(line.as_bytes())
+                && let Err(error) = file.write(line.as_bytes())
             {
-                self.failure.get_or_insert(format!("--events: {error}"));
+                self.failure.get_or_insert(error);
                 self.events = None;
             }
             if self.json && !write_all(&mut self.stdout, line.as_bytes(), &mut self.failure) {
@@ -140,17 +138,15 @@ impl Sink {
     }
 
     /// Writes the record. What could not be written is an error: silence would be taken for success.
-    fn finish(&mut self, reporting: &Reporting, record: &TerminalRecord) -> Result<(), String> {
-        if let Some(file) = &mut self.events {
-            file.flush().map_err(|error| format!("--events: {error}"))?;
+    fn finish(&mut self, record: &TerminalRecord) -> Result<(), String> {
+        if let Some(file) = self.events.take() {
+            file.finish()?;
         }
-        if let Some(path) = &reporting.record {
-            let write = || -> io::Result<()> {
-                let mut file = File::create(path)?;
-                serde_json::to_writer_pretty(&mut file, record)?;
-                file.write_all(b"\n")
-            };
-            write().map_err(|error| format!("--record {}: {error}", path.display()))?;
+        if let Some(mut file) = self.record.take() {
+            let mut text = serde_json::to_vec_pretty(record).map_err(|error| error.to_string())?;
+            text.push(b'\n');
+            file.write(&text)?;
+            file.finish()?;
         }
         match self.failure.take() {
             Some(failure) => Err(failure),
