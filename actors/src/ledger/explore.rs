@@ -11,12 +11,11 @@ use std::rc::Rc;
 
 use jiff::{SignedDuration, Timestamp};
 use provost_sandbox::denial::{Denial, DenialClass, DenialTarget};
-use provost_sandbox::report::SandboxReport;
 
 use super::tests::spec;
 use super::*;
 use crate::record::tests::{denial, report};
-use crate::record::{Outcome, Usage};
+use crate::record::{Outcome, TerminalRecord, Usage};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {

@@ -6,7 +6,7 @@ use provost_sandbox::denial::{DenialClass, DenialTarget};
 
 use super::*;
 use crate::record::tests::{denial, report};
-use crate::record::{Outcome, OutputSummary};
+use crate::record::{Outcome, OutputSummary, TerminalRecord};
 
 pub(super) fn spec() -> LedgerSpec {
     LedgerSpec {
