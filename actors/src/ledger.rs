@@ -165,7 +165,8 @@ impl Ledger {
             Fact::DenialsDrained { complete, unobserved } => self.denials.drained(complete, unobserved),
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),
-            Fact::DrainExpired => self.drain_expired(out),
+            Fact::DrainExpired => self.drain_expired(false, out),
+            Fact::DrainHeld => self.drain_expired(true, out),
             Fact::SpawnerLost { reason } => {
                 self.tree_lost.get_or_insert_with(|| reason.clone());
                 self.lost(reason, out);
@@ -324,7 +325,7 @@ impl Ledger {
         }
     }
 
-    fn drain_expired(&mut self, out: &mut Vec<Effect>) {
+    fn drain_expired(&mut self, held: bool, out: &mut Vec<Effect>) {
         if !self.drain_armed {
             return;
         }
@@ -334,6 +335,9 @@ impl Ledger {
             // them now comes because the tree is killed, so they count as given up.
             self.streams.give_up();
             self.tell_kill(out);
+        } else if held && !self.abandon_told {
+            // Nothing writes any more, and what was written waits for a reader who is to lose nothing (I3).
+            // The timer starts again.
         } else if !self.abandon_told {
             self.abandon_told = true;
             self.streams.give_up();

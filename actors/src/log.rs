@@ -282,6 +282,12 @@ impl Log {
         Room::new(self, stream, window_bytes)
     }
 
+    /// Somebody waits for [`room`](Self::room): bytes are there to be read from the process, and the paced
+    /// reader is what they wait for. A deadline for the end of a stream must not run out meanwhile.
+    pub fn is_held(&self) -> bool {
+        !self.lock().writers.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Whoever panicked while holding the lock has not left it between two steps that matter more than
         // every reader's end.

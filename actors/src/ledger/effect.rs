@@ -21,7 +21,8 @@ pub enum Effect {
     },
     /// Kill the whole tree now. Comes at most once.
     KillTree,
-    /// Start the drain timer; when it has run out, say [`Fact::DrainExpired`]. Never comes while it runs.
+    /// Start the drain timer; when it has run out, say [`Fact::DrainExpired`], or [`Fact::DrainHeld`] if the
+    /// paced reader is what the streams wait for. Never comes while it runs.
     ArmDrain,
     /// Tell the stream actors to give up: each says its last bytes, then that its stream is closed.
     AbandonStreams,

@@ -350,6 +350,32 @@ fn a_stream_that_outlives_the_tree_is_abandoned_with_what_it_had() {
 }
 
 #[test]
+fn i3_a_stream_that_waits_for_its_paced_reader_is_not_abandoned() {
+    let mut run = Run::new(spec());
+    run.quiet([started(), closed(StreamName::Stderr), drained(), Fact::DrainHeld]);
+    assert_eq!(run.say(tree_empty()), [Effect::ArmDrain]);
+    run.quiet([Fact::Exited(Exit::Code(0))]);
+    for _ in 0..100 {
+        assert_eq!(run.say(Fact::DrainHeld), [Effect::ArmDrain]);
+    }
+    run.quiet([output(StreamName::Stdout, 0, 9)]);
+    let record = run.seal(closed(StreamName::Stdout));
+    assert_eq!(record.output[&StreamName::Stdout].closed, Closed::Eof);
+}
+
+#[test]
+fn i6_a_paced_reader_does_not_keep_leftovers_alive() {
+    let mut run = Run::new(spec());
+    run.quiet([started(), closed(StreamName::Stderr), drained()]);
+    assert_eq!(run.say(Fact::Exited(Exit::Code(0))), [Effect::ArmDrain]);
+    assert_eq!(run.say(Fact::DrainHeld), [Effect::KillTree]);
+    assert_eq!(run.say(tree_empty()), [Effect::ArmDrain]);
+    assert_eq!(run.say(Fact::DrainHeld), [Effect::ArmDrain]);
+    let record = run.seal(closed(StreamName::Stdout));
+    assert_eq!(record.output[&StreamName::Stdout].closed, Closed::Abandoned);
+}
+
+#[test]
 fn the_first_denial_ends_a_process_that_says_so() {
     for fact in [
         denied(),
@@ -550,6 +576,7 @@ fn any_fact() -> impl Strategy<Value = Fact> {
             cause: "client".to_owned()
         }),
         Just(Fact::DrainExpired),
+        Just(Fact::DrainHeld),
         Just(Fact::SpawnerLost { reason: reason() }),
         Just(Fact::Lost { reason: reason() }),
     ]

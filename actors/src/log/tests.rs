@@ -449,8 +449,10 @@ fn there_is_room_until_the_paced_reader_lags_and_again_at_half_the_window() {
     assert!(poll(&mut log.room(ERR, 100)), "each stream has its own window");
     assert!(poll(&mut log.room(OUT, 10_640)), "events count a little too");
     assert!(!poll(&mut log.room(OUT, 10_639)));
+    assert!(!log.is_held());
     let mut room = log.room(OUT, 6000);
     assert!(!poll(&mut room));
+    assert!(log.is_held());
     for _ in 0..7 {
         assert!(!poll(&mut room));
         paced.try_next();
@@ -458,6 +460,7 @@ fn there_is_room_until_the_paced_reader_lags_and_again_at_half_the_window() {
     assert_eq!(counter.count(), 0, "not woken before half the window");
     paced.try_next();
     assert_eq!(counter.count(), 1);
+    assert!(!log.is_held());
     assert!(poll(&mut room));
 
     let mut room = log.room(OUT, 0);
