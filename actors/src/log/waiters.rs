@@ -48,10 +48,6 @@ impl<C> Waiters<C> {
         self.all.drain(..).map(|(.., waker)| waker).collect()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
     /// Takes those whose condition holds.
     pub(super) fn take_if(&mut self, holds: impl Fn(&C) -> bool) -> Vec<Waker> {
         self.all
