@@ -22,10 +22,12 @@
 //! exit, whichever fact comes first decides the outcome (I9).
 
 use jiff::Timestamp;
+use provost_sandbox::report::SandboxReport;
 
 use crate::event::{DraftBody, EventBody, EventDraft, StreamName};
-use crate::record::{Closed, TerminalRecord, Usage};
+use crate::record::{Closed, Usage};
 
+mod effect;
 mod fact;
 mod seal;
 mod spec;
@@ -37,6 +39,7 @@ mod explore;
 #[cfg(test)]
 mod tests;
 
+pub use effect::Effect;
 pub use fact::{Exit, Fact, StopCause};
 pub use spec::{LedgerSpec, OnDenial, TreeRule};
 
@@ -48,33 +51,6 @@ const SIGNAL_EVENTS_MAX: u32 = 4096;
 
 /// How many unkillable tasks are named.
 const UNKILLABLE_MAX: usize = 64;
-
-/// What the ledger wants done. Effects are to be performed in their order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Effect {
-    /// Append this event to the log.
-    Append(EventDraft),
-    /// Begin to stop the tree: the stop signal, after the grace KILL.
-    StopTree {
-        /// Why.
-        cause: StopCause,
-    },
-    /// Kill the whole tree now. Comes at most once.
-    KillTree,
-    /// Start the drain timer; when it has run out, say [`Fact::DrainExpired`]. Never comes while it runs.
-    ArmDrain,
-    /// Tell the stream actors to give up: each says its last bytes, then that its stream is closed.
-    AbandonStreams,
-    /// Seal the log with this record. The last effect of a process; comes exactly once.
-    Seal {
-        /// The time of the terminal event.
-        time: Timestamp,
-        /// The record. Its `retained` and `dropped` counts are those of a log that drops nothing; the log
-        /// corrects them.
-        record: Box<TerminalRecord>,
-    },
-}
 
 /// The state of one process's ledger.
 #[derive(Debug, Clone)]
@@ -107,7 +83,7 @@ pub struct Ledger {
 #[derive(Debug, Clone)]
 struct Start {
     at: Timestamp,
-    report: Box<provost_sandbox::report::SandboxReport>,
+    report: Box<SandboxReport>,
 }
 
 #[derive(Debug, Clone)]
@@ -189,7 +165,8 @@ impl Ledger {
             Fact::DenialsDrained { complete, unobserved } => self.denials.drained(complete, unobserved),
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),
-            Fact::DrainExpired => self.drain_expired(out),
+            Fact::DrainExpired => self.drain_expired(false, out),
+            Fact::DrainHeld => self.drain_expired(true, out),
             Fact::SpawnerLost { reason } => {
                 self.tree_lost.get_or_insert_with(|| reason.clone());
                 self.lost(reason, out);
@@ -227,12 +204,7 @@ impl Ledger {
 
     // One function per fact.
 
-    fn started(
-        &mut self,
-        pid: i32,
-        report: Box<provost_sandbox::report::SandboxReport>,
-        out: &mut Vec<Effect>,
-    ) {
+    fn started(&mut self, pid: i32, report: Box<SandboxReport>, out: &mut Vec<Effect>) {
         if self.started.is_some() {
             return;
         }
@@ -353,7 +325,7 @@ impl Ledger {
         }
     }
 
-    fn drain_expired(&mut self, out: &mut Vec<Effect>) {
+    fn drain_expired(&mut self, held: bool, out: &mut Vec<Effect>) {
         if !self.drain_armed {
             return;
         }
@@ -363,6 +335,9 @@ impl Ledger {
             // them now comes because the tree is killed, so they count as given up.
             self.streams.give_up();
             self.tell_kill(out);
+        } else if held && !self.abandon_told {
+            // Nothing writes any more, and what was written waits for a reader who is to lose nothing (I3).
+            // The timer starts again.
         } else if !self.abandon_told {
             self.abandon_told = true;
             self.streams.give_up();

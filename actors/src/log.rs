@@ -118,6 +118,8 @@ struct State {
     readers: Waiters<()>,
     /// Stream actors that wait for room, each for its stream to lag by no more than so many bytes.
     writers: Waiters<(StreamName, u64)>,
+    /// How many of them there are, those included who were woken and have not run yet.
+    held_writers: usize,
 }
 
 #[derive(Debug)]
@@ -280,6 +282,12 @@ impl Log {
     /// `window_bytes`; then until it lags by no more than half of that. To be awaited before reading more.
     pub fn room(&self, stream: StreamName, window_bytes: u64) -> Room<'_> {
         Room::new(self, stream, window_bytes)
+    }
+
+    /// Somebody waits for [`room`](Self::room): bytes are there to be read from the process, and the paced
+    /// reader is what they wait for. A deadline for the end of a stream must not run out meanwhile.
+    pub fn is_held(&self) -> bool {
+        self.lock().held_writers > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

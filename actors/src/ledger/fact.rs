@@ -82,6 +82,9 @@ pub enum Fact {
     },
     /// The drain timer has run out.
     DrainExpired,
+    /// The drain timer has run out, but a stream actor has bytes to read and waits for the paced reader
+    /// ([`Log::is_held`](crate::log::Log::is_held)): to give up its stream would lose what is in the pipe.
+    DrainHeld,
     /// The spawner ended: neither the exit status nor the emptiness of the tree can be learned from it.
     SpawnerLost {
         /// What is known about that.

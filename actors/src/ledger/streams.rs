@@ -58,7 +58,8 @@ impl Streams {
     /// left out, what was passed over becomes a hole.
     pub(super) fn output(&mut self, name: StreamName, offset: u64, length: u64) -> Option<News> {
         let stream = self.get(name)?;
-        let end = offset.saturating_add(length);
+        // No stream is longer than can be counted: such a fact is none.
+        let end = offset.checked_add(length)?;
         if end <= stream.bytes || length == 0 {
             return None;
         }

@@ -43,9 +43,20 @@ impl Future for Room<'_> {
         if state.lag(this.stream) <= lag_max {
             return Poll::Ready(());
         }
-        this.waiting = true;
+        if !this.waiting {
+            this.waiting = true;
+            state.held_writers += 1;
+        }
         let condition = (this.stream, this.window_bytes / 2);
         state.writers.register(this.waiter.id, condition, cx.waker());
         Poll::Pending
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if self.waiting {
+            self.waiter.log.lock().held_writers -= 1;
+        }
     }
 }
