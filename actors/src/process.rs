@@ -413,7 +413,11 @@ impl ProcessState {
         match timer {
             Timer::Timeout => self.fact(myself, Fact::StopRequested(StopCause::TimedOut)),
             Timer::Idle => self.idle(myself),
-            Timer::Drain => self.fact(myself, Fact::DrainExpired),
+            Timer::Drain => {
+                // Bytes that wait for a slow reader are not what the deadline is for.
+                let held = self.args.log.is_held();
+                self.fact(myself, if held { Fact::DrainHeld } else { Fact::DrainExpired });
+            }
             Timer::Grace => {
                 if self.ledger.exit().is_none() || !self.ledger.is_sealed() {
                     self.say_signal(myself, "SIGKILL", SignalScope::Tree, "grace expired");

@@ -26,6 +26,8 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
 /// How far the log's paced reader may lag before this stream waits for it.
 const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+/// As much as a pipe of ours can hold, and more.
+const PIPE_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(crate) struct StreamActor;
 
@@ -84,7 +86,7 @@ async fn pump(args: StreamArgs, abandon: CancellationToken) {
     let stream = args.stream;
     let closed = tokio::select! {
         closed = read_to_end(&args) => closed,
-        () = abandon.cancelled() => Closed::Abandoned,
+        () = abandon.cancelled() => read_rest(&args),
     };
     let last = Fact::StreamClosed { stream, closed };
     let _ = args.process.send_message(ProcessMsg::Fact(last, None));
@@ -126,6 +128,30 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
             return Closed::Abandoned;
         }
     }
+}
+
+/// Reads what is in the pipe at this moment, and no more: whoever still holds it may write for ever.
+fn read_rest(args: &StreamArgs) -> Closed {
+    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
+    let mut read = 0;
+    while read < PIPE_BYTES_MAX {
+        match reader.read(&args.pipe) {
+            Ok(Some(chunk)) => {
+                let length = chunk.len() as u64;
+                read += length;
+                let offset = args.log.append_bytes(args.stream, chunk);
+                let fact = Fact::Output {
+                    stream: args.stream,
+                    offset,
+                    length,
+                };
+                let _ = args.process.send_message(ProcessMsg::Fact(fact, None));
+            }
+            Ok(None) => return Closed::Eof,
+            Err(_) => return Closed::Abandoned,
+        }
+    }
+    Closed::Abandoned
 }
 
 /// Reads chunks without copying large ones and without pinning large buffers for small ones.
