@@ -122,7 +122,8 @@ impl Actor for DenialActor {
                     let _ = myself.send_message(DenialMsg::HungUp);
                 }));
             }
-            None => drop(myself.send_message(DenialMsg::HungUp)),
+            // Nothing tells when the last task is gone; the end of the tree will.
+            None => {}
         }
         Ok(state)
     }
@@ -135,6 +136,9 @@ impl Actor for DenialActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             DenialMsg::TreeEnded => {
+                if state.serve.is_none() {
+                    state.ask_for_fence(&myself);
+                }
                 if !state.said {
                     myself.send_after(DRAIN_MAX, || DenialMsg::DrainExpired);
                 }
