@@ -117,6 +117,7 @@ pub fn compile(
         });
     }
     let private_dirs = mounts::private_directories(&policy);
+    mounts::keep_visible(&mut policy, context, &private_dirs);
     let audit = kernel.audit.is_yes() && kernel.landlock_abi >= 7;
     let layers = compile_landlock(&LandlockRequest {
         files: &policy.files,
@@ -128,12 +129,16 @@ pub fn compile(
         degrade: policy.degrade,
     })?;
     degraded.extend(layers.degraded.iter().cloned());
-    let MountPlan { steps, held_by_mount } = if mounts {
-        mounts::plan(&policy, context, &private_dirs, &layers)
+    let MountPlan {
+        steps,
+        held_by_mount,
+        masked,
+    } = if mounts {
+        mounts::plan(&policy, &private_dirs, &layers)
     } else {
         MountPlan::default()
     };
-    let opens = observation(audit, context, &layers, &held_by_mount);
+    let opens = observation(audit, context, &masked, &held_by_mount);
     let filter = compile_filter(&FilterPlan {
         net: policy.net.mode,
         opens,
@@ -198,7 +203,7 @@ pub fn compile(
         report,
         opens,
         held_by_mount,
-        masked: layers.masks.iter().map(|mask| mask.path.clone()).collect(),
+        masked,
         tcp_confined_by_landlock,
         layers: Some(layers),
     })
@@ -332,12 +337,12 @@ fn require_listener(
 fn observation(
     audit: bool,
     context: &CompileContext,
-    layers: &LandlockLayers,
+    masked: &[PathBuf],
     held_by_mount: &[PathBuf],
 ) -> OpenObservation {
     if audit {
         // Mounts refuse before Landlock is asked, so what they hold is watched here.
-        if !layers.masks.is_empty() {
+        if !masked.is_empty() {
             OpenObservation::All
         } else if held_by_mount.is_empty() {
             OpenObservation::None

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::CompileContext;
+use super::access::FileAccess;
 use super::landlock::LandlockLayers;
 use crate::keeper::plan::MountStep;
-use crate::policy::Policy;
+use crate::policy::{PathRule, Policy};
 
 /// Directories that a process gets its own empty copy of.
 const PRIVATE: [&str; 2] = ["/tmp", "/dev/shm"];
@@ -19,6 +20,8 @@ const PRIVATE_DATA: &[u8] = b"mode=1777,size=25%";
 pub(super) struct MountPlan {
     pub(super) steps: Vec<MountStep>,
     pub(super) held_by_mount: Vec<PathBuf>,
+    /// Denied paths that are covered.
+    pub(super) masked: Vec<PathBuf>,
 }
 
 /// The private directories of a policy. A directory that is itself named as writable is meant to be the
@@ -41,15 +44,10 @@ pub(super) fn private_directories(policy: &Policy) -> Vec<PathBuf> {
         .collect()
 }
 
-pub(super) fn plan(
-    policy: &Policy,
-    context: &CompileContext,
-    private: &[PathBuf],
-    layers: &LandlockLayers,
-) -> MountPlan {
+pub(super) fn plan(policy: &Policy, private: &[PathBuf], layers: &LandlockLayers) -> MountPlan {
     let mut steps = Vec::new();
     let mut held_by_mount = Vec::new();
-    let kept = kept_trees(policy, context, private);
+    let kept = kept_trees(policy, private);
     for path in kept.keys() {
         steps.push(MountStep::Keep { path: bytes(path) });
     }
@@ -71,11 +69,17 @@ pub(super) fn plan(
             read_only: !tree.writable,
         });
     }
-    for mask in &layers.masks {
-        held_by_mount.push(mask.path.clone());
+    let masks: BTreeMap<PathBuf, bool> = layers
+        .masks
+        .iter()
+        .map(|mask| (mask.path.clone(), mask.directory))
+        .chain(denied_in(&kept, policy, layers))
+        .collect();
+    for (path, directory) in &masks {
+        held_by_mount.push(path.clone());
         steps.push(MountStep::Mask {
-            path: bytes(&mask.path),
-            directory: mask.directory,
+            path: bytes(path),
+            directory: *directory,
         });
     }
     for path in &layers.pins {
@@ -108,7 +112,32 @@ pub(super) fn plan(
         _ => 0,
     };
     steps.sort_by_key(order);
-    MountPlan { steps, held_by_mount }
+    MountPlan {
+        steps,
+        held_by_mount,
+        masked: masks.into_keys().collect(),
+    }
+}
+
+/// Denied paths in trees that are put back into a private directory: the rule for that directory reaches into them,
+/// so they need covers.
+fn denied_in(
+    kept: &BTreeMap<PathBuf, Kept>,
+    policy: &Policy,
+    layers: &LandlockLayers,
+) -> Vec<(PathBuf, bool)> {
+    policy
+        .files
+        .deny
+        .iter()
+        .filter_map(|rule| rule.path.canonicalize().ok())
+        .filter(|real| kept.keys().any(|tree| real.starts_with(tree)))
+        .filter(|real| !layers.access.decide(real, FileAccess::Read).allowed)
+        .map(|real| {
+            let directory = real.is_dir();
+            (real, directory)
+        })
+        .collect()
 }
 
 /// A tree that stays visible in a private directory.
@@ -117,25 +146,34 @@ struct Kept {
     writable: bool,
 }
 
-/// What is named by the policy or by the command and lies below a private directory, outermost first.
-fn kept_trees(
-    policy: &Policy,
-    context: &CompileContext,
-    private: &[PathBuf],
-) -> BTreeMap<PathBuf, Kept> {
-    let files = &policy.files;
-    let named = files
-        .read
-        .iter()
-        .filter(|rule| rule.explicit)
-        .chain(&files.write)
-        .map(|rule| rule.path.as_path())
-        .chain([context.cwd.as_path()])
-        .chain(context.home.as_deref())
-        .chain(context.program.as_deref());
-    let mut kept = BTreeMap::new();
-    for path in named {
+/// Makes the working directory, the home and the program readable where a private directory would cover them: the
+/// command could not even begin without.
+pub(super) fn keep_visible(policy: &mut Policy, context: &CompileContext, private: &[PathBuf]) {
+    let named = [
+        Some(context.cwd.as_path()),
+        context.home.as_deref(),
+        context.program.as_deref(),
+    ];
+    for path in named.into_iter().flatten() {
         let Ok(path) = path.canonicalize() else {
+            continue;
+        };
+        if private
+            .iter()
+            .any(|directory| path.starts_with(directory) && path != *directory)
+        {
+            let source = "visible in a private directory";
+            policy.files.read.push(PathRule::preset(path, source));
+        }
+    }
+}
+
+/// What the policy names below a private directory, outermost first.
+fn kept_trees(policy: &Policy, private: &[PathBuf]) -> BTreeMap<PathBuf, Kept> {
+    let files = &policy.files;
+    let mut kept = BTreeMap::new();
+    for rule in files.read.iter().chain(&files.write) {
+        let Ok(path) = rule.path.canonicalize() else {
             continue;
         };
         let Some(directory) = private.iter().find(|directory| path.starts_with(directory)) else {
