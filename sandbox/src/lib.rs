@@ -15,6 +15,10 @@
 //! without harm to us or to it. This crate knows neither tokio nor actors.
 
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests start programs of their own")
+)]
 
 pub mod compile;
 pub mod denial;

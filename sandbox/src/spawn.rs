@@ -74,7 +74,7 @@ impl Spawner {
         .map_err(|errno| start_error(errno.into()))?;
         // The one place where a supervisor starts a process itself. Its environment is empty: nothing
         // that is secret may be read from the spawner or from the inits, which are its forks.
-        #[allow(clippy::disallowed_methods)]
+        #[allow(clippy::disallowed_methods, reason = "the spawner itself")]
         let child = std::process::Command::new(&path)
             .arg0(ROLE)
             .env_clear()

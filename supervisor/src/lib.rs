@@ -65,3 +65,8 @@ pub use provost_sandbox::report::{
 };
 pub use provost_sandbox::spawn::LaunchError;
 pub use stream::EventStream;
+
+/// The example in README.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

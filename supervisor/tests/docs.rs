@@ -1,0 +1,193 @@
+//! What the documentation says is held against what the program does.
+
+#![allow(clippy::disallowed_methods, reason = "the binary is run as a user runs it")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// Maps whose keys the caller or the program chooses.
+const FREE_KEYS: [&str; 2] = ["labels", "probes"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// What the binary prints on stdout.
+fn provost(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_provost"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn every_event_and_field_of_a_real_run_is_documented() {
+    const SCRIPT: &str = "echo out; echo x > /etc/provost-probe; exec sleep 100";
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let cwd = directory.path().to_str().unwrap();
+    let flags = ["run", "--json", "-q", "--best-effort", "--timeout", "1s"];
+    let command = ["--cwd", cwd, "--", "sh", "-c", SCRIPT];
+    let lines = provost(&[&flags[..], &command].concat());
+    let events: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let types: BTreeSet<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    for expected in [
+        "started",
+        "output",
+        "denial",
+        "signal_sent",
+        "stream_closed",
+        "exited",
+        "terminal",
+    ] {
+        assert!(types.contains(expected), "the run made no `{expected}`: {lines}");
+    }
+    let documented = page("docs/events.md");
+    for event in types {
+        assert!(
+            documented.contains(&format!("### `{event}`")),
+            "there is no section on `{event}`"
+        );
+    }
+    let mut fields = BTreeSet::new();
+    events.iter().for_each(|event| names(event, &mut fields));
+    for field in fields {
+        assert!(
+            documented.contains(&format!("`{field}`")),
+            "the field `{field}` is not documented"
+        );
+    }
+}
+
+/// Collects the names of all fields.
+fn names(value: &Value, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                into.insert(name.clone());
+                if !FREE_KEYS.contains(&name.as_str()) {
+                    names(field, into);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| names(item, into)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_variant_of_the_published_enums_is_documented() {
+    let documented = page("docs/events.md");
+    for (file, name) in [
+        ("actors/src/event.rs", "EventBody"),
+        ("actors/src/event.rs", "StreamName"),
+        ("actors/src/record.rs", "Outcome"),
+        ("actors/src/record.rs", "Closed"),
+        ("sandbox/src/denial.rs", "DenialClass"),
+        ("sandbox/src/denial.rs", "Certainty"),
+        ("sandbox/src/denial.rs", "Decision"),
+        ("sandbox/src/report.rs", "Containment"),
+        ("sandbox/src/report.rs", "FileObservation"),
+    ] {
+        let variants = variants(&page(file), name);
+        assert!(variants.len() > 1, "{name} was not found in {file}");
+        for variant in variants {
+            assert!(
+                documented.contains(&format!("`{variant}`")),
+                "`{variant}` of {name} is not documented"
+            );
+        }
+    }
+}
+
+/// The variants of an enum in formatted source, as they are written in JSON.
+fn variants(source: &str, name: &str) -> Vec<String> {
+    let head = format!("pub enum {name} {{");
+    let body = source.lines().skip_while(|line| **line != head).skip(1);
+    body.take_while(|line| *line != "}")
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+        .filter_map(|line| line.split(|c: char| !c.is_alphanumeric()).next())
+        .map(snake_case)
+        .collect()
+}
+
+fn snake_case(variant: &str) -> String {
+    let mut snake = String::new();
+    for c in variant.chars() {
+        if c.is_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.extend(c.to_lowercase());
+    }
+    snake
+}
+
+#[test]
+fn every_flag_is_documented() {
+    let pages = page("README.md") + &page("docs/policy.md");
+    let help = provost(&["run", "--help"]);
+    let flags: BTreeSet<&str> = help
+        .lines()
+        .filter(|line| line.trim_start().starts_with('-'))
+        .filter_map(|line| line.split([' ', ',', '=']).find(|word| word.starts_with("--")))
+        .filter(|flag| *flag != "--help")
+        .collect();
+    assert!(
+        flags.len() > 20,
+        "the help does not look as it used to: {flags:?}"
+    );
+    for flag in flags {
+        assert!(pages.contains(flag), "{flag} is not documented");
+    }
+}
+
+#[test]
+fn every_source_file_is_on_the_map() {
+    let map = page("docs/architecture.md");
+    for folder in ["sandbox/src", "actors/src", "supervisor/src"] {
+        let mut files = Vec::new();
+        walk(&root().join(folder), &mut files);
+        assert!(!files.is_empty(), "{folder} is empty");
+        for file in files {
+            let stem = file.file_stem().unwrap().to_str().unwrap();
+            // `name.rs`, or `{one,two}.rs`.
+            let is_mentioned = map
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == stem);
+            let is_test =
+                ["tests", "explore"].contains(&stem) || file.iter().any(|part| part == "tests");
+            assert!(is_mentioned || is_test, "{} is not on the map", file.display());
+        }
+    }
+}
+
+fn walk(directory: &Path, into: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_command_that_runs_all_tests_is_the_one_that_is_checked() {
+    const COMMAND: &str = "cargo test --workspace\n";
+    for name in ["README.md", "CONTRIBUTING.md", ".ci/run", "justfile"] {
+        assert!(page(name).contains(COMMAND), "{name} has another test command");
+    }
+}
