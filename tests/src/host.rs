@@ -151,15 +151,21 @@ impl Outsider {
                 "the process outside was touched: {status}"
             );
         }
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its stat");
-        // After the command's name in parentheses: priority and nice value are the 16th and 17th fields.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        // It inherited ours.
         assert_eq!(
-            fields.get(15..17),
-            Some(&["20", "0"][..]),
+            priority(&self.pid()),
+            priority("self"),
             "its priority was changed"
         );
     }
+}
+
+/// Priority and nice value of a process.
+fn priority(pid: &str) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
+    // After the command's name in parentheses they are the 16th and 17th fields.
+    let fields = stat.rsplit(')').next().unwrap_or("").split_whitespace();
+    fields.skip(15).take(2).map(str::to_owned).collect()
 }
 
 impl Drop for Outsider {
