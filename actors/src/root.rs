@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use provost_sandbox::compile::{CompileContext, CompileError, PreparedSandbox, compile};
+use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
 use provost_sandbox::observe::audit::AuditReader;
 use provost_sandbox::policy::Policy;
@@ -167,6 +168,8 @@ impl Tree {
                 };
                 if feed.is_some() {
                     kernel.audit = Probe::Yes;
+                    // Puts it back after us, also if we are killed.
+                    self.link.post(Request::ShareAudit, None, None);
                 }
                 (kernel, feed)
             })

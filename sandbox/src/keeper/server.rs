@@ -14,6 +14,7 @@ use super::init::InitMessage;
 use super::tree::{Command, Fixed, Tree};
 use super::wire::{self, Notice, Request, SpawnRequest, Started};
 use super::{Step, probe, sys};
+use crate::observe::audit::AuditShare;
 
 const HOST: u64 = 0;
 const SIGNALS: u64 = 1;
@@ -41,6 +42,8 @@ struct Server {
     next_key: u64,
     ended: HashSet<Uuid>,
     ended_order: VecDeque<Uuid>,
+    /// Dropped last of all.
+    audit: Option<AuditShare>,
 }
 
 impl Server {
@@ -77,6 +80,7 @@ impl Server {
             next_key: SIGNALS + 1,
             ended: HashSet::new(),
             ended_order: VecDeque::new(),
+            audit: None,
         })
     }
 
@@ -134,6 +138,13 @@ impl Server {
                 )
             }
             Request::Spawn(request) => self.spawn(*request, fds),
+            Request::ShareAudit => {
+                if self.audit.is_none() {
+                    // Without one the host puts it back itself.
+                    self.audit = AuditShare::join().ok().flatten();
+                }
+                Ok(())
+            }
             Request::Signal {
                 process,
                 signal,

@@ -49,6 +49,8 @@ pub enum Request {
         /// To which of its tasks.
         scope: SignalScope,
     },
+    /// Hold a share in audit being on, and put it back at the end if nobody else needs it.
+    ShareAudit,
     /// Kill the whole tree.
     Kill {
         /// Which.

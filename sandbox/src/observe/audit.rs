@@ -325,6 +325,39 @@ impl Drop for AuditReader {
     }
 }
 
+/// A share in audit being on, without reading it.
+///
+/// A spawner holds one for its host: who switched audit on has to put it back, which takes the kernel milliseconds,
+/// and the spawner is the one that has time when its host has ended (also when its host was killed).
+#[derive(Debug)]
+pub struct AuditShare {
+    control: Control,
+    switch: Option<Switch>,
+}
+
+impl AuditShare {
+    /// Takes a share where audit is on because of us; else nothing.
+    ///
+    /// # Errors
+    /// Without the privilege, or where the state cannot be known.
+    pub fn join() -> Result<Option<Self>, AuditUnavailable> {
+        let mut control = Control::open()?;
+        let switch = Switch::join(Path::new(LOCK_DIR), &mut control)?;
+        Ok(switch.map(|switch| Self {
+            control,
+            switch: Some(switch),
+        }))
+    }
+}
+
+impl Drop for AuditShare {
+    fn drop(&mut self) {
+        if let Some(switch) = self.switch.take() {
+            switch.leave(&mut self.control);
+        }
+    }
+}
+
 /// Records are sent to the initial network namespace only, although binding works in all of them.
 ///
 /// The kernel's own threads live there, and the first of them is always number 2 (in the initial PID

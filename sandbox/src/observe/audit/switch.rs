@@ -106,6 +106,21 @@ impl Switch {
         Self::enter_inside(&turnstile, directory, control)
     }
 
+    /// Comes in only where it is on because of us.
+    pub(super) fn join(
+        directory: &Path,
+        control: &mut Control,
+    ) -> Result<Option<Self>, AuditUnavailable> {
+        let turnstile = lock::prepare(directory)
+            .and_then(|()| Turnstile::pass(directory))
+            .map_err(cannot("lock a file in", directory))?;
+        let (status, rules) = look(control)?;
+        match decide(&status, rules, lock::state_exists(directory)) {
+            Decision::Join => Self::enter_inside(&turnstile, directory, control),
+            _ => Ok(None),
+        }
+    }
+
     fn enter_inside(
         _turnstile: &Turnstile,
         directory: &Path,
