@@ -57,6 +57,7 @@ pub(crate) struct DenialArgs {
     pub(crate) listener: Option<OwnedFd>,
     pub(crate) pid: i32,
     pub(crate) init_pid: i32,
+    pub(crate) pid_namespace: u64,
     pub(crate) audit: Option<ActorRef<AuditMsg>>,
 }
 
@@ -110,7 +111,7 @@ impl Actor for DenialActor {
         match args.listener {
             Some(fd) => {
                 let server = Server {
-                    decider: Decider::new(setup(sandbox, args.init_pid)),
+                    decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
                     only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
                     process: args.process,
                     blocking: Blocking::default(),
@@ -182,8 +183,10 @@ impl DenialState {
     }
 }
 
-fn setup(sandbox: &PreparedSandbox, init_pid: i32) -> DeciderSetup {
+fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> DeciderSetup {
     use provost_sandbox::compile::seccomp::OpenObservation;
+    use provost_sandbox::report::Containment;
+    let namespaced = sandbox.report.containment == Containment::PidNamespace;
     DeciderSetup {
         net: sandbox.policy.net.clone(),
         policy_name: sandbox.policy.name.clone(),
@@ -192,18 +195,11 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32) -> DeciderSetup {
         observe_reads: sandbox.opens == OpenObservation::All,
         tree: Tree {
             init: init_pid,
-            pid_namespace: pid_namespace(sandbox, init_pid),
+            // Where there is one but its number is not known, nobody belongs to it.
+            pid_namespace: namespaced.then_some(pid_namespace),
         },
         tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
     }
-}
-
-/// The inode of the tree's own PID namespace, where it has one. The init lives: it was just started and ends last.
-fn pid_namespace(sandbox: &PreparedSandbox, init_pid: i32) -> Option<u64> {
-    use provost_sandbox::report::Containment;
-    use std::os::unix::fs::MetadataExt;
-    (sandbox.report.containment == Containment::PidNamespace)
-        .then(|| std::fs::metadata(format!("/proc/{init_pid}/ns/pid")).map_or(0, |meta| meta.ino()))
 }
 
 /// The listener, shared with threads that answer late.

@@ -362,6 +362,7 @@ impl ProcessState {
                 listener,
                 pid: started.pid,
                 init_pid: started.init_pid,
+                pid_namespace: started.pid_namespace,
                 audit: self.args.audit.clone(),
             };
             let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;

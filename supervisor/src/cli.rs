@@ -34,7 +34,10 @@ pub fn main() -> ExitCode {
     };
     set_up_tracing();
     let result = match args.verb {
-        args::Verb::Run(run) => run::run(*run),
+        args::Verb::Run(run) => match misspelt_option(&run.command, std::env::args_os()) {
+            Some(option) => Err(option),
+            None => run::run(*run),
+        },
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),
     };
@@ -45,6 +48,24 @@ pub fn main() -> ExitCode {
             ExitCode::from(EXIT_PROVOST)
         }
     }
+}
+
+/// A command that begins with a hyphen is a misspelt option of ours, unless it stands behind `--`.
+fn misspelt_option(
+    command: &[std::ffi::OsString],
+    mut arguments: impl Iterator<Item = std::ffi::OsString>,
+) -> Option<String> {
+    let first = command.first()?;
+    if !first.as_encoded_bytes().starts_with(b"-") {
+        return None;
+    }
+    let before = arguments.find(|argument| argument == "--" || argument == first)?;
+    (before != "--").then(|| {
+        format!(
+            "unknown option {}; see `provost run --help`, or write `--` before a command of that name",
+            first.display()
+        )
+    })
 }
 
 /// What went wrong before there was a process, in words.

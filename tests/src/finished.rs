@@ -45,7 +45,11 @@ impl Finished {
             elapsed,
             record: None,
         };
+        // A link that the program planted is not a record.
+        let is_file =
+            |path: &&Path| std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_symlink());
         let text = record
+            .filter(is_file)
             .map(std::fs::read_to_string)
             .and_then(Result::ok)
             .filter(|text| !text.is_empty());

@@ -291,7 +291,8 @@ fn escape_62_the_record_cannot_be_led_elsewhere_or_forged(world: &World) {
     let record = world.text("work/record.json");
     let script = format!("rm -f record.json; ln -s {victim} record.json; exit 5");
     let done = world.shell(&script).record_at(&record).finish();
-    assert_eq!(done.code, Some(5), "\n{done}");
+    // A record that is not where it was asked for is an error, never silence.
+    assert_eq!(done.code, Some(125), "\n{done}");
     assert_eq!(
         world.content("outside/victim"),
         "kept",

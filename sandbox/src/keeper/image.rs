@@ -34,6 +34,8 @@ pub(super) struct Image {
     /// Descriptors that stay open in the init until the command runs, sorted.
     pub(super) keep: Vec<RawFd>,
     pub(super) last_capability: u32,
+    /// The inode of the tree's own PID namespace, once the init is in it; 0 without one.
+    pub(super) pid_namespace: u64,
     pub(super) stack: Vec<u8>,
     pub(super) request: SpawnRequest,
 }
@@ -140,6 +142,7 @@ impl Image {
             wait_for_go: plan.cgroups.iter().any(|group| !group.unified),
             keep,
             last_capability,
+            pid_namespace: 0,
             stack: vec![0; CHILD_STACK_BYTES],
             request,
         })

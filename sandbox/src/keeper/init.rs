@@ -34,7 +34,11 @@ const EMPTY: u64 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitMessage {
     /// The command runs. Its pidfd comes along, and the listener if there is one.
-    Started { listener: bool, pid: i32 },
+    Started {
+        listener: bool,
+        pid: i32,
+        pid_namespace: u64,
+    },
     /// It does not.
     Failed { step: Step, errno: i32, detail: u32 },
     /// It ended.
@@ -49,6 +53,7 @@ impl InitMessage {
             STARTED => Self::Started {
                 listener: words[1] != 0,
                 pid: words[2] as i32,
+                pid_namespace: words[3],
             },
             FAILED => Self::Failed {
                 step: Step::from_raw(words[1] as u32),
@@ -155,6 +160,10 @@ fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
         mounts::build(image)?;
         mounts::allow(image)?;
     }
+    if namespaced {
+        // Before nobody may look any more.
+        image.pid_namespace = sys::pid_namespace().unwrap_or(0);
+    }
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(|e| (Step::Clone, e, 3))?;
     sys::signalfd(SIGCHLD_MASK).map_err(|e| (Step::Descriptors, e, 1))
 }
@@ -193,7 +202,8 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
     let fds = [pidfd, attempt.listener];
     let with_listener = attempt.listener >= 0;
     let sent = if with_listener { &fds[..] } else { &fds[..1] };
-    let words = [STARTED, u64::from(with_listener), attempt.pid as u64, 0, 0, 0];
+    let (pid_in_host, namespace) = (attempt.pid as u64, attempt.image.pid_namespace);
+    let words = [STARTED, u64::from(with_listener), pid_in_host, namespace, 0, 0];
     say(control, words, sent);
     Ok(pid)
 }

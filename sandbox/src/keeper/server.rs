@@ -202,7 +202,11 @@ impl Server {
         };
         while let Some((message, fds)) = tree.hear() {
             match message {
-                InitMessage::Started { listener, pid } => started(tree, listener, pid, fds)?,
+                InitMessage::Started {
+                    listener,
+                    pid,
+                    pid_namespace,
+                } => started(tree, listener, (pid, pid_namespace), fds)?,
                 InitMessage::Failed { step, errno, detail } => {
                     tree.failed = true;
                     failed(process, step, errno, detail)?;
@@ -314,7 +318,12 @@ impl Server {
     }
 }
 
-fn started(tree: &mut Tree, listener: bool, pid: i32, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+fn started(
+    tree: &mut Tree,
+    listener: bool,
+    (pid, pid_namespace): (i32, u64),
+    mut fds: Vec<OwnedFd>,
+) -> io::Result<()> {
     let (Some(ends), false) = (tree.ours.take(), fds.is_empty()) else {
         tree.kill();
         return Ok(());
@@ -335,6 +344,7 @@ fn started(tree: &mut Tree, listener: bool, pid: i32, mut fds: Vec<OwnedFd>) -> 
         process: tree.process,
         pid,
         init_pid: tree.init_pid,
+        pid_namespace,
         stdin_pipe: ends.stdin.is_some(),
         listener: listener_fd.is_some(),
     });

@@ -441,6 +441,26 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     unsafe { syscall!(libc::SYS_kill, pid, signal) }.map(drop)
 }
 
+/// The inode of our own PID namespace, where `/proc` is ours to read.
+pub(crate) fn pid_namespace() -> Option<u64> {
+    // `struct statx`: the inode is at byte 32, as a 64-bit number; 256 bytes in all.
+    let mut status = [0u64; 32];
+    const STATX_INO: u32 = 0x100;
+    // SAFETY: the path is NUL-terminated, the buffer as large as the kernel's struct.
+    unsafe {
+        syscall!(
+            libc::SYS_statx,
+            libc::AT_FDCWD,
+            c"/proc/self/ns/pid".as_ptr(),
+            0,
+            STATX_INO,
+            status.as_mut_ptr()
+        )
+    }
+    .ok()?;
+    Some(status[4])
+}
+
 /// Our own pid as the `/proc` behind this descriptor numbers it; `None` where it does not.
 pub(crate) fn pid_in(proc: RawFd) -> Option<i32> {
     let mut link = [0u8; 16];

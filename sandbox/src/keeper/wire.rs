@@ -157,6 +157,8 @@ pub struct Started {
     pub pid: i32,
     /// The init's pid as the spawner sees it.
     pub init_pid: i32,
+    /// The inode of the tree's PID namespace; 0 without one.
+    pub pid_namespace: u64,
     /// A stdin pipe comes with it.
     pub stdin_pipe: bool,
     /// A seccomp listener comes with it.

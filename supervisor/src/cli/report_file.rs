@@ -70,6 +70,18 @@ impl ReportFile {
         Ok(())
     }
 
+    /// Writes this in the place of whatever somebody may have written meanwhile.
+    pub(super) fn replace(&mut self, bytes: &[u8]) -> Result<(), String> {
+        if let Some(content) = &mut self.content {
+            *content = Content::default();
+            self.written = 0;
+            let emptied = self.file.get_ref().set_len(0);
+            let emptied = emptied.and_then(|()| self.file.seek(SeekFrom::Start(0)));
+            emptied.map_err(|error| self.say(&error.to_string()))?;
+        }
+        self.write(bytes)
+    }
+
     /// Flushes, and checks that the file is whole, ours, and where it is looked for.
     pub(super) fn finish(mut self) -> Result<(), String> {
         let result = self.file.flush();

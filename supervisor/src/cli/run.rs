@@ -145,7 +145,7 @@ impl Sink {
         if let Some(mut file) = self.record.take() {
             let mut text = serde_json::to_vec_pretty(record).map_err(|error| error.to_string())?;
             text.push(b'\n');
-            file.write(&text)?;
+            file.replace(&text)?;
             file.finish()?;
         }
         match self.failure.take() {

@@ -63,19 +63,24 @@ fn denials(record: &TerminalRecord) {
 }
 
 fn line(denial: &Denial) -> String {
-    let mut text = format!("{} ", denial.operation);
+    let mut text = denial.operation.clone();
     let target = &denial.target;
     match (&target.address, &target.path, &target.syscall) {
         (Some(address), ..) => {
             let port = target.port.unwrap_or(0);
-            let _ = write!(text, "{}", std::net::SocketAddr::new(*address, port));
+            let _ = write!(text, " {}", std::net::SocketAddr::new(*address, port));
         }
-        (None, Some(path), _) => text.push_str(&visible(path)),
-        (None, None, Some(syscall)) if *syscall != denial.operation => text.push_str(syscall),
+        (None, Some(path), _) => {
+            let _ = write!(text, " {}", visible(path));
+        }
+        (None, None, Some(syscall)) if *syscall != denial.operation => {
+            let _ = write!(text, " {syscall}");
+        }
         _ => {}
     }
     if let (Some(protocol), None) = (&target.protocol, &target.path) {
-        let _ = write!(text, "/{protocol}");
+        let mark = if target.address.is_some() { "/" } else { " " };
+        let _ = write!(text, "{mark}{protocol}");
     }
     if let Some(comm) = &denial.comm {
         let _ = write!(text, " by {}", visible(comm));
@@ -116,6 +121,12 @@ pub(super) fn allowing_flag(denial: &Denial) -> Option<String> {
         }
         DenialClass::Filesystem => {
             let path = target.path.as_deref()?;
+            if ["/proc", "/sys", "/dev"]
+                .iter()
+                .any(|fixed| Path::new(path).starts_with(fixed))
+            {
+                return None; // no flag opens these
+            }
             let reads = matches!(denial.operation.as_str(), "open" | "read" | "exec" | "readdir");
             let (flag, path) = if reads {
                 ("--read", path.to_owned())

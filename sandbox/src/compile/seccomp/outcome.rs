@@ -54,9 +54,19 @@ const SOCKETS_WITH_NETWORK: Rules = &[TCP_UNNAMED, TCP, UNIX, UDP_UNNAMED, UDP, 
 /// `send` as libc makes it: neither flags that we refuse nor an address.
 const SENDTO_WITHOUT_ADDRESS: Rules = &[&[bits(3, REFUSED_SEND_FLAGS, 0), null(4)]];
 
+/// In a PID namespace of its own a process sees one stranger: our init, whose limits and priorities are not its
+/// business.
+const INIT_FIRST: Rules = &[&[int(0, 1)]];
+const INIT_SECOND: Rules = &[&[int(1, 1)]];
+
 /// The notified calls of this entry; `None` where all are allowed.
 pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
-    if entry.scope == Scope::HostProcessesVisible && plan.pid_namespace {
+    if plan.pid_namespace
+        && let Handling::PidArgument { index } = entry.handling
+    {
+        return Some(Calls::Only(if index == 0 { INIT_FIRST } else { INIT_SECOND }));
+    }
+    if plan.pid_namespace && entry.scope == Scope::HostProcessesVisible {
         return None;
     }
     match entry.handling {

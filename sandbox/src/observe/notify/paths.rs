@@ -188,7 +188,7 @@ impl View {
         let mut path = path.to_owned();
         for _ in 0..LINKS_MAX {
             let Some((link, rest)) = own_link(&path) else {
-                return Ok(path);
+                return Ok(self.numbered(path));
             };
             let base = self.link(&link)?;
             // A pipe, a socket; or memory, which looks like a path and is none.
@@ -202,6 +202,25 @@ impl View {
             };
         }
         Err(Errno::ELOOP)
+    }
+
+    /// `/proc/self` means whoever looks; here it must mean the target, by its number in its own `/proc`.
+    fn numbered(&self, path: PathBuf) -> PathBuf {
+        let rest = path
+            .strip_prefix("/proc/self")
+            .or_else(|_| path.strip_prefix("/proc/thread-self"));
+        let Ok(rest) = rest else { return path };
+        match self.own_number() {
+            Some(number) => Path::new("/proc").join(number).join(rest),
+            None => path,
+        }
+    }
+
+    /// The target's number in the innermost PID namespace that it is in.
+    fn own_number(&self) -> Option<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.tid)).ok()?;
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        numbers.split_whitespace().last().map(str::to_owned)
     }
 
     fn link(&self, name: &str) -> Result<PathBuf, Errno> {

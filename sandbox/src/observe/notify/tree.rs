@@ -35,8 +35,8 @@ impl Tree {
     pub(super) fn contains_as_seen_by(&self, target: i32, number: i32) -> bool {
         let targets = namespace(target, "pid");
         match self.pid_namespace {
-            // Whatever has a number in that namespace is in the tree.
-            Some(inode) => targets == Some(inode),
+            // Whatever has a number in that namespace is in the tree, except for our init.
+            Some(inode) => number != 1 && targets == Some(inode),
             // One numbering for both, or we cannot say whom it means.
             None => {
                 targets.is_some()

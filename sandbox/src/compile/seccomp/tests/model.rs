@@ -57,11 +57,19 @@ pub(super) fn notifies(plan: &FilterPlan, name: &str, args: &[u64; 6]) -> bool {
         "seccomp" => !matches!(int(0), 2 | 3),
         "landlock_create_ruleset" => int(2) != 0,
         "personality" => int(0) != -1 && args[0] as u32 & !0x6_0008 != 0,
-        "prlimit64" => visible && int(0) != 0 && args[2] != 0,
+        "prlimit64" if visible => int(0) != 0 && args[2] != 0,
         "sched_setaffinity" | "sched_setscheduler" | "sched_setparam" | "sched_setattr"
-        | "migrate_pages" | "move_pages" => visible && int(0) != 0,
-        "setpriority" => visible && !(matches!(int(0), 0 | 1) && int(1) == 0),
-        "ioprio_set" => visible && !(matches!(int(0), 1 | 2) && int(1) == 0),
+        | "migrate_pages" | "move_pages"
+            if visible =>
+        {
+            int(0) != 0
+        }
+        // In a PID namespace only our init is a stranger.
+        "prlimit64" | "sched_setaffinity" | "sched_setscheduler" | "sched_setparam"
+        | "sched_setattr" | "migrate_pages" | "move_pages" => int(0) == 1,
+        "setpriority" | "ioprio_set" if !visible => int(1) == 1,
+        "setpriority" => !(matches!(int(0), 0 | 1) && int(1) == 0),
+        "ioprio_set" => !(matches!(int(0), 1 | 2) && int(1) == 0),
         "ptrace" | "process_vm_readv" | "process_vm_writev" => visible,
         "shmget" | "shmat" | "shmctl" | "msgget" | "msgsnd" | "msgrcv" | "msgctl" | "semget"
         | "semop" | "semtimedop" | "semctl" | "mq_open" | "mq_unlink" => visible,
