@@ -108,23 +108,20 @@ impl Actor for DenialActor {
             serve: None,
             said: false,
         };
-        match args.listener {
-            Some(fd) => {
-                let server = Server {
-                    decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
-                    only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
-                    process: args.process,
-                    blocking: Blocking::default(),
-                    permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-                };
-                let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
-                state.serve = Some(tokio::spawn(async move {
-                    server.serve(listener).await;
-                    let _ = myself.send_message(DenialMsg::HungUp);
-                }));
-            }
-            // Nothing tells when the last task is gone; the end of the tree will.
-            None => {}
+        // Without a listener nothing tells when the last task is gone; the end of the tree will.
+        if let Some(fd) = args.listener {
+            let server = Server {
+                decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
+                only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
+                process: args.process,
+                blocking: Blocking::default(),
+                permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            };
+            let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
+            state.serve = Some(tokio::spawn(async move {
+                server.serve(listener).await;
+                let _ = myself.send_message(DenialMsg::HungUp);
+            }));
         }
         Ok(state)
     }
