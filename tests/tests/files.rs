@@ -1,6 +1,6 @@
 //! Files: what may be read and written, what not, and who learns of it.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use provost_tests::{Finished, Wanted, World, both_users, filesystem, needs, require};
