@@ -8,7 +8,9 @@ mod limits;
 mod mounts;
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
 
 use self::access::AccessMap;
 use self::landlock::{LandlockError, LandlockLayers, LandlockRequest, compile_landlock};
@@ -16,7 +18,7 @@ use self::mounts::MountPlan;
 use self::seccomp::{FilterError, FilterPlan, OpenObservation, compile_filter};
 use crate::keeper::plan::{Instruction, MountedRule, SandboxPlan};
 use crate::kernel::KernelSupport;
-use crate::policy::{Degrade, NetMode, Policy, PolicyError};
+use crate::policy::{Degrade, NetMode, PathRule, Policy, PolicyError};
 use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
 
 /// What a policy is compiled for, besides the kernel.
@@ -54,6 +56,8 @@ pub struct PreparedSandbox {
     /// TCP is denied by Landlock below the listener.
     pub tcp_confined_by_landlock: bool,
     layers: Option<LandlockLayers>,
+    /// Stands in for a private `/tmp` where nothing can be mounted; removed with this.
+    temp: Option<TempDir>,
 }
 
 /// A policy could not be compiled.
@@ -92,6 +96,7 @@ pub fn compile(
     let containment = containment(kernel);
     let mounts = containment == Containment::PidNamespace;
     let mut policy = policy.clone();
+    let mut temp = None;
     require_listener(kernel, best_effort, &mut degraded)?;
     if policy.net.mode == NetMode::Isolated && !kernel.net_namespace.is_yes() {
         lacking(
@@ -105,8 +110,16 @@ pub fn compile(
     }
     if !mounts && policy.files.private_tmp {
         policy.files.private_tmp = false;
+        let directory = temp_directory()?;
+        let source = "private temporary directory";
+        policy
+            .files
+            .write
+            .push(PathRule::preset(directory.path(), source));
+        temp = Some(directory);
         degraded.push(Degradation {
-            what: "private /tmp and /dev/shm".to_owned(),
+            what: "private /tmp and /dev/shm: there is a directory of its own in TMPDIR instead"
+                .to_owned(),
             why: format!("no mount namespace ({})", kernel.pid_namespace.why()),
         });
     }
@@ -206,6 +219,7 @@ pub fn compile(
         masked,
         tcp_confined_by_landlock,
         layers: Some(layers),
+        temp,
     })
 }
 
@@ -216,6 +230,12 @@ impl PreparedSandbox {
             .iter()
             .flat_map(|layers| layers.rulesets.iter().map(AsFd::as_fd))
             .collect()
+    }
+
+    /// A directory for temporary files, where the process has no `/tmp` of its own. Processes of one prepared
+    /// sandbox share it.
+    pub fn temp_directory(&self) -> Option<&Path> {
+        self.temp.as_ref().map(TempDir::path)
     }
 
     /// Whether the file system still looks as it did where the rules depend on it. A sandbox that is not
@@ -271,7 +291,17 @@ fn unconfined(
         unobserved: Vec::new(),
         tcp_confined_by_landlock: false,
         layers: None,
+        temp: None,
     }
+}
+
+fn temp_directory() -> Result<TempDir, UnsupportedError> {
+    let made = tempfile::Builder::new().prefix("provost-").tempdir_in("/tmp");
+    made.map_err(|error| UnsupportedError {
+        what: "a private temporary directory".to_owned(),
+        why: format!("nothing can be mounted, and none can be made in /tmp: {error}"),
+        hint: "make /tmp writable".to_owned(),
+    })
 }
 
 fn containment(kernel: &KernelSupport) -> Containment {
@@ -376,7 +406,7 @@ fn mounted(layers: &LandlockLayers, private_proc: bool) -> Vec<MountedRule> {
     layers
         .mounted
         .iter()
-        .filter(|grant| private_proc || grant.path != std::path::Path::new("/proc"))
+        .filter(|grant| private_proc || grant.path != Path::new("/proc"))
         .map(|grant| MountedRule {
             path: grant.path.as_os_str().as_encoded_bytes().to_vec(),
             access: grant.access.clone(),

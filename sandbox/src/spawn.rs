@@ -177,13 +177,18 @@ impl Command {
     /// The request that starts this command in this sandbox.
     pub fn request(self, sandbox: &crate::compile::PreparedSandbox) -> SpawnRequest {
         let candidates = candidates(&self.argv, &self.env);
+        let mut env = self.env;
+        if let Some(directory) = sandbox.temp_directory() {
+            env.retain(|entry| !entry.starts_with(b"TMPDIR="));
+            env.push([b"TMPDIR=", directory.as_os_str().as_encoded_bytes()].concat());
+        }
         SpawnRequest {
             process: self.process,
             plan: sandbox.plan.clone(),
             rulesets: sandbox.rulesets().len() as u32,
             candidates,
             argv: self.argv,
-            env: self.env,
+            env,
             cwd: self.cwd.into_os_string().into_encoded_bytes(),
             stdin: self.stdin,
         }
