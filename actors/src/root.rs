@@ -12,6 +12,7 @@ use provost_sandbox::kernel::{KernelSupport, Probe};
 use provost_sandbox::observe::audit::AuditReader;
 use provost_sandbox::policy::Policy;
 use provost_sandbox::spawn::SpawnerSource;
+use provost_sandbox::tempfile::TempDir;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{OnceCell, oneshot};
 
@@ -109,6 +110,8 @@ struct Prepared {
     policy: Policy,
     context: CompileContext,
     sandbox: Arc<PreparedSandbox>,
+    /// Removed when this is dropped: with the tree, or when another sandbox takes its place.
+    _temp: Option<TempDir>,
 }
 
 impl Drop for Tree {
@@ -251,7 +254,9 @@ impl Tree {
             return Ok(known.sandbox.clone());
         }
         prepared.retain(|known| known.policy != spec.policy || known.context != context);
-        let sandbox = Arc::new(compile(&spec.policy, kernel, &context)?);
+        let mut sandbox = compile(&spec.policy, kernel, &context)?;
+        let temp = sandbox.take_temp_directory();
+        let sandbox = Arc::new(sandbox);
         if prepared.len() >= PREPARED_MAX {
             prepared.remove(0);
         }
@@ -259,6 +264,7 @@ impl Tree {
             policy: spec.policy.clone(),
             context,
             sandbox: sandbox.clone(),
+            _temp: temp,
         });
         Ok(sandbox)
     }

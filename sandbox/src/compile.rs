@@ -56,8 +56,9 @@ pub struct PreparedSandbox {
     /// TCP is denied by Landlock below the listener.
     pub tcp_confined_by_landlock: bool,
     layers: Option<LandlockLayers>,
-    /// Stands in for a private `/tmp` where nothing can be mounted; removed with this.
-    temp: Option<TempDir>,
+    /// Stands in for a private `/tmp` where nothing can be mounted.
+    temp: Option<PathBuf>,
+    temp_owner: Option<TempDir>,
 }
 
 /// A policy could not be compiled.
@@ -219,7 +220,8 @@ pub fn compile(
         masked,
         tcp_confined_by_landlock,
         layers: Some(layers),
-        temp,
+        temp: temp.as_ref().map(|directory| directory.path().to_owned()),
+        temp_owner: temp,
     })
 }
 
@@ -235,7 +237,12 @@ impl PreparedSandbox {
     /// A directory for temporary files, where the process has no `/tmp` of its own. Processes of one prepared
     /// sandbox share it.
     pub fn temp_directory(&self) -> Option<&Path> {
-        self.temp.as_ref().map(TempDir::path)
+        self.temp.as_deref()
+    }
+
+    /// Whoever takes this removes that directory by dropping it, after the last process.
+    pub fn take_temp_directory(&mut self) -> Option<TempDir> {
+        self.temp_owner.take()
     }
 
     /// Whether the file system still looks as it did where the rules depend on it. A sandbox that is not
@@ -292,6 +299,7 @@ fn unconfined(
         tcp_confined_by_landlock: false,
         layers: None,
         temp: None,
+        temp_owner: None,
     }
 }
 

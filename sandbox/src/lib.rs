@@ -29,3 +29,5 @@ pub mod policy;
 pub mod report;
 pub mod spawn;
 pub mod syscalls;
+
+pub use tempfile;

@@ -43,6 +43,7 @@ pub(super) fn run(args: RunArgs) -> CliResult {
         let passing = tokio::spawn(passing);
         let record = follow(&process, &mut sink).await;
         passing.abort();
+        let _ = passing.await; // it holds the process, and with it the tree
         let record = record.ok_or("the event stream ended without a record")?;
         sink.finish(&record)?;
         if !reporting.quiet {
