@@ -364,8 +364,8 @@ impl Ledger {
             self.streams.give_up();
             self.tell_kill(out);
         } else if !self.abandon_told {
+            // Each says its last bytes and what it found after them: perhaps the end, if only the reader was slow.
             self.abandon_told = true;
-            self.streams.give_up();
             if self.streams.any_open() {
                 out.push(Effect::AbandonStreams);
             }

@@ -46,7 +46,9 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct Spawner {
     socket: OwnedFd,
-    child: Child,
+    pid: u32,
+    /// Until it is dropped.
+    child: Option<Child>,
 }
 
 impl Spawner {
@@ -83,12 +85,16 @@ impl Spawner {
             .stderr(Stdio::null())
             .spawn()
             .map_err(start_error)?;
-        Ok(Self { socket: ours, child })
+        Ok(Self {
+            socket: ours,
+            pid: child.id(),
+            child: Some(child),
+        })
     }
 
     /// The spawner's pid.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Sends a request with its descriptors.
@@ -98,6 +104,11 @@ impl Spawner {
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         wire::send(self.socket.as_fd(), request, &raw)
+    }
+
+    /// Ends the conversation: the spawner kills what it holds and ends, although this value lives on.
+    pub fn hang_up(&self) {
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 
     /// Receives a notice with its descriptors; `None` when the spawner is gone.
@@ -126,9 +137,14 @@ impl AsRawFd for Spawner {
 
 impl Drop for Spawner {
     fn drop(&mut self) {
-        // It ends by itself when the socket closes, after everything it holds; take its zombie if it is
-        // there already. A host that reaps with wait(-1) or ignores SIGCHLD takes it instead.
-        let _ = self.child.try_wait();
+        // It ends by itself, after everything it holds. Somebody must wait for that, or a host that starts many
+        // supervisors collects zombies. A host that reaps with wait(-1) or ignores SIGCHLD is quicker.
+        self.hang_up();
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
+        let _ = reaper.spawn(move || child.wait());
     }
 }
 

@@ -92,7 +92,8 @@ pub(super) fn plan(
             continue;
         };
         // A link planted to lead to the writable directory itself would take that away.
-        if policy.files.write.iter().any(|root| root.path.starts_with(&real)) {
+        let leads_above = |root: &Path| root.canonicalize().is_ok_and(|root| root.starts_with(&real));
+        if policy.files.write.iter().any(|rule| leads_above(&rule.path)) {
             continue;
         }
         // A directory with a mount in it can still be renamed away; one that is a mount cannot.

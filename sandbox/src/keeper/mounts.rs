@@ -160,8 +160,7 @@ fn masks(image: &Image) -> Result<(), Failure> {
     for (index, step) in image.mounts.iter().enumerate() {
         if let MountImage::Mask { path, directory } = step {
             let empty = if *directory { MASK_DIRECTORY } else { MASK_FILE };
-            absent_is_fine(cover(path, empty))
-                .map_err(|errno| (Step::Mask, errno, index as u32))?;
+            absent_is_fine(cover(path, empty)).map_err(|errno| (Step::Mask, errno, index as u32))?;
         }
     }
     sys::detach_mount(PROC).map_err(fail)

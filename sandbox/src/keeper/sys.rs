@@ -565,12 +565,7 @@ pub(crate) fn poll2(a: RawFd, b: RawFd) -> (bool, bool) {
 }
 
 /// Sends one packet with up to two descriptors; `flags` besides `MSG_NOSIGNAL`.
-pub(crate) fn send_packet(
-    socket: RawFd,
-    packet: &[u8],
-    fds: &[RawFd],
-    flags: i32,
-) -> Result<(), Errno> {
+pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
     let flags = flags | libc::MSG_NOSIGNAL;
     // Room for a header and two descriptors, aligned as the header wants it.
     let mut control = [0u64; 4];

@@ -33,10 +33,19 @@ pub(super) struct Tree {
     pub(super) failed: bool,
     /// Why it could not go on; told when nothing of it lives.
     pub(super) refused: Option<Failure>,
-    /// How many its group held when that was killed.
-    pub(super) killed: u64,
+    /// How many had to be killed, as far as that was seen without its init: at least this many.
+    pub(super) killed: Killed,
     pub(super) containment: Containment,
     pub(super) groups: Vec<Group>,
+}
+
+/// Two ways of counting the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Killed {
+    /// Members of its group when that was killed.
+    pub(super) in_group: u64,
+    /// Members that became our children and that we reaped.
+    pub(super) reaped: u64,
 }
 
 /// The command, once it runs.
@@ -80,7 +89,11 @@ impl Tree {
         let wanted = rulesets + usize::from(request.stdin == Stdin::Given);
         if fds.len() != wanted {
             // The kernel leaves out those for which there is no room.
-            let errno = if fds.len() < wanted { libc::EMFILE } else { libc::EBADF };
+            let errno = if fds.len() < wanted {
+                libc::EMFILE
+            } else {
+                libc::EBADF
+            };
             return Err((Step::Descriptors, errno, fds.len() as u32));
         }
         let given = fds.split_off(rulesets).pop();
@@ -121,11 +134,7 @@ impl Tree {
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image = Image::new(request, descriptors, fixed).ok_or((
-            Step::Exec,
-            libc::EINVAL,
-            0,
-        ))?;
+        let mut image = Image::new(request, descriptors, fixed).ok_or((Step::Exec, libc::EINVAL, 0))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
@@ -142,7 +151,7 @@ impl Tree {
             init_reaped: false,
             failed: false,
             refused: None,
-            killed: 0,
+            killed: Killed::default(),
             containment,
             groups,
         };
@@ -236,7 +245,8 @@ impl Tree {
         let members = group.members();
         let killed = group.kill().is_ok();
         if killed {
-            self.killed += members.saturating_sub(u64::from(!self.init_reaped));
+            let members = members.saturating_sub(u64::from(!self.init_reaped));
+            self.killed.in_group = self.killed.in_group.max(members);
         }
         killed
     }
@@ -250,9 +260,9 @@ impl Tree {
         sys::send_packet(self.control.as_raw_fd(), &bytes, &[], libc::MSG_DONTWAIT).is_ok()
     }
 
-    /// Whether the end of the init was the end of all of it.
-    pub(super) fn ends_with_its_init(&self) -> bool {
-        self.containment == Containment::PidNamespace || self.empty.is_some()
+    /// Whether members of it may have become our children when its init ended.
+    pub(super) fn may_have_orphans(&self) -> bool {
+        self.containment != Containment::PidNamespace && self.empty.is_none()
     }
 
     /// Whether something of it may live although the init is gone.
