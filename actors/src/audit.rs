@@ -20,6 +20,8 @@ use crate::denial::DenialMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 
+/// Events taken in before other work of the runtime gets its turn.
+const BATCH_MAX: usize = 4096;
 /// Domains of commands that are not registered (yet, or other people's) that are kept.
 const STRANGERS_MAX: usize = 256;
 /// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
@@ -132,7 +134,7 @@ impl Actor for AuditFeed {
 
     async fn handle(
         &self,
-        _myself: ActorRef<AuditMsg>,
+        myself: ActorRef<AuditMsg>,
         message: AuditMsg,
         state: &mut AuditState,
     ) -> Result<(), ActorProcessingErr> {
@@ -153,8 +155,8 @@ impl Actor for AuditFeed {
                 state.register(process_id, registered);
             }
             AuditMsg::Unregister(process) => state.unregister(process),
-            AuditMsg::Fence { process_id, reply } => state.fence(process_id, reply),
-            AuditMsg::Readable => state.read(),
+            AuditMsg::Fence { process_id, reply } => state.fence(&myself, process_id, reply),
+            AuditMsg::Readable => state.read(&myself),
             AuditMsg::ReconcileExpired(process) => state.reconciled(process),
         }
         Ok(())
@@ -182,7 +184,7 @@ impl AuditState {
         self.reconciling.remove(&process);
     }
 
-    fn fence(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
+    fn fence(&mut self, myself: &ActorRef<AuditMsg>, process: Uuid, reply: ActorRef<DenialMsg>) {
         let sent = self.reader.send_fence();
         match sent {
             Ok(id) => drop(self.fences.insert(id, (process, reply))),
@@ -192,10 +194,11 @@ impl AuditState {
             }
         }
         // It is usually there already.
-        self.read();
+        self.read(myself);
     }
 
-    fn read(&mut self) {
+    fn read(&mut self, myself: &ActorRef<AuditMsg>) {
+        let mut taken = 0;
         loop {
             let mut events = Vec::new();
             let drain = match self.reader.read(&mut events) {
@@ -205,10 +208,15 @@ impl AuditState {
                     return;
                 }
             };
+            taken += events.len();
             for event in events {
                 self.event(event);
             }
             if drain == Drain::Empty {
+                return;
+            }
+            if taken >= BATCH_MAX {
+                let _ = myself.send_message(AuditMsg::Readable);
                 return;
             }
         }

@@ -24,7 +24,7 @@ pub(crate) enum ExitMsg {
     /// The command ended with this raw wait status.
     Exited { status: i32 },
     /// Nothing of the tree lives.
-    Ended { killed: u64, usage: TreeUsage },
+    Ended { killed: u64, usage: Option<TreeUsage> },
     /// The spawner is gone.
     SpawnerLost { reason: String },
 }
@@ -32,6 +32,8 @@ pub(crate) enum ExitMsg {
 pub(crate) struct ExitState {
     process: ActorRef<ProcessMsg>,
     pidfd: OwnedFd,
+    /// The end of the command was said.
+    said: bool,
 }
 
 impl Actor for ExitActor {
@@ -44,7 +46,11 @@ impl Actor for ExitActor {
         _myself: ActorRef<ExitMsg>,
         (pidfd, process): Self::Arguments,
     ) -> Result<ExitState, ActorProcessingErr> {
-        Ok(ExitState { process, pidfd })
+        Ok(ExitState {
+            process,
+            pidfd,
+            said: false,
+        })
     }
 
     async fn handle(
@@ -54,12 +60,19 @@ impl Actor for ExitActor {
         state: &mut ExitState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ExitMsg::Exited { status } => state.say(Fact::Exited(decode(status))),
-            ExitMsg::Ended { killed, usage } => state.say(Fact::TreeEmpty {
-                killed,
-                usage: Some(usage_of(usage)),
-                unkillable: Vec::new(),
-            }),
+            ExitMsg::Exited { status } => state.exited(Some(status), ""),
+            ExitMsg::Ended { killed, usage } => {
+                let status = exit_status(state.pidfd.as_fd());
+                state.exited(
+                    status,
+                    "its init was killed, and this kernel does not tell its status",
+                );
+                state.say(Fact::TreeEmpty {
+                    killed,
+                    usage: usage.map(usage_of),
+                    unkillable: Vec::new(),
+                });
+            }
             ExitMsg::SpawnerLost { reason } => state.orphaned(reason).await,
         }
         Ok(())
@@ -71,15 +84,24 @@ impl ExitState {
         let _ = self.process.send_message(ProcessMsg::Fact(fact, None));
     }
 
-    /// Learns from the kernel what the spawner can no longer tell.
-    async fn orphaned(&self, reason: String) {
-        let ended = tokio::time::timeout(ORPHAN_MAX, self.wait_for_end()).await;
-        match exit_status(self.pidfd.as_fd()) {
-            Some(status) if ended.is_ok() => self.say(Fact::Exited(decode(status))),
-            _ => self.say(Fact::Lost {
-                reason: reason.clone(),
-            }),
+    /// Says how the command ended, or that nobody knows; once.
+    fn exited(&mut self, status: Option<i32>, why_unknown: &str) {
+        if std::mem::replace(&mut self.said, true) {
+            return;
         }
+        self.say(match status {
+            Some(status) => Fact::Exited(decode(status)),
+            None => Fact::Lost {
+                reason: why_unknown.to_owned(),
+            },
+        });
+    }
+
+    /// Learns from the kernel what the spawner can no longer tell.
+    async fn orphaned(&mut self, reason: String) {
+        let ended = tokio::time::timeout(ORPHAN_MAX, self.wait_for_end()).await;
+        let status = exit_status(self.pidfd.as_fd()).filter(|_| ended.is_ok());
+        self.exited(status, &reason);
         self.say(Fact::SpawnerLost { reason });
     }
 

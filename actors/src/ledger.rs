@@ -339,8 +339,8 @@ impl Ledger {
             // Nothing writes any more, and what was written waits for a reader who is to lose nothing (I3).
             // The timer starts again.
         } else if !self.abandon_told {
+            // Each says its last bytes and what it found after them: perhaps the end, if only the reader was slow.
             self.abandon_told = true;
-            self.streams.give_up();
             if self.streams.any_open() {
                 out.push(Effect::AbandonStreams);
             }

@@ -41,6 +41,9 @@ use crate::stream::{StreamActor, StreamArgs, StreamMsg};
 /// How long the kernel may take to end what was killed, before it is named in the record.
 const KILL_MAX: Duration = Duration::from_secs(10);
 
+/// How long a start may take: a file system may hang under the program or the working directory.
+const START_MAX: Duration = Duration::from_secs(30);
+
 /// What a process can be told.
 pub(crate) enum ProcessMsg {
     /// From outside.
@@ -84,6 +87,10 @@ pub enum ProcessCommand {
 pub(crate) enum Timer {
     Timeout,
     Idle,
+    /// The time for starting.
+    Start,
+    /// The time for starting, once somebody wants it ended.
+    StartGrace,
     Grace,
     Drain,
     Kill,
@@ -110,6 +117,8 @@ pub(crate) struct ProcessState {
     timers: Vec<JoinHandle<()>>,
     last_output: Instant,
     stopping: bool,
+    /// Why it cannot be said to have started; the record waits until nothing of it lives.
+    refused: Option<String>,
     init_pid: i32,
 }
 
@@ -185,10 +194,10 @@ impl Actor for ProcessActor {
             cwd: args.spec.cwd.clone(),
             stdin,
         };
-        args.link.add_route(id, myself);
+        args.link.add_route(id, myself.clone());
         let request = Request::Spawn(Box::new(command.request(&args.sandbox)));
         args.link.post(request, Some(args.sandbox.clone()), given);
-        Ok(ProcessState {
+        let mut state = ProcessState {
             args,
             ledger,
             streams: Vec::new(),
@@ -197,8 +206,11 @@ impl Actor for ProcessActor {
             timers: Vec::new(),
             last_output: Instant::now(),
             stopping: false,
+            refused: None,
             init_pid: -1,
-        })
+        };
+        state.arm(&myself, START_MAX, Timer::Start);
+        Ok(state)
     }
 
     async fn handle(
@@ -310,11 +322,13 @@ impl ProcessState {
                 step, errno, detail, ..
             } => {
                 let error = spawn_error(&self.args.spec, step, errno, detail);
-                let fact = Fact::SpawnFailed {
-                    reason: error.to_string(),
-                    exit_code: error.exit_code(),
-                };
-                self.fact(myself, fact);
+                let reason = self.refused.take().unwrap_or_else(|| error.to_string());
+                let exit_code = error.exit_code();
+                self.fact(myself, Fact::SpawnFailed { reason, exit_code });
+                Ok(())
+            }
+            Notice::Ended { .. } if self.refused.is_some() => {
+                self.did_not_start(myself, "");
                 Ok(())
             }
             Notice::Exited { status, .. } => self.tell_exit(ExitMsg::Exited { status }),
@@ -330,6 +344,18 @@ impl ProcessState {
         }
     }
 
+    fn did_not_start(&mut self, myself: &ActorRef<ProcessMsg>, why: &str) {
+        let reason = self.refused.take().unwrap_or_else(|| why.to_owned());
+        let exit_code = 125;
+        self.fact(myself, Fact::SpawnFailed { reason, exit_code });
+    }
+
+    /// It will not have started; what there is of it is killed first.
+    fn refuse(&mut self, myself: &ActorRef<ProcessMsg>, reason: &str) {
+        self.refused.get_or_insert_with(|| reason.to_owned());
+        self.kill_tree(myself);
+    }
+
     /// The command runs: its children actors begin.
     async fn started(
         &mut self,
@@ -337,6 +363,16 @@ impl ProcessState {
         started: Started,
         fds: Vec<OwnedFd>,
     ) -> Result<(), ActorProcessingErr> {
+        if self.refused.is_some() {
+            return Ok(()); // it came too late; its tree is being killed
+        }
+        if fds.len() < 3 + usize::from(started.stdin_pipe) + usize::from(started.listener) {
+            // The kernel leaves out descriptors for which there is no room.
+            let reason = "this process has no room for its descriptors (RLIMIT_NOFILE); raise the limit or \
+                          run fewer at a time";
+            self.refuse(myself, reason);
+            return Ok(());
+        }
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or("the spawner sent too few descriptors");
         let (pidfd, stdout, stderr) = (next()?, next()?, next()?);
@@ -394,6 +430,9 @@ impl ProcessState {
         match command {
             ProcessCommand::Stop { reason } => {
                 self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
+                if !self.ledger.is_started() {
+                    self.arm(myself, self.args.spec.stop.grace, Timer::StartGrace);
+                }
             }
             ProcessCommand::Kill { reason } => {
                 let cause = StopCause::Cancelled { reason };
@@ -419,23 +458,35 @@ impl ProcessState {
                 let held = self.args.log.is_held();
                 self.fact(myself, if held { Fact::DrainHeld } else { Fact::DrainExpired });
             }
+            Timer::Start | Timer::StartGrace => {
+                if !self.ledger.is_started() {
+                    self.refuse(myself, "it did not start in time; does a file system hang?");
+                }
+            }
             Timer::Grace => {
                 if self.ledger.exit().is_none() || !self.ledger.is_sealed() {
                     self.say_signal(myself, "SIGKILL", SignalScope::Tree, "grace expired");
                     self.kill_tree(myself);
                 }
             }
-            Timer::Kill => {
-                let name = format!("tree of init {}", self.init_pid);
-                self.fact(
-                    myself,
-                    Fact::TreeEmpty {
-                        killed: 0,
-                        usage: None,
-                        unkillable: vec![name],
-                    },
-                );
-            }
+            Timer::Kill => self.not_killed(myself),
+        }
+    }
+
+    /// What was killed did not end. The record is owed all the same (I1), and says so.
+    fn not_killed(&mut self, myself: &ActorRef<ProcessMsg>) {
+        if !self.ledger.is_started() {
+            return self.did_not_start(myself, "the spawner process does not answer");
+        }
+        let fact = Fact::TreeEmpty {
+            killed: 0,
+            usage: None,
+            unkillable: vec![format!("tree of init {}", self.init_pid)],
+        };
+        self.fact(myself, fact);
+        if self.ledger.exit().is_none() {
+            let reason = "it was killed, and its end could not be learned in time".to_owned();
+            self.fact(myself, Fact::Lost { reason });
         }
     }
 

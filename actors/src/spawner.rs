@@ -43,10 +43,18 @@ struct Pending {
     stdin: Option<OwnedFd>,
 }
 
+/// Where notices go.
+#[derive(Default)]
+struct Routes {
+    actors: HashMap<Uuid, ActorRef<ProcessMsg>>,
+    /// Why none will come any more.
+    gone: Option<String>,
+}
+
 /// The link. Dropping the last one ends the spawner and everything it holds.
 pub(crate) struct SpawnerLink {
     spawner: AsyncFd<Spawner>,
-    routes: Mutex<HashMap<Uuid, ActorRef<ProcessMsg>>>,
+    routes: Mutex<Routes>,
     queue: Mutex<VecDeque<Pending>>,
     queued: Notify,
 }
@@ -101,18 +109,22 @@ impl SpawnerLink {
         Ok((link, tasks, support))
     }
 
-    /// Where notices about a process go.
+    /// Where notices about a process go. Where the spawner is gone already, the process is told so.
     pub(crate) fn add_route(&self, process: Uuid, actor: ActorRef<ProcessMsg>) {
-        lock(&self.routes).insert(process, actor);
+        let mut routes = lock(&self.routes);
+        if let Some(reason) = &routes.gone {
+            let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.clone()));
+        }
+        routes.actors.insert(process, actor);
     }
 
     /// Forgets a process.
     pub(crate) fn remove_route(&self, process: Uuid) {
-        lock(&self.routes).remove(&process);
+        lock(&self.routes).actors.remove(&process);
     }
 
-    /// Sends a request, now or as soon as there is room; requests keep their order. A spawner that is gone is
-    /// told by the routes.
+    /// Sends a request, now or as soon as there is room; requests keep their order. A process whose start could not
+    /// be asked for is told; a spawner that is gone is told by the routes.
     pub(crate) fn post(
         &self,
         request: Request,
@@ -145,8 +157,31 @@ impl SpawnerLink {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(error) => {
                 tracing::warn!(%error, "cannot send to the spawner");
+                if let Request::Spawn(request) = &pending.request {
+                    let reason = format!("the spawner process could not be asked: {error}");
+                    self.tell(request.process, ProcessMsg::SpawnerLost(reason));
+                }
                 true
             }
+        }
+    }
+
+    fn tell(&self, process: Uuid, message: ProcessMsg) {
+        let route = lock(&self.routes).actors.get(&process).cloned();
+        if let Some(actor) = route {
+            // An actor that is gone has sealed, or its supervisor has.
+            let _ = actor.send_message(message);
+        }
+    }
+
+    /// Nothing will be heard any more: says so to every process there is and will be. A spawner that still lives
+    /// cannot be understood, so it is made to end what it holds.
+    fn give_up(&self, reason: &str) {
+        self.spawner.get_ref().hang_up();
+        let mut routes = lock(&self.routes);
+        routes.gone = Some(reason.to_owned());
+        for actor in routes.actors.values() {
+            let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.to_owned()));
         }
     }
 }
@@ -174,20 +209,13 @@ async fn route_notices(link: Arc<SpawnerLink>) {
                     | Notice::Exited { process, .. }
                     | Notice::Ended { process, .. } => *process,
                 };
-                let route = lock(&link.routes).get(&process).cloned();
-                if let Some(actor) = route {
-                    // An actor that is gone has sealed, or its supervisor has.
-                    let _ = actor.send_message(ProcessMsg::Notice(notice, fds));
-                }
+                link.tell(process, ProcessMsg::Notice(notice, fds));
             }
             Ok(None) => break "the spawner process ended".to_owned(),
             Err(error) => break format!("the spawner process cannot be understood: {error}"),
         }
     };
-    let actors: Vec<_> = lock(&link.routes).values().cloned().collect();
-    for actor in actors {
-        let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.clone()));
-    }
+    link.give_up(&reason);
 }
 
 async fn send_queued(link: Arc<SpawnerLink>) {

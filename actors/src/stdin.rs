@@ -20,6 +20,8 @@ pub(crate) struct StdinPort {
 enum Stage {
     Waiting,
     Open,
+    /// Writes under way may finish, no others begin.
+    Ending,
     Closed,
 }
 
@@ -43,12 +45,24 @@ impl StdinPort {
             }
             waiting
         });
-        if *self.state.borrow() == Stage::Closed {
+        if *self.state.borrow() != Stage::Open {
             *lock(&self.pipe) = None;
         }
     }
 
     /// End of file for the command, once writes under way are done.
+    pub(crate) fn end(&self) {
+        self.state.send_if_modified(|stage| {
+            let changes = matches!(stage, Stage::Waiting | Stage::Open);
+            if changes {
+                *stage = Stage::Ending;
+            }
+            changes
+        });
+        *lock(&self.pipe) = None;
+    }
+
+    /// The command has ended; so does every write.
     pub(crate) fn close(&self) {
         self.state.send_replace(Stage::Closed);
         *lock(&self.pipe) = None;
@@ -63,7 +77,7 @@ impl StdinPort {
             .wait_for(|stage| *stage != Stage::Waiting)
             .await
             .map_err(|_| closed())?;
-        if stage == Stage::Closed {
+        if stage != Stage::Open {
             return Err(closed());
         }
         let pipe = lock(&self.pipe).clone().ok_or_else(closed)?;

@@ -26,8 +26,9 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 const READ_BYTES_MAX: usize = 256 * 1024;
 /// How far the log's paced reader may lag before this stream waits for it.
 const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
-/// As much as a pipe of ours can hold, and more.
-const PIPE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The most that a pipe holds (`/proc/sys/fs/pipe-max-size`, unless the machine's owner changed it).
+const LAST_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(crate) struct StreamActor;
 
@@ -84,17 +85,48 @@ impl Actor for StreamActor {
 
 async fn pump(args: StreamArgs, abandon: CancellationToken) {
     let stream = args.stream;
+    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     let closed = tokio::select! {
-        closed = read_to_end(&args) => closed,
-        () = abandon.cancelled() => read_rest(&args),
+        closed = read_to_end(&args, &mut reader) => closed,
+        () = abandon.cancelled() => read_the_rest(&args, &mut reader),
     };
     let last = Fact::StreamClosed { stream, closed };
     let _ = args.process.send_message(ProcessMsg::Fact(last, None));
 }
 
-async fn read_to_end(args: &StreamArgs) -> Closed {
+/// What the pipe still holds when the stream is given up: a slow reader of ours may be why it was not read. Whoever
+/// still writes gets no more than a pipe's room.
+fn read_the_rest(args: &StreamArgs, reader: &mut ChunkReader) -> Closed {
+    let mut left = LAST_BYTES_MAX;
+    loop {
+        let chunk = match reader.read(&args.pipe) {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Closed::Eof,
+            Err(_) => return Closed::Abandoned,
+        };
+        let length = chunk.len() as u64;
+        let fact = args.append(chunk);
+        if args.process.send_message(ProcessMsg::Fact(fact, None)).is_err() || length >= left {
+            return Closed::Abandoned;
+        }
+        left -= length;
+    }
+}
+
+impl StreamArgs {
+    /// Puts bytes into the log; the fact about them.
+    fn append(&self, chunk: Bytes) -> Fact {
+        let length = chunk.len() as u64;
+        Fact::Output {
+            stream: self.stream,
+            offset: self.log.append_bytes(self.stream, chunk),
+            length,
+        }
+    }
+}
+
+async fn read_to_end(args: &StreamArgs, reader: &mut ChunkReader) -> Closed {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     loop {
         // Readable first: a stream that waits for bytes holds neither permit nor buffer.
         if args.pipe.readable().await.is_err() {
@@ -113,13 +145,7 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
                 return Closed::Abandoned;
             }
         };
-        let length = chunk.len() as u64;
-        let offset = args.log.append_bytes(args.stream, chunk);
-        let fact = Fact::Output {
-            stream: args.stream,
-            offset,
-            length,
-        };
+        let fact = args.append(chunk);
         if args
             .process
             .send_message(ProcessMsg::Fact(fact, Some(permit)))
@@ -128,30 +154,6 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
             return Closed::Abandoned;
         }
     }
-}
-
-/// Reads what is in the pipe at this moment, and no more: whoever still holds it may write for ever.
-fn read_rest(args: &StreamArgs) -> Closed {
-    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
-    let mut read = 0;
-    while read < PIPE_BYTES_MAX {
-        match reader.read(&args.pipe) {
-            Ok(Some(chunk)) => {
-                let length = chunk.len() as u64;
-                read += length;
-                let offset = args.log.append_bytes(args.stream, chunk);
-                let fact = Fact::Output {
-                    stream: args.stream,
-                    offset,
-                    length,
-                };
-                let _ = args.process.send_message(ProcessMsg::Fact(fact, None));
-            }
-            Ok(None) => return Closed::Eof,
-            Err(_) => return Closed::Abandoned,
-        }
-    }
-    Closed::Abandoned
 }
 
 /// Reads chunks without copying large ones and without pinning large buffers for small ones.

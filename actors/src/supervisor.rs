@@ -159,6 +159,6 @@ impl ProcessLink {
 
     /// Ends its standard input.
     pub fn close_stdin(&self) {
-        self.stdin.close();
+        self.stdin.end();
     }
 }

@@ -23,16 +23,20 @@
 //! | `init` | PID 1: namespaces, mounts, reaping |
 //! | `child` | the command between clone and exec |
 //! | `sys` | raw system calls |
+//! | `children` | the direct children of this process |
 //! | `probe` | what namespaces can be had here, found out by trying |
+//! | `reserve` | descriptors kept back, and the limit on their number |
 //! | `cgroup` | groups for containment and limits |
 
 mod cgroup;
 mod child;
+mod children;
 mod image;
 mod init;
 mod mounts;
 pub mod plan;
 mod probe;
+mod reserve;
 mod server;
 pub(crate) mod sys;
 mod tree;

@@ -46,6 +46,8 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct Spawner {
     socket: OwnedFd,
+    pid: u32,
+    /// Until it is dropped.
     child: Option<Child>,
 }
 
@@ -85,8 +87,14 @@ impl Spawner {
             .map_err(start_error)?;
         Ok(Self {
             socket: ours,
+            pid: child.id(),
             child: Some(child),
         })
+    }
+
+    /// The spawner's pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Sends a request with its descriptors.
@@ -96,6 +104,11 @@ impl Spawner {
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         wire::send(self.socket.as_fd(), request, &raw)
+    }
+
+    /// Ends the conversation: the spawner kills what it holds and ends, although this value lives on.
+    pub fn hang_up(&self) {
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 
     /// Receives a notice with its descriptors; `None` when the spawner is gone.
@@ -126,13 +139,14 @@ impl Drop for Spawner {
     /// The spawner ends by itself when the socket closes, after everything it holds. A thread waits for that, so
     /// that it leaves no zombie; a host that reaps with `wait(-1)` or ignores `SIGCHLD` may be first.
     fn drop(&mut self) {
-        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        if let Some(mut child) = self.child.take()
-            && !matches!(child.try_wait(), Ok(Some(_)) | Err(_))
-        {
-            let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
-            let _ = reaper.spawn(move || child.wait());
-        }
+        // It ends by itself, after everything it holds. Somebody must wait for that, or a host that starts many
+        // supervisors collects zombies. A host that reaps with wait(-1) or ignores SIGCHLD is quicker.
+        self.hang_up();
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
+        let _ = reaper.spawn(move || child.wait());
     }
 }
 

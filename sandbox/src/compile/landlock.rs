@@ -229,6 +229,11 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
     layers.pins = plan.pins;
     layers.degraded.extend(plan.degraded);
     layers.witnesses.extend(plan.witnesses);
+    // Mounts protect what is there: what comes later needs another list of mounts.
+    let protected = files.protect.iter();
+    layers
+        .witnesses
+        .extend(protected.map(|rule| Witness::identity(&rule.path)));
     Ok(layers)
 }
 

@@ -6,6 +6,9 @@ use crate::kernel::KernelSupport;
 use crate::policy::{Degrade, Policy};
 use crate::report::{Degradation, UnsupportedError};
 
+/// As many as a kernel can number; a pids cgroup takes no larger limit.
+const TASKS_MAX: u64 = 4 * 1024 * 1024;
+
 /// What holds the limits.
 #[derive(Debug, Default)]
 pub(super) struct LimitPlan {
@@ -22,13 +25,14 @@ pub(super) fn plan(
     let mut plan = LimitPlan::default();
     let best_effort = policy.degrade == Degrade::BestEffort;
     if let Some(tasks) = policy.limits.tasks {
-        // The init is one of them where it is in the group.
+        // The init is one of them.
+        let with_init = tasks.saturating_add(1);
         if let Some(parent) = &kernel.pids_v1 {
-            plan.group(parent, "pids.max", tasks + 1);
+            plan.group(parent, "pids.max", with_init.min(TASKS_MAX));
             plan.described.push(format!("tasks={tasks} (pids cgroup)"));
         } else if kernel.needs_user_namespace && kernel.pid_namespace.is_yes() && policy.confined {
             // Tasks are counted by user and user namespace, and the namespace is the process's own.
-            plan.rlimits.push((libc::RLIMIT_NPROC, tasks));
+            plan.rlimits.push((libc::RLIMIT_NPROC, with_init));
             plan.described
                 .push(format!("tasks={tasks} (RLIMIT_NPROC in a user namespace)"));
         } else {

@@ -32,7 +32,8 @@ pub(super) fn private_directories(policy: &Policy) -> Vec<PathBuf> {
     }
     PRIVATE
         .iter()
-        .map(PathBuf::from)
+        // A directory may be a link: what lies below it is known by its real path.
+        .filter_map(|directory| Path::new(directory).canonicalize().ok())
         .filter(|directory| directory.is_dir())
         .filter(|directory| {
             !policy
@@ -94,6 +95,11 @@ pub(super) fn plan(policy: &Policy, private: &[PathBuf], layers: &LandlockLayers
         let Ok(real) = rule.path.canonicalize() else {
             continue;
         };
+        // A link planted to lead to the writable directory itself would take that away.
+        let leads_above = |root: &Path| root.canonicalize().is_ok_and(|root| root.starts_with(&real));
+        if policy.files.write.iter().any(|rule| leads_above(&rule.path)) {
+            continue;
+        }
         // A directory with a mount in it can still be renamed away; one that is a mount cannot.
         if let Some(parent) = real.parent() {
             let pin = MountStep::Pin { path: bytes(parent) };

@@ -54,6 +54,11 @@ impl Group {
         self.write("cgroup.kill", "1")
     }
 
+    /// How many processes are in it.
+    pub(super) fn members(&self) -> u64 {
+        fs::read_to_string(self.path.join("cgroup.procs")).map_or(0, |text| text.lines().count() as u64)
+    }
+
     /// The file that tells when the group is empty (`EPOLLPRI`).
     pub(super) fn events(&self) -> Option<&File> {
         self.events.as_ref()

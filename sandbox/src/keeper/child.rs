@@ -64,6 +64,9 @@ fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     sys::setsid().map_err(|e| (Step::Session, e, 0))?;
     // Where the init dies without a namespace that takes the rest along, the command at least goes with it.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map_err(|e| (Step::Session, e, 1))?;
+    if let Some(soft) = image.descriptors_soft {
+        sys::set_soft_rlimit(libc::RLIMIT_NOFILE, soft).map_err(|e| (Step::Limits, e, u32::MAX))?;
+    }
     for (index, (resource, value)) in plan.rlimits.iter().enumerate() {
         sys::set_rlimit(*resource, *value).map_err(|e| (Step::Limits, e, index as u32))?;
     }

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::RawFd;
 
 use super::plan::MountStep;
+use super::tree::Fixed;
 use super::wire::SpawnRequest;
 
 /// Bytes of stack for the command between vfork and exec.
@@ -36,6 +37,8 @@ pub(super) struct Image {
     pub(super) last_capability: u32,
     /// The inode of the tree's own PID namespace, once the init is in it; 0 without one.
     pub(super) pid_namespace: u64,
+    /// The host's own soft limit on descriptors, which the command gets back.
+    pub(super) descriptors_soft: Option<u64>,
     pub(super) stack: Vec<u8>,
     pub(super) request: SpawnRequest,
 }
@@ -94,7 +97,7 @@ pub(super) struct Descriptors {
 
 impl Image {
     /// `None` where a string has a NUL in it.
-    pub(super) fn new(request: SpawnRequest, fds: Descriptors, last_capability: u32) -> Option<Self> {
+    pub(super) fn new(request: SpawnRequest, fds: Descriptors, fixed: &Fixed) -> Option<Self> {
         let plan = &request.plan;
         let mounts: Vec<MountImage> = plan.mounts.iter().map(mount_image).collect::<Option<_>>()?;
         let kept = mounts.iter().filter(|m| matches!(m, MountImage::Keep(_))).count();
@@ -141,8 +144,9 @@ impl Image {
             proc: fds.proc,
             wait_for_go: plan.cgroups.iter().any(|group| !group.unified),
             keep,
-            last_capability,
+            last_capability: fixed.last_capability,
             pid_namespace: 0,
+            descriptors_soft: fixed.descriptors_soft,
             stack: vec![0; CHILD_STACK_BYTES],
             request,
         })

@@ -16,9 +16,9 @@ use std::sync::atomic::Ordering;
 
 use super::child::{self, Attempt};
 use super::image::Image;
-use super::sys::{self, Errno};
+use super::sys;
 use super::wire::Usage;
-use super::{AFTER_FORK, Step, mounts};
+use super::{AFTER_FORK, Step, children, mounts};
 use crate::report::Containment;
 
 /// What an init says to its spawner: one packet of these words.
@@ -126,7 +126,7 @@ fn say(control: RawFd, words: [u64; MESSAGE_WORDS], fds: &[RawFd]) {
     // SAFETY: an array of integers is valid bytes.
     let bytes = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), size_of_val(&words)) };
     // A spawner that is gone is noticed by reading.
-    let _ = sys::send_packet(control, bytes, fds);
+    let _ = sys::send_packet(control, bytes, fds, 0);
 }
 
 /// Everything up to the fork of the command.
@@ -300,8 +300,11 @@ impl Reaper {
                 if !self.exited {
                     let _ = sys::kill(-self.command, signal);
                 }
-                for_each_child(|pid| {
-                    let _ = sys::kill(pid, signal);
+                let told = (!self.exited).then_some(self.command);
+                children::for_each(|pid| {
+                    if Some(pid) != told {
+                        let _ = sys::kill(pid, signal);
+                    }
                 });
             }
             KILL_TREE => self.kill_tree(),
@@ -323,40 +326,8 @@ impl Reaper {
     }
 
     fn kill_children(&self) {
-        for_each_child(|pid| {
+        children::for_each(|pid| {
             let _ = sys::kill(pid, libc::SIGKILL);
         });
     }
-}
-
-/// Calls back with each direct child. They are ours to reap, so their pids cannot be recycled meanwhile.
-fn for_each_child(mut call: impl FnMut(i32)) {
-    let Ok(file) = children_file() else { return };
-    let mut buffer = [0u8; 4096];
-    let mut number = 0i32;
-    loop {
-        match sys::read(file, &mut buffer) {
-            Ok(0) | Err(_) => break,
-            Ok(read) => {
-                for byte in &buffer[..read] {
-                    if byte.is_ascii_digit() {
-                        number = number.wrapping_mul(10).wrapping_add(i32::from(byte - b'0'));
-                    } else {
-                        if number > 1 {
-                            call(number);
-                        }
-                        number = 0;
-                    }
-                }
-            }
-        }
-    }
-    if number > 1 {
-        call(number);
-    }
-    sys::close(file);
-}
-
-fn children_file() -> Result<RawFd, Errno> {
-    sys::open(c"/proc/thread-self/children", libc::O_RDONLY, 0)
 }

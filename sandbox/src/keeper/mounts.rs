@@ -26,7 +26,7 @@ pub(super) fn build(image: &mut Image) -> Result<(), Failure> {
         let index = index as u32;
         match step {
             MountImage::Keep(path) => {
-                let tree = sys::open_tree_clone(path).map_err(|e| (Step::KeepMount, e, index))?;
+                let tree = copy_of(path).map_err(|e| (Step::KeepMount, e, index))?;
                 if let Some(slot) = image.kept_trees.get_mut(kept) {
                     *slot = tree;
                 }
@@ -102,20 +102,47 @@ fn restore(
     } else {
         sys::close(sys::open(path, libc::O_CREAT | libc::O_WRONLY, 0o600)?);
     }
-    let moved = sys::move_mount(tree, path);
+    let place = sys::open_place(path)?;
+    let moved = sys::move_mount(tree, place);
+    sys::close(place);
     sys::close(tree);
     moved
 }
 
+/// A detached copy of the tree at `path`.
+fn copy_of(path: &CStr) -> Result<RawFd, Errno> {
+    let place = sys::open_place(path)?;
+    let tree = sys::open_tree_clone(place);
+    sys::close(place);
+    tree
+}
+
+/// The path is looked up once: were the copy taken from one place and attached at another, whoever renames
+/// directories in between would have his choice of files mounted where the policy allows reading.
 fn onto_itself(path: &CStr, read_only: bool) -> Result<(), Errno> {
-    let tree = sys::open_tree_clone(path)?;
-    let result = if read_only {
-        sys::make_read_only(tree)
-    } else {
-        Ok(())
-    };
-    let result = result.and_then(|()| sys::move_mount(tree, path));
-    sys::close(tree);
+    let place = sys::open_place(path)?;
+    let result = sys::open_tree_clone(place).and_then(|tree| {
+        let result = if read_only {
+            sys::make_read_only(tree)
+        } else {
+            Ok(())
+        };
+        let result = result.and_then(|()| sys::move_mount(tree, place));
+        sys::close(tree);
+        result
+    });
+    sys::close(place);
+    result
+}
+
+fn cover(path: &CStr, cover: &CStr) -> Result<(), Errno> {
+    let place = sys::open_place(path)?;
+    let result = copy_of(cover).and_then(|tree| {
+        let result = sys::move_mount(tree, place);
+        sys::close(tree);
+        result
+    });
+    sys::close(place);
     result
 }
 
@@ -132,9 +159,8 @@ fn masks(image: &Image) -> Result<(), Failure> {
     sys::mount(None, PROC, None, libc::MS_REMOUNT | libc::MS_RDONLY | flags, None).map_err(fail)?;
     for (index, step) in image.mounts.iter().enumerate() {
         if let MountImage::Mask { path, directory } = step {
-            let cover = if *directory { MASK_DIRECTORY } else { MASK_FILE };
-            absent_is_fine(sys::mount(Some(cover), path, None, libc::MS_BIND, None))
-                .map_err(|errno| (Step::Mask, errno, index as u32))?;
+            let empty = if *directory { MASK_DIRECTORY } else { MASK_FILE };
+            absent_is_fine(cover(path, empty)).map_err(|errno| (Step::Mask, errno, index as u32))?;
         }
     }
     sys::detach_mount(PROC).map_err(fail)

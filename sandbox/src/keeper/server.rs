@@ -1,4 +1,4 @@
-//! The spawner's loop.
+//! The spawner's loop: what its host asks for, and what inits say.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -11,10 +11,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
 
 use super::init::InitMessage;
+use super::reserve::{self, Reserve};
 use super::tree::{Command, Fixed, Tree};
 use super::wire::{self, Notice, Request, SpawnRequest, Started};
 use super::{Step, probe, sys};
 use crate::observe::audit::AuditShare;
+
+mod ending;
 
 const HOST: u64 = 0;
 const SIGNALS: u64 = 1;
@@ -23,13 +26,19 @@ const REMEMBERED_MAX: usize = 4096;
 
 /// The spawner: serves the socket on its standard input until that closes. Returns the exit code.
 pub(super) fn main() -> i32 {
-    match Server::new().and_then(|mut server| server.serve()) {
-        Ok(()) => 0,
-        Err(error) => {
-            tracing::error!(%error, "the spawner ends");
-            1
-        }
-    }
+    let mut server = match Server::new() {
+        Ok(server) => server,
+        Err(error) => return failed_with(&error),
+    };
+    let served = server.serve();
+    // Whatever ended it: nothing that it started may live on.
+    server.end_everything();
+    served.map_or_else(|error| failed_with(&error), |()| 0)
+}
+
+fn failed_with(error: &io::Error) -> i32 {
+    tracing::error!(%error, "the spawner ends");
+    1
 }
 
 struct Server {
@@ -39,6 +48,9 @@ struct Server {
     trees: HashMap<Uuid, Tree>,
     keys: HashMap<u64, Uuid>,
     by_init: HashMap<i32, Uuid>,
+    /// Trees whose init is gone and of which something may live.
+    ending: Vec<Uuid>,
+    reserve: Reserve,
     next_key: u64,
     ended: HashSet<Uuid>,
     ended_order: VecDeque<Uuid>,
@@ -48,6 +60,7 @@ struct Server {
 
 impl Server {
     fn new() -> io::Result<Self> {
+        let descriptors_soft = reserve::raise_limit();
         // Nothing of the host's is kept: descriptors that were not close-on-exec, its session, its terminal.
         sys::close_range(3, u32::MAX).map_err(io::Error::from_raw_os_error)?;
         let _ = sys::setsid();
@@ -73,10 +86,13 @@ impl Server {
                 null: File::options().read(true).write(true).open("/dev/null")?,
                 proc: File::open("/proc")?,
                 last_capability,
+                descriptors_soft,
             },
             trees: HashMap::new(),
             keys: HashMap::new(),
             by_init: HashMap::new(),
+            ending: Vec::new(),
+            reserve: Reserve::default(),
             next_key: SIGNALS + 1,
             ended: HashSet::new(),
             ended_order: VecDeque::new(),
@@ -103,7 +119,6 @@ impl Server {
                 self.reap()?;
             }
             if events[..count].iter().any(|event| event.data() == HOST) && !self.host_event()? {
-                self.end_everything();
                 return Ok(());
             }
         }
@@ -111,7 +126,22 @@ impl Server {
 
     /// One request; false when the host is gone.
     fn host_event(&mut self) -> io::Result<bool> {
-        match wire::receive::<Request>(host()) {
+        self.reserve.release();
+        let received = wire::receive::<Request>(host());
+        let room = self.reserve.refill(&self.fixed.null);
+        match (received, room) {
+            (Ok(Some((Request::Spawn(request), fds))), Err(error)) => {
+                drop(fds);
+                self.remember(request.process);
+                let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
+                failed(request.process, Step::Descriptors, errno, 0).map(|()| true)
+            }
+            (received, _) => self.received(received),
+        }
+    }
+
+    fn received(&mut self, received: io::Result<Option<(Request, Vec<OwnedFd>)>>) -> io::Result<bool> {
+        match received {
             Ok(Some((request, fds))) => self.request(request, fds).map(|()| true),
             Ok(None) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
@@ -127,8 +157,6 @@ impl Server {
         match request {
             Request::Hello { thorough } => {
                 let support = Box::new(probe::support(thorough));
-                // The probes' deaths are not news.
-                while self.signals.read_signal()?.is_some() {}
                 notify(
                     &Notice::Hello {
                         pid: sys::getpid(),
@@ -156,7 +184,7 @@ impl Server {
                 Ok(())
             }
             Request::Kill { process } => {
-                if let Some(tree) = self.trees.get(&process) {
+                if let Some(tree) = self.trees.get_mut(&process) {
                     tree.kill();
                 }
                 Ok(())
@@ -192,7 +220,10 @@ impl Server {
             return Ok(());
         };
         self.hear(process)?;
-        self.settle(process)
+        if self.ending.contains(&process) {
+            return self.settle_ending();
+        }
+        Ok(())
     }
 
     /// Takes in everything that an init has said.
@@ -200,7 +231,18 @@ impl Server {
         let Some(tree) = self.trees.get_mut(&process) else {
             return Ok(());
         };
-        while let Some((message, fds)) = tree.hear() {
+        loop {
+            let starting = tree.command.is_none();
+            if starting {
+                self.reserve.release(); // it comes with descriptors
+            }
+            let heard = tree.hear();
+            if starting {
+                let _ = self.reserve.refill(&self.fixed.null);
+            }
+            let Some((message, fds)) = heard else {
+                return Ok(());
+            };
             match message {
                 InitMessage::Started {
                     listener,
@@ -215,86 +257,6 @@ impl Server {
                 InitMessage::Empty { killed, usage } => tree.empty = Some((killed, usage)),
             }
         }
-        Ok(())
-    }
-
-    /// Reaps inits, and orphans of trees whose init was killed.
-    fn reap(&mut self) -> io::Result<()> {
-        while self.signals.read_signal()?.is_some() {}
-        while let Ok((pid, status)) = sys::wait(-1, libc::WNOHANG) {
-            if pid == 0 {
-                break;
-            }
-            if let Some(process) = self.by_init.remove(&pid) {
-                self.hear(process)?;
-                if let Some(tree) = self.trees.get_mut(&process) {
-                    tree.init_reaped = true;
-                    self.epoll.delete(&tree.control)?;
-                }
-                self.settle(process)?;
-            } else if let Some(tree) = self
-                .trees
-                .values_mut()
-                .find(|tree| tree.command.as_ref().is_some_and(|command| command.pid == pid))
-            {
-                exited(tree, status)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the tree's entry when nothing of it can live any more.
-    fn settle(&mut self, process: Uuid) -> io::Result<()> {
-        let Some(tree) = self.trees.get_mut(&process) else {
-            return Ok(());
-        };
-        if !tree.init_reaped {
-            return Ok(());
-        }
-        if tree.is_populated() {
-            // The init is gone and members are left: it was killed. So are they.
-            tree.kill();
-            if let Some(events) = tree.watch() {
-                let key = self.next_key;
-                self.next_key += 1;
-                self.keys.insert(key, process);
-                let changed = EpollEvent::new(EpollFlags::EPOLLPRI, key);
-                match self.epoll.add(events, changed) {
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-                    Err(errno) => return Err(errno.into()),
-                }
-                if tree.is_populated() {
-                    return Ok(());
-                }
-            }
-        }
-        let Some(mut tree) = self.trees.remove(&process) else {
-            return Ok(());
-        };
-        self.keys.retain(|_, id| *id != process);
-        self.remember(process);
-        if tree.failed {
-            return Ok(());
-        }
-        if tree.command.is_none() {
-            return failed(process, Step::InitDied, 0, 0);
-        }
-        if let Some(status) = tree
-            .command
-            .as_ref()
-            .and_then(|command| sys::exit_status(command.pidfd.as_raw_fd()))
-        {
-            exited(&mut tree, status)?;
-        }
-        let (killed, usage) = tree.empty.unwrap_or_default();
-        notify(
-            &Notice::Ended {
-                process,
-                killed,
-                usage,
-            },
-            &[],
-        )
     }
 
     fn remember(&mut self, process: Uuid) {
@@ -306,16 +268,6 @@ impl Server {
             self.ended.remove(&oldest);
         }
     }
-
-    /// The host is gone: nothing that it started may live on.
-    fn end_everything(&mut self) {
-        for tree in self.trees.values() {
-            tree.kill();
-        }
-        // Every descendant without a namespace is our child once its init is gone; we are a subreaper.
-        while sys::wait(-1, 0).is_ok() {}
-        self.trees.clear();
-    }
 }
 
 fn started(
@@ -324,13 +276,14 @@ fn started(
     (pid, pid_namespace): (i32, u64),
     mut fds: Vec<OwnedFd>,
 ) -> io::Result<()> {
-    let (Some(ends), false) = (tree.ours.take(), fds.is_empty()) else {
+    let wanted = 1 + usize::from(listener);
+    let (Some(ends), true) = (tree.ours.take(), fds.len() == wanted) else {
+        tree.refused = Some((Step::Descriptors, libc::EMFILE, fds.len() as u32));
         tree.kill();
         return Ok(());
     };
-    let listener_fd = listener.then(|| fds.pop()).flatten();
+    let listener_fd = if listener { fds.pop() } else { None };
     let Some(pidfd) = fds.pop() else {
-        tree.kill();
         return Ok(());
     };
     let mut sent = vec![
@@ -348,11 +301,24 @@ fn started(
         stdin_pipe: ends.stdin.is_some(),
         listener: listener_fd.is_some(),
     });
-    tree.command = Some(Command {
-        pid,
-        pidfd: pidfd.try_clone()?,
-    });
-    notify(&notice, &sent)
+    let told = notify(&notice, &sent);
+    tree.command = Some(Command { pid, pidfd });
+    match told {
+        // A user's descriptors on their way are limited in number (`ETOOMANYREFS`).
+        Err(error) if is_shortage(&error) => {
+            tree.refused = Some((Step::Descriptors, error.raw_os_error().unwrap_or(libc::EMFILE), 0));
+            tree.kill();
+            Ok(())
+        }
+        told => told,
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM | libc::EMFILE | libc::ENFILE)
+    )
 }
 
 /// Tells the status once; the first word counts.
@@ -385,7 +351,14 @@ fn failed(process: Uuid, step: Step, errno: i32, detail: u32) -> io::Result<()> 
 fn notify(notice: &Notice, fds: &[i32]) -> io::Result<()> {
     match wire::send(host(), notice, fds) {
         // A host that is gone is noticed by reading.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }

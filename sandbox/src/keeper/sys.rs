@@ -202,26 +202,52 @@ pub(crate) fn detach_mount(target: &CStr) -> Result<(), Errno> {
     unsafe { syscall!(libc::SYS_umount2, target.as_ptr(), libc::MNT_DETACH) }.map(drop)
 }
 
-/// A detached copy of the mount tree at `path`.
-pub(crate) fn open_tree_clone(path: &CStr) -> Result<RawFd, Errno> {
-    const OPEN_TREE_CLONE: u32 = 1;
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u32 | libc::AT_RECURSIVE as u32;
-    // SAFETY: `path` is NUL-terminated and lives through the call.
-    unsafe { syscall!(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) }.map(|fd| fd as RawFd)
+/// Opens a path for mounting. No part of it may be a symbolic link (`ELOOP`): the paths of a policy had theirs
+/// followed when it was compiled, and what has become a link since was made by somebody else.
+pub(crate) fn open_place(path: &CStr) -> Result<RawFd, Errno> {
+    const RESOLVE_NO_MAGICLINKS: u64 = 2;
+    const RESOLVE_NO_SYMLINKS: u64 = 4;
+    // `struct open_how`: flags, mode, resolve.
+    let how = [
+        (libc::O_PATH | libc::O_CLOEXEC) as u64,
+        0,
+        RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+    ];
+    // SAFETY: `path` is NUL-terminated; `how` has the kernel's layout; both live through the call.
+    unsafe {
+        syscall!(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            how.as_ptr(),
+            size_of_val(&how)
+        )
+    }
+    .map(|fd| fd as RawFd)
 }
 
-/// Attaches a detached tree at `path`.
-pub(crate) fn move_mount(tree: RawFd, path: &CStr) -> Result<(), Errno> {
+/// A detached copy of the mount tree at an open place.
+pub(crate) fn open_tree_clone(place: RawFd) -> Result<RawFd, Errno> {
+    const OPEN_TREE_CLONE: u32 = 1;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u32;
+    let flags = flags | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as u32;
+    // SAFETY: the path is NUL-terminated and static.
+    unsafe { syscall!(libc::SYS_open_tree, place, c"".as_ptr(), flags) }.map(|fd| fd as RawFd)
+}
+
+/// Attaches a detached tree at an open place.
+pub(crate) fn move_mount(tree: RawFd, place: RawFd) -> Result<(), Errno> {
     const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
-    // SAFETY: both strings are NUL-terminated and live through the call.
+    const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
+    // SAFETY: both strings are NUL-terminated and static.
     unsafe {
         syscall!(
             libc::SYS_move_mount,
             tree,
             c"".as_ptr(),
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH
+            place,
+            c"".as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         )
     }
     .map(drop)
@@ -267,19 +293,35 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
     unsafe { syscall!(libc::SYS_dup3, from, to, 0) }.map(drop)
 }
 
+/// Sets both limits, as far as the hard one allows.
 pub(crate) fn set_rlimit(resource: u32, value: u64) -> Result<(), Errno> {
-    let mut old = [0u64; 2];
-    // SAFETY: both are `struct rlimit64`: two 64-bit numbers.
+    let [_, hard] = rlimit(resource)?;
+    change_rlimit(resource, [value.min(hard), value.min(hard)])
+}
+
+/// Sets the soft limit, as far as the hard one allows, and says what it was.
+pub(crate) fn set_soft_rlimit(resource: u32, value: u64) -> Result<u64, Errno> {
+    let [soft, hard] = rlimit(resource)?;
+    change_rlimit(resource, [value.min(hard), hard]).map(|()| soft)
+}
+
+/// The soft and the hard limit.
+fn rlimit(resource: u32) -> Result<[u64; 2], Errno> {
+    let mut limits = [0u64; 2];
+    // SAFETY: `struct rlimit64` is two 64-bit numbers.
     unsafe {
         syscall!(
             libc::SYS_prlimit64,
             0,
             resource,
             std::ptr::null::<u64>(),
-            old.as_mut_ptr()
+            limits.as_mut_ptr()
         )
-    }?;
-    let new = [value.min(old[1]), value.min(old[1])];
+    }
+    .map(|_| limits)
+}
+
+fn change_rlimit(resource: u32, new: [u64; 2]) -> Result<(), Errno> {
     // SAFETY: as above.
     unsafe {
         syscall!(
@@ -542,8 +584,9 @@ pub(crate) fn poll2(a: RawFd, b: RawFd) -> (bool, bool) {
     (entries[0].revents != 0, entries[1].revents != 0)
 }
 
-/// Sends one packet with up to two descriptors.
-pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> Result<(), Errno> {
+/// Sends one packet with up to two descriptors; `flags` besides `MSG_NOSIGNAL`.
+pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
+    let flags = flags | libc::MSG_NOSIGNAL;
     // Room for a header and two descriptors, aligned as the header wants it.
     let mut control = [0u64; 4];
     // SAFETY: all zero is a valid msghdr.
@@ -570,7 +613,7 @@ pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd]) -> Result
     }
     loop {
         // SAFETY: everything that the message points to lives on this stack frame.
-        match unsafe { syscall!(libc::SYS_sendmsg, socket, &raw const message, libc::MSG_NOSIGNAL) } {
+        match unsafe { syscall!(libc::SYS_sendmsg, socket, &raw const message, flags) } {
             Err(libc::EINTR) => {}
             other => return other.map(drop),
         }

@@ -29,8 +29,23 @@ pub(super) struct Tree {
     pub(super) status_sent: bool,
     pub(super) empty: Option<(u64, Usage)>,
     pub(super) init_reaped: bool,
+    /// Its failure to start was told.
     pub(super) failed: bool,
+    /// Why it could not go on; told when nothing of it lives.
+    pub(super) refused: Option<Failure>,
+    /// How many had to be killed, as far as that was seen without its init: at least this many.
+    pub(super) killed: Killed,
+    pub(super) containment: Containment,
     pub(super) groups: Vec<Group>,
+}
+
+/// Two ways of counting the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Killed {
+    /// Members of its group when that was killed.
+    pub(super) in_group: u64,
+    /// Members that became our children and that we reaped.
+    pub(super) reaped: u64,
 }
 
 /// The command, once it runs.
@@ -54,6 +69,8 @@ pub(super) struct Fixed {
     pub(super) proc: File,
     /// The highest capability that the kernel knows.
     pub(super) last_capability: u32,
+    /// The host's own soft limit on descriptors.
+    pub(super) descriptors_soft: Option<u64>,
 }
 
 /// Why a tree was not started.
@@ -71,7 +88,13 @@ impl Tree {
         let rulesets = request.rulesets as usize;
         let wanted = rulesets + usize::from(request.stdin == Stdin::Given);
         if fds.len() != wanted {
-            return Err((Step::Descriptors, libc::EBADF, fds.len() as u32));
+            // The kernel leaves out those for which there is no room.
+            let errno = if fds.len() < wanted {
+                libc::EMFILE
+            } else {
+                libc::EBADF
+            };
+            return Err((Step::Descriptors, errno, fds.len() as u32));
         }
         let given = fds.split_off(rulesets).pop();
         let (stdin, stdin_writer) = match (request.stdin, given) {
@@ -100,6 +123,7 @@ impl Tree {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| (Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 0))?;
         let (process, flags) = (request.process, clone_flags(&request));
+        let containment = plan.containment;
         let descriptors = Descriptors {
             stdio: [
                 stdin.as_ref().map_or(fixed.null.as_raw_fd(), AsRawFd::as_raw_fd),
@@ -110,11 +134,7 @@ impl Tree {
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image = Image::new(request, descriptors, fixed.last_capability).ok_or((
-            Step::Exec,
-            libc::EINVAL,
-            0,
-        ))?;
+        let mut image = Image::new(request, descriptors, fixed).ok_or((Step::Exec, libc::EINVAL, 0))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
@@ -130,6 +150,9 @@ impl Tree {
             empty: None,
             init_reaped: false,
             failed: false,
+            refused: None,
+            killed: Killed::default(),
+            containment,
             groups,
         };
         tree.join_groups()?;
@@ -147,8 +170,8 @@ impl Tree {
                 return Err((Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 1));
             }
         }
-        if waiting {
-            self.order(init::GO, 0);
+        if waiting && !self.order(init::GO, 0) {
+            self.kill_init();
         }
         Ok(())
     }
@@ -188,23 +211,58 @@ impl Tree {
             SignalScope::Group => init::TO_GROUP,
             SignalScope::Tree => init::TO_TREE,
         };
-        self.order(whom, signal);
+        let _ = self.order(whom, signal);
     }
 
     /// Kills everything in it, by the strongest means there are.
-    pub(super) fn kill(&self) {
-        let unified = self.groups.iter().find(|group| group.unified);
-        if unified.is_some_and(|group| group.kill().is_ok()) {
+    pub(super) fn kill(&mut self) {
+        if self.kill_group() {
             return;
         }
-        self.order(init::KILL_TREE, 0);
+        // Before the command runs its init may hang where the kernel waits for a file system, and hears nothing.
+        if self.command.is_none() || !self.order(init::KILL_TREE, 0) {
+            self.kill_init();
+        }
     }
 
-    fn order(&self, whom: u32, signal: i32) {
+    /// Kills the init, and with a PID namespace everything else. Without one the rest become our children.
+    pub(super) fn kill_init(&self) {
+        if !self.init_reaped {
+            let _ = sys::kill(self.init_pid, libc::SIGKILL);
+        }
+    }
+
+    /// Kills everything without asking the init.
+    pub(super) fn destroy(&mut self) {
+        self.kill_group();
+        self.kill_init();
+    }
+
+    fn kill_group(&mut self) -> bool {
+        let Some(group) = self.groups.iter().find(|group| group.unified) else {
+            return false;
+        };
+        let members = group.members();
+        let killed = group.kill().is_ok();
+        if killed {
+            let members = members.saturating_sub(u64::from(!self.init_reaped));
+            self.killed.in_group = self.killed.in_group.max(members);
+        }
+        killed
+    }
+
+    /// False when the init does not hear it.
+    fn order(&self, whom: u32, signal: i32) -> bool {
         let mut bytes = [0u8; ORDER_WORDS * 4];
         bytes[..4].copy_from_slice(&whom.to_ne_bytes());
         bytes[4..].copy_from_slice(&signal.to_ne_bytes());
-        let _ = sys::send_packet(self.control.as_raw_fd(), &bytes, &[]);
+        // An init that was stopped does not read, and must not make us wait.
+        sys::send_packet(self.control.as_raw_fd(), &bytes, &[], libc::MSG_DONTWAIT).is_ok()
+    }
+
+    /// Whether members of it may have become our children when its init ended.
+    pub(super) fn may_have_orphans(&self) -> bool {
+        self.containment != Containment::PidNamespace && self.empty.is_none()
     }
 
     /// Whether something of it may live although the init is gone.

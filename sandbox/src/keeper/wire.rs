@@ -142,8 +142,8 @@ pub enum Notice {
         process: Uuid,
         /// How many of it had to be killed.
         killed: u64,
-        /// What the whole tree used.
-        usage: Usage,
+        /// What the whole tree used; absent where its init was killed, who alone could count.
+        usage: Option<Usage>,
     },
 }
 
@@ -215,7 +215,7 @@ fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Resu
 ///
 /// # Errors
 /// `WouldBlock` on a non-blocking socket with nothing to read; `InvalidData` for another version, a message that
-/// cannot be read, or one whose descriptors were cut off.
+/// cannot be read. A process that has no room for the descriptors gets those that fit: count them.
 pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut packet = vec![0u8; PACKET_BYTES_MAX];
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
@@ -242,12 +242,14 @@ pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option
     if bytes == 0 {
         return Ok(None);
     }
-    if flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC) {
-        return Err(invalid("a message was cut off (out of descriptors?)"));
+    if flags.intersects(MsgFlags::MSG_TRUNC) {
+        return Err(invalid("a message was cut off"));
     }
     packet.truncate(bytes);
     if packet.len() == 2 {
-        let file = fds.pop().ok_or_else(|| invalid("an empty message"))?;
+        let file = fds
+            .pop()
+            .ok_or_else(|| invalid("an empty message, or no room for its descriptors"))?;
         packet = read_body(File::from(file))?;
     }
     let (version, body) = packet

@@ -1,0 +1,185 @@
+//! How trees end, as the spawner sees it.
+//!
+//! An init ends last: in a PID namespace the kernel sees to that, elsewhere it waits until it has no child left. But a
+//! command without a PID namespace can kill its init, or stop it. The spawner is a subreaper too, so whatever such an
+//! init leaves behind becomes a child of the spawner, who kills it; only then the tree counts as empty. A supervised
+//! process that forks faster than it is killed can draw that out, which is why the report calls that containment
+//! the weakest.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use uuid::Uuid;
+
+use super::{Server, exited, failed, notify};
+use crate::keeper::tree::Tree;
+use crate::keeper::wire::Notice;
+use crate::keeper::{Step, children, sys};
+
+impl Server {
+    /// Reaps inits, and members of trees whose init was killed.
+    pub(super) fn reap(&mut self) -> io::Result<()> {
+        while self.signals.read_signal()?.is_some() {}
+        while let Ok((pid, status)) = sys::wait(-1, libc::WNOHANG | libc::WUNTRACED) {
+            if pid == 0 {
+                break;
+            }
+            if libc::WIFSTOPPED(status) {
+                self.stopped(pid);
+            } else if let Some(process) = self.by_init.remove(&pid) {
+                self.hear(process)?;
+                if let Some(tree) = self.trees.get_mut(&process) {
+                    tree.init_reaped = true;
+                    self.epoll.delete(&tree.control)?;
+                    self.ending.push(process);
+                }
+            } else {
+                self.member_reaped(pid, status)?;
+            }
+        }
+        self.settle_ending()
+    }
+
+    /// Nobody has a reason to stop an init but who does not want it to end its tree.
+    fn stopped(&self, pid: i32) {
+        if let Some(tree) = self.by_init.get(&pid).and_then(|process| self.trees.get(process)) {
+            tree.kill_init();
+        }
+    }
+
+    /// A member of a tree without a PID namespace, whose init was killed.
+    fn member_reaped(&mut self, pid: i32, status: i32) -> io::Result<()> {
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        let mut may_own: Vec<Uuid> = self.ending.clone();
+        may_own.retain(|process| self.trees.get(process).is_some_and(Tree::may_have_orphans));
+        if let ([process], true) = (may_own.as_slice(), killed)
+            && let Some(tree) = self.trees.get_mut(process)
+        {
+            tree.killed.reaped += 1;
+        }
+        for process in may_own {
+            let Some(tree) = self.trees.get_mut(&process) else {
+                continue;
+            };
+            if tree.command.as_ref().is_some_and(|command| command.pid == pid) {
+                return exited(tree, status);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the entries of trees of which nothing can live any more.
+    pub(super) fn settle_ending(&mut self) -> io::Result<()> {
+        if self.ending.is_empty() {
+            return Ok(());
+        }
+        let may_own = |process| self.trees.get(process).is_some_and(Tree::may_have_orphans);
+        let orphans = self.ending.iter().any(may_own) && self.kill_orphans();
+        for process in std::mem::take(&mut self.ending) {
+            let Some(tree) = self.trees.get_mut(&process) else {
+                continue;
+            };
+            // Whose orphans they are cannot be seen; while there are any they may be this tree's.
+            let lives = (orphans && tree.may_have_orphans())
+                || is_populated(tree, &self.epoll, &mut self.keys, &mut self.next_key)?;
+            if lives {
+                self.ending.push(process);
+            } else {
+                self.settle(process)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Members of a tree become our children when its init was killed. Kills those; says whether there are any,
+    /// also such as wait to be reaped.
+    fn kill_orphans(&self) -> bool {
+        let mut any = false;
+        children::for_each(|pid| {
+            if !self.by_init.contains_key(&pid) {
+                any = true;
+                let _ = sys::kill(pid, libc::SIGKILL);
+            }
+        });
+        any
+    }
+
+    /// Nothing of the tree lives: says how it ended.
+    fn settle(&mut self, process: Uuid) -> io::Result<()> {
+        let Some(mut tree) = self.trees.remove(&process) else {
+            return Ok(());
+        };
+        self.keys.retain(|_, id| *id != process);
+        self.remember(process);
+        if tree.failed {
+            return Ok(());
+        }
+        if let Some((step, errno, detail)) = tree.refused {
+            return failed(process, step, errno, detail);
+        }
+        let Some(command) = &tree.command else {
+            return failed(process, Step::InitDied, 0, 0);
+        };
+        if let Some(status) = sys::exit_status(command.pidfd.as_raw_fd()) {
+            exited(&mut tree, status)?;
+        }
+        let (killed, usage) = match tree.empty {
+            Some((killed, usage)) => (killed, Some(usage)),
+            None => (tree.killed.in_group.max(tree.killed.reaped), None),
+        };
+        notify(
+            &Notice::Ended {
+                process,
+                killed,
+                usage,
+            },
+            &[],
+        )
+    }
+
+    /// The host is gone: nothing that it started may live on.
+    pub(super) fn end_everything(&mut self) {
+        for tree in self.trees.values_mut() {
+            tree.destroy();
+        }
+        // Every descendant without a namespace is our child once its init is gone; we are a subreaper.
+        loop {
+            children::for_each(|pid| {
+                let _ = sys::kill(pid, libc::SIGKILL);
+            });
+            if sys::wait(-1, 0).is_err() {
+                break;
+            }
+            while matches!(sys::wait(-1, libc::WNOHANG), Ok((1.., _))) {}
+        }
+        self.trees.clear();
+    }
+}
+
+/// Whether the tree's group has members. Its init is gone, so they are killed, and watched until they are gone.
+fn is_populated(
+    tree: &mut Tree,
+    epoll: &Epoll,
+    keys: &mut HashMap<u64, Uuid>,
+    next_key: &mut u64,
+) -> io::Result<bool> {
+    if !tree.is_populated() {
+        return Ok(false);
+    }
+    tree.kill();
+    let Some(events) = tree.watch() else {
+        return Ok(false);
+    };
+    let key = *next_key;
+    match epoll.add(events, EpollEvent::new(EpollFlags::EPOLLPRI, key)) {
+        Ok(()) => {
+            *next_key += 1;
+            keys.insert(key, tree.process);
+        }
+        Err(nix::errno::Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(tree.is_populated())
+}
