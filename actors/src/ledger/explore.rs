@@ -226,9 +226,12 @@ impl Explorer {
             }
             Fact::DrainExpired => {
                 let last_resort = world.abandoned;
+                // Once the tree is gone a stream says itself whether it came to its end.
+                let tree_holds = !world.tree && !world.spawner_lost;
                 for stream in &self.streams {
                     let index = stream.index();
-                    world.given_up[index] |= world.closed[index].is_none();
+                    world.given_up[index] |=
+                        (tree_holds || last_resort) && world.closed[index].is_none();
                     if last_resort {
                         world.closed[index].get_or_insert(Closed::Abandoned);
                     }
