@@ -342,6 +342,7 @@ impl AuditState {
     /// The place of an unknown domain, while there is room for more of them.
     fn stranger(&mut self, domain: u64) -> Option<&mut Stranger> {
         if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&domain) {
+            self.lost += 1; // it may have been anybody's
             return None;
         }
         Some(self.strangers.entry(domain).or_default())

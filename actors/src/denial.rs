@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use provost_sandbox::compile::PreparedSandbox;
-use provost_sandbox::denial::DenialClass;
+use provost_sandbox::denial::{Certainty, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
     Answer, Canceller, Decider, DeciderSetup, Listener, Observation, Received, Response, Tree,
 };
@@ -113,6 +113,7 @@ impl Actor for DenialActor {
             let server = Server {
                 decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
                 only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
+                read_only: read_only(sandbox),
                 process: args.process,
                 blocking: Blocking::default(),
                 permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
@@ -199,6 +200,13 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
     }
 }
 
+fn read_only(sandbox: &PreparedSandbox) -> Vec<PathBuf> {
+    let held = sandbox.held_by_mount.iter();
+    held.filter(|path| !sandbox.masked.contains(path))
+        .cloned()
+        .collect()
+}
+
 /// The listener, shared with threads that answer late.
 #[derive(Clone)]
 pub(crate) struct SharedListener(Arc<Listener>);
@@ -219,6 +227,8 @@ struct Server {
     decider: Decider,
     /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
     only_under: Option<Vec<PathBuf>>,
+    /// What mounts hold read-only.
+    read_only: Vec<PathBuf>,
     process: ActorRef<ProcessMsg>,
     blocking: Blocking,
     permits: Arc<Semaphore>,
@@ -268,10 +278,21 @@ impl Server {
         // A program that is refused faster than the ledger counts waits for it.
         let permit = self.permits.clone().acquire_owned().await.ok();
         let fact = match observation {
-            Observation::Denial(denial) => Fact::Denied(denial),
+            Observation::Denial(denial) => Fact::Denied(self.as_the_program_saw_it(denial)),
             Observation::Probe(name) => Fact::Probed(name),
         };
         let _ = self.process.send_message(ProcessMsg::Fact(fact, permit));
+    }
+
+    /// What a read-only mount refuses is refused with another error than Landlock's.
+    fn as_the_program_saw_it(&self, mut denial: Denial) -> Denial {
+        let path = denial.target.path.as_deref().map(Path::new);
+        if denial.certainty == Certainty::Inferred
+            && path.is_some_and(|path| self.read_only.iter().any(|root| path.starts_with(root)))
+        {
+            denial.errno = "EROFS".to_owned();
+        }
+        denial
     }
 
     fn is_told_by_audit(&self, observation: &Observation) -> bool {

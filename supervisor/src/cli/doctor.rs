@@ -39,7 +39,8 @@ pub(super) fn run(args: &DoctorArgs) -> CliResult {
         Ok::<_, String>(supervisor.kernel().await)
     })?;
     let checks = checks(&kernel);
-    let holds = kernel.landlock_abi >= 1 && kernel.seccomp_listener.is_yes();
+    // Below ABI 3 truncation cannot be refused, and a policy that is not best effort does not compile.
+    let holds = kernel.landlock_abi >= 3 && kernel.seccomp_listener.is_yes();
     if args.json {
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -102,9 +103,9 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
     vec![
         Check {
             name: "Landlock",
-            holds: abi >= 1,
+            holds: abi >= 3,
             detail: format!("ABI {abi}: {}", landlock_features(abi)),
-            meaning: "File access cannot be restricted. Needs Linux 5.13 with landlock among its LSMs (lsm=landlock,…).",
+            meaning: "File access cannot be restricted in full. Needs Linux 6.2 (5.13 with --best-effort) with landlock among its LSMs (lsm=landlock,…).",
         },
         probe(
             "seccomp listener",
