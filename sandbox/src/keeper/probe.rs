@@ -12,6 +12,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEW
 
 /// Finds out everything except the audit feed, which the supervisor reads itself.
 pub(super) fn support(thorough: bool) -> KernelSupport {
+    let plain = try_child(0, None);
     let mut needs_user_namespace = false;
     let mut found = try_child(NAMESPACES, None);
     if matches!(found.failed, Some((Step::Clone, _))) {
@@ -42,7 +43,7 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
     } else {
         Probe::Yes // what this rests on works; a spawn that needs it tells
     };
-    let seccomp = match try_child(0, None).seccomp {
+    let seccomp = match plain.seccomp {
         None => Probe::Yes,
         Some(errno) => no(Step::Seccomp, errno),
     };
@@ -52,7 +53,7 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
             .unwrap_or_default(),
         landlock_abi: sys::landlock_abi(),
         seccomp_listener: seccomp,
-        seccomp_wait_killable: found.wait_killable,
+        seccomp_wait_killable: plain.wait_killable,
         pid_namespace,
         needs_user_namespace,
         private_proc,
@@ -61,7 +62,7 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
         pids_v1: cgroup_directory(Some("pids")),
         memory_v1: cgroup_directory(Some("memory")),
         audit: Probe::No("not asked".to_owned()),
-        pidfd_exit_info: found.exit_info,
+        pidfd_exit_info: plain.exit_info,
     }
 }
 
@@ -90,7 +91,8 @@ struct Found {
     exit_info: bool,
 }
 
-/// Forks a child into new namespaces, which reports how far it came.
+/// Forks a child into new namespaces, which reports how far it came. Only one without namespaces is waited for:
+/// the kernel takes milliseconds to end a namespace, and its child is reaped with others later.
 fn try_child(flags: i32, maps: Option<(Vec<u8>, Vec<u8>)>) -> Found {
     let failure = |errno| Found {
         failed: Some((Step::Clone, errno)),
@@ -120,8 +122,8 @@ fn try_child(flags: i32, maps: Option<(Vec<u8>, Vec<u8>)>) -> Found {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let mut answer = [0u8; 16];
     let read = sys::read(reader.as_raw_fd(), &mut answer);
-    let _ = sys::wait(pid, 0);
-    let exit_info = sys::exit_status(pidfd.as_raw_fd()).is_some();
+    let exit_info =
+        flags == 0 && sys::wait(pid, 0).is_ok() && sys::exit_status(pidfd.as_raw_fd()).is_some();
     if read != Ok(answer.len()) {
         return Found {
             exit_info,

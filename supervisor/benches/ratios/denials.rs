@@ -96,7 +96,8 @@ fn supervised(
             }
         }
         let record = process.record().await;
-        expect_success(&record).map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&said)))?;
+        expect_success(&record)
+            .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&said)))?;
         let denials = if wanted == "refused" { u64::from(count) } else { 0 };
         if record.denials.total != denials {
             return Err(format!("{} of {denials} denials recorded", record.denials.total).into());
@@ -114,11 +115,7 @@ fn nanoseconds(said: &[u8]) -> Result<Duration> {
 /// The program's side.
 pub(crate) fn connect_and_report(mut words: impl Iterator<Item = String>) -> Result<()> {
     let mut word = || words.next().ok_or("--connect wants ADDRESS COUNT ok|refused");
-    let (address, count, wanted) = (
-        word()?.parse::<SocketAddr>()?,
-        word()?.parse::<u32>()?,
-        word()?,
-    );
+    let (address, count, wanted) = (word()?.parse::<SocketAddr>()?, word()?.parse::<u32>()?, word()?);
     let begin = Instant::now();
     for _ in 0..count {
         let connected = TcpStream::connect(address);

@@ -96,7 +96,9 @@ impl Group {
             .map(PathBuf::from)?;
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let path = mount.join(own).join(format!("provost-ratios-{}", std::process::id()));
+        let path = mount
+            .join(own)
+            .join(format!("provost-ratios-{}", std::process::id()));
         fs::create_dir(&path).ok()?;
         Some(Self(path))
     }

@@ -74,7 +74,7 @@ fn consume(setting: &Setting, policy: Policy) -> Result<()> {
             }
         }
         expect_all(bytes)?;
-        expect_success(&process.record().await)
+        expect_success(process.record().await.as_ref())
     })
 }
 

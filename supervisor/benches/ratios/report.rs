@@ -45,7 +45,10 @@ impl Row {
     }
 
     fn ratio(&self) -> f64 {
-        let (ours, other) = (self.ours.median().as_secs_f64(), self.other.median().as_secs_f64());
+        let (ours, other) = (
+            self.ours.median().as_secs_f64(),
+            self.other.median().as_secs_f64(),
+        );
         match self.budget {
             Budget::SpeedAtLeast(_) => other / ours,
             _ => ours / other,

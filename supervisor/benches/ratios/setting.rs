@@ -115,9 +115,24 @@ pub(crate) fn bubblewrap(directory: &Path, argv: &[&str]) -> Option<Result<Comma
         .find(|path| Path::new(path).exists())?;
     let directory_words = directory.to_string_lossy();
     let flags = [
-        bwrap, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--bind",
-        &directory_words, &directory_words, "--unshare-pid", "--unshare-ipc", "--unshare-net",
-        "--die-with-parent", "--new-session",
+        bwrap,
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--tmpfs",
+        "/tmp",
+        "--bind",
+        &directory_words,
+        &directory_words,
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-net",
+        "--die-with-parent",
+        "--new-session",
     ];
     let words: Vec<&str> = flags.into_iter().chain(argv.iter().copied()).collect();
     Some(plain(&words, directory))
@@ -166,7 +181,16 @@ const NO_MORE_NAMESPACES: &str = "echo 0 > /proc/sys/user/max_user_namespaces &&
     exec setpriv --inh-caps=-all --ambient-caps=-all --bounding-set=-all \"$@\"";
 
 fn without_namespaces(own: &Path) -> Vec<String> {
-    let words = ["unshare", "-U", "-c", "--keep-caps", "sh", "-c", NO_MORE_NAMESPACES, "sh"];
+    let words = [
+        "unshare",
+        "-U",
+        "-c",
+        "--keep-caps",
+        "sh",
+        "-c",
+        NO_MORE_NAMESPACES,
+        "sh",
+    ];
     words
         .into_iter()
         .map(str::to_owned)

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::measure::{Side, take_turns};
 use crate::options::Options;
 use crate::report::{Budget, Row};
-use crate::setting::{Setting, bubblewrap, expect_success, plain, run_plain};
+use crate::setting::{Setting, bubblewrap, expect_success, run_plain};
 
 const ROUNDS: usize = 1000;
 const TRUE: [&str; 1] = ["/bin/true"];
@@ -19,10 +19,7 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     } else {
         "workspace-write, Landlock and seccomp alone"
     };
-    let mut bare = plain(&TRUE, setting.directory())?;
-    // std takes posix_spawn only where it need not change directory.
-    bare.current_dir(".");
-    let mut bare = posix_spawned(setting)?;
+    let mut bare = posix_spawned();
     let mut sides = vec![
         Side::timed("posix_spawn + waitpid", move || run_plain(&mut bare)),
         Side::timed(format!("spawn → record, {held}"), || {
@@ -55,12 +52,11 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
 }
 
 /// Nothing that would make std fork instead: no working directory, no user, no hooks.
-fn posix_spawned(setting: &Setting) -> Result<std::process::Command> {
-    let _ = setting;
+fn posix_spawned() -> std::process::Command {
     #[allow(clippy::disallowed_methods)] // the other side of the comparison
     let mut command = std::process::Command::new(TRUE[0]);
     command.env_clear();
-    Ok(command)
+    command
 }
 
 /// Reads every event to the record, as a client would.
@@ -69,6 +65,6 @@ fn followed(setting: &Setting, policy: Policy) -> Result<()> {
     setting.runtime.block_on(async {
         let mut events = process.events();
         while events.next().await.is_some() {}
-        expect_success(&process.record().await)
+        expect_success(process.record().await.as_ref())
     })
 }
