@@ -12,6 +12,7 @@
 //! cargo bench --bench ratios -- --json                one object per line instead of the table
 //! ```
 
+mod bare_spawner;
 mod cli;
 mod denials;
 mod kill;

@@ -3,6 +3,7 @@
 use provost::Policy;
 
 use crate::Result;
+use crate::bare_spawner::BareSpawner;
 use crate::measure::{Side, take_turns};
 use crate::options::Options;
 use crate::report::{Budget, Row};
@@ -20,6 +21,7 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         "workspace-write, Landlock and seccomp alone"
     };
     let mut bare = posix_spawned();
+    let mut spawner = BareSpawner::new(setting, confined.clone())?;
     let mut sides = vec![
         Side::timed("posix_spawn + waitpid", move || run_plain(&mut bare)),
         Side::timed(format!("spawn → record, {held}"), || {
@@ -31,6 +33,7 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         Side::timed("spawn → record, unconfined", || {
             setting.run(setting.spec(&TRUE, Policy::unconfined())).map(drop)
         }),
+        Side::timed(format!("the spawner alone, {held}"), || spawner.run(&TRUE)),
     ];
     let bubblewrap = bubblewrap(setting.directory(), &TRUE).filter(|_| kernel.pid_namespace.is_yes());
     if let Some(bubblewrap) = bubblewrap {
@@ -44,8 +47,9 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         Row::new(&samples[1], bare, Budget::TimeAtMost(budget)),
         Row::new(&samples[2], bare, Budget::TimeAtMost(budget)),
         Row::new(&samples[3], bare, Budget::None),
+        Row::new(&samples[4], bare, Budget::None),
     ];
-    if let Some(bubblewrap) = samples.get(4) {
+    if let Some(bubblewrap) = samples.get(5) {
         rows.push(Row::new(&samples[1], bubblewrap, Budget::TimeAtMost(1.0)));
     }
     Ok(rows)
