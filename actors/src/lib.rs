@@ -25,6 +25,7 @@ pub mod spec;
 mod audit;
 mod denial;
 mod exit;
+mod head_start;
 mod process;
 mod readiness;
 mod root;
@@ -33,7 +34,8 @@ mod stdin;
 mod stream;
 mod supervisor;
 
+pub use head_start::Expected;
 pub use process::ProcessCommand;
 pub use root::{ShutdownReport, SpawnRefused, Tree};
-pub use spawner::StartError;
+pub use spawner::{LaunchedSpawner, StartError};
 pub use supervisor::ProcessLink;

@@ -3,24 +3,23 @@
 //! The root holds what is there once: the link to the spawner, the audit feed, the compiled sandboxes. When it
 //! goes, everything goes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use provost_sandbox::compile::{CompileContext, CompileError, PreparedSandbox, compile};
+use provost_sandbox::compile::{CompileError, PreparedSandbox};
 use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
 use provost_sandbox::observe::audit::AuditReader;
-use provost_sandbox::policy::Policy;
-use provost_sandbox::spawn::SpawnerSource;
-use provost_sandbox::tempfile::TempDir;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{OnceCell, oneshot};
 
 use crate::audit::{AuditFeed, AuditMsg};
 use crate::event::ProcessId;
+use crate::head_start::{Expected, HeadStart, Prepared, compile_context};
 use crate::log::Log;
 use crate::process::ProcessArgs;
-use crate::spawner::{LinkTasks, SpawnerLink, StartError, lock};
+use crate::spawner::{LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
 use crate::stdin::StdinPort;
 use crate::supervisor::{ProcessLink, SupervisorActor, SupervisorMsg};
@@ -103,15 +102,9 @@ pub struct Tree {
     kernel: OnceCell<(KernelSupport, Option<ActorRef<AuditMsg>>)>,
     found: KernelSupport,
     prepared: Mutex<Vec<Prepared>>,
-}
-
-#[derive(Debug)]
-struct Prepared {
-    policy: Policy,
-    context: CompileContext,
-    sandbox: Arc<PreparedSandbox>,
-    /// Removed when this is dropped: with the tree, or when another sandbox takes its place.
-    _temp: Option<TempDir>,
+    head_start: Mutex<Option<HeadStart>>,
+    /// The spawner has been asked for its share in audit.
+    audit_shared: AtomicBool,
 }
 
 impl Drop for Tree {
@@ -128,12 +121,16 @@ pub struct ShutdownReport {
 }
 
 impl Tree {
-    /// Starts a spawner and the actors.
+    /// Starts the actors around a spawner. What the expected process needs is got ready meanwhile.
     ///
     /// # Errors
-    /// The spawner cannot be found or started.
-    pub async fn start(source: &SpawnerSource, thorough: bool) -> Result<Self, StartError> {
-        let (link, tasks, found) = SpawnerLink::start(source, thorough).await?;
+    /// The spawner does not answer.
+    pub async fn start(
+        spawner: LaunchedSpawner,
+        expected: Option<Expected>,
+    ) -> Result<Self, StartError> {
+        let head_start = expected.and_then(HeadStart::take);
+        let (link, tasks, found) = SpawnerLink::greet(spawner).await?;
         let (root, _) = RootActor::spawn(None, RootActor, tasks)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;
@@ -150,6 +147,8 @@ impl Tree {
             kernel: OnceCell::new(),
             found,
             prepared: Mutex::default(),
+            head_start: Mutex::new(head_start),
+            audit_shared: AtomicBool::new(false),
         })
     }
 
@@ -162,7 +161,12 @@ impl Tree {
         self.kernel
             .get_or_init(|| async {
                 let mut kernel = self.found.clone();
-                let feed = match AuditReader::open() {
+                let head_start = lock(&self.head_start).take();
+                let (audit, head_start) = match head_start {
+                    Some(ready) => ready.split(),
+                    None => (AuditReader::open(), None),
+                };
+                let feed = match audit {
                     Ok(reader) => self.start_feed(reader).await,
                     Err(unavailable) => {
                         kernel.audit = Probe::No(unavailable.to_string());
@@ -171,8 +175,9 @@ impl Tree {
                 };
                 if feed.is_some() {
                     kernel.audit = Probe::Yes;
-                    // Puts it back after us, also if we are killed.
-                    self.link.post(Request::ShareAudit, None, None);
+                }
+                if let Some(sandbox) = head_start.and_then(|guessed| guessed.sandbox_for(&kernel)) {
+                    lock(&self.prepared).push(sandbox);
                 }
                 (kernel, feed)
             })
@@ -200,6 +205,7 @@ impl Tree {
         } else {
             (&self.found, None)
         };
+        let has_audit = audit.is_some();
         let sandbox = self.prepare(&spec, kernel)?;
         let id = ProcessId::new();
         let log = Arc::new(Log::new(id, spec.retention));
@@ -219,6 +225,10 @@ impl Tree {
             .send_message(SupervisorMsg::Spawn { args, reply })
             .map_err(|_| gone())?;
         let actor = accepted.await.map_err(|_| gone())?.map_err(SpawnRefused::Gone)?;
+        if has_audit && !self.audit_shared.swap(true, Ordering::Relaxed) {
+            // It puts audit back after us, also if we are killed. Asked now, it does not hold the process up.
+            self.link.post(Request::ShareAudit, None, None);
+        }
         Ok(ProcessLink {
             id,
             actor,
@@ -232,19 +242,7 @@ impl Tree {
         spec: &ProcessSpec,
         kernel: &KernelSupport,
     ) -> Result<Arc<PreparedSandbox>, CompileError> {
-        let value = |name: &str| {
-            let found = spec.env.iter().rev().find(|(key, _)| key == name);
-            found.map(|(_, value)| value.into())
-        };
-        let program = spec.argv.first().map(std::path::Path::new);
-        let context = CompileContext {
-            cwd: spec.cwd.clone(),
-            home: value("HOME"),
-            program: program
-                .filter(|program| program.components().count() > 1)
-                .map(|program| spec.cwd.join(program)),
-            observe_reads: spec.observe_reads,
-        };
+        let context = compile_context(spec);
         let mut prepared = lock(&self.prepared);
         if let Some(known) = prepared
             .iter()
@@ -254,18 +252,12 @@ impl Tree {
             return Ok(known.sandbox.clone());
         }
         prepared.retain(|known| known.policy != spec.policy || known.context != context);
-        let mut sandbox = compile(&spec.policy, kernel, &context)?;
-        let temp = sandbox.take_temp_directory();
-        let sandbox = Arc::new(sandbox);
+        let compiled = Prepared::compile(spec.policy.clone(), context, kernel)?;
+        let sandbox = compiled.sandbox.clone();
         if prepared.len() >= PREPARED_MAX {
             prepared.remove(0);
         }
-        prepared.push(Prepared {
-            policy: spec.policy.clone(),
-            context,
-            sandbox: sandbox.clone(),
-            _temp: temp,
-        });
+        prepared.push(compiled);
         Ok(sandbox)
     }
 

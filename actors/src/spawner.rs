@@ -77,15 +77,30 @@ impl Drop for LinkTasks {
     }
 }
 
+/// A spawner that was launched and is getting ready meanwhile. Dropping it ends it.
+#[derive(Debug)]
+pub struct LaunchedSpawner(Spawner);
+
+impl LaunchedSpawner {
+    /// Launches a spawner and asks it what can be had here; the answer is not awaited.
+    ///
+    /// # Errors
+    /// It cannot be found or started.
+    pub fn launch(source: &SpawnerSource, thorough: bool) -> Result<Self, StartError> {
+        let spawner = Spawner::launch(source)?;
+        spawner
+            .send(&Request::Hello { thorough }, &[])
+            .map_err(|error| StartError::Spawner(error.to_string()))?;
+        Ok(Self(spawner))
+    }
+}
+
 impl SpawnerLink {
-    /// Launches a spawner and asks it what can be had here.
-    pub(crate) async fn start(
-        source: &SpawnerSource,
-        thorough: bool,
+    /// Hears from a launched spawner what can be had here.
+    pub(crate) async fn greet(
+        LaunchedSpawner(spawner): LaunchedSpawner,
     ) -> Result<(Arc<Self>, LinkTasks, KernelSupport), StartError> {
         let broken = |error: io::Error| StartError::Spawner(error.to_string());
-        let spawner = Spawner::launch(source)?;
-        spawner.send(&Request::Hello { thorough }, &[]).map_err(broken)?;
         let spawner =
             crate::readiness::watch(spawner, Interest::READABLE | Interest::WRITABLE).map_err(broken)?;
         let hello = tokio::time::timeout(HELLO_MAX, receive(&spawner))

@@ -36,6 +36,47 @@ pub struct KernelSupport {
     pub pidfd_exit_info: bool,
 }
 
+impl KernelSupport {
+    /// A guess before anything was tried: what this kernel usually offers this user. For getting things ready
+    /// that are used only if it [comes true](Self::decides_like).
+    pub fn usual() -> Self {
+        Self {
+            release: String::new(),
+            landlock_abi: crate::keeper::sys::landlock_abi(),
+            seccomp_listener: Probe::Yes,
+            seccomp_wait_killable: true,
+            pid_namespace: Probe::Yes,
+            needs_user_namespace: !nix::unistd::geteuid().is_root(),
+            private_proc: Probe::Yes,
+            net_namespace: Probe::Yes,
+            cgroup2: None,
+            pids_v1: None,
+            memory_v1: None,
+            audit: Probe::No("not asked".to_owned()),
+            pidfd_exit_info: true,
+        }
+    }
+
+    /// Whether a policy without limits compiles to the same on both. (Groups matter for limits, and where there
+    /// is no PID namespace.)
+    pub fn decides_like(&self, other: &Self) -> bool {
+        let decisive = |kernel: &Self| {
+            (
+                kernel.landlock_abi,
+                kernel.needs_user_namespace,
+                [
+                    kernel.seccomp_listener.is_yes(),
+                    kernel.pid_namespace.is_yes(),
+                    kernel.private_proc.is_yes(),
+                    kernel.net_namespace.is_yes(),
+                    kernel.audit.is_yes(),
+                ],
+            )
+        };
+        self.pid_namespace.is_yes() && decisive(self) == decisive(other)
+    }
+}
+
 /// Whether something can be had, and why not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use provost_actors::{StartError, Tree};
+use provost_actors::{Expected, LaunchedSpawner, StartError, Tree};
 use provost_sandbox::spawn::SpawnerSource;
 
-use crate::Supervisor;
+use crate::{ProcessSpec, Supervisor};
 
 /// How a supervisor is to be started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Builder {
     spawner: SpawnerSource,
     thorough: bool,
+    launched: Option<LaunchedSpawner>,
+    expected: Option<Expected>,
 }
 
 impl Builder {
@@ -32,12 +34,33 @@ impl Builder {
         self
     }
 
+    /// A process that will come first: what its sandbox needs is got ready while the spawner starts.
+    #[must_use]
+    pub fn expect(mut self, spec: &ProcessSpec) -> Self {
+        self.expected = Some(Expected::from_spec(spec));
+        self
+    }
+
+    /// Launches the spawner at once, so that it gets ready while the host does other things before
+    /// [`Builder::start`]. Say first which executable it is.
+    ///
+    /// # Errors
+    /// No executable can serve as the spawner, or it cannot be started.
+    pub fn launch(mut self) -> Result<Self, StartError> {
+        self.launched = Some(LaunchedSpawner::launch(&self.spawner, self.thorough)?);
+        Ok(self)
+    }
+
     /// Starts the spawner and the supervision tree.
     ///
     /// # Errors
     /// No executable can serve as the spawner, or it cannot be started.
     pub async fn start(self) -> Result<Supervisor, StartError> {
-        let tree = Tree::start(&self.spawner, self.thorough).await?;
+        let spawner = match self.launched {
+            Some(spawner) => spawner,
+            None => LaunchedSpawner::launch(&self.spawner, self.thorough)?,
+        };
+        let tree = Tree::start(spawner, self.expected).await?;
         Ok(Supervisor { tree: Arc::new(tree) })
     }
 }

@@ -260,7 +260,7 @@ impl LandlockLayers {
         let mut builder = Builder::new(rights, request.deny_tcp, RULES_MAX)?;
         builder.add_tree(&tree::tree(&plan.view, private_dirs))?;
         self.witnesses.append(&mut builder.witnesses);
-        self.rulesets = builder.finish()?;
+        self.rulesets = builder.finish();
         self.abi = rights.abi;
         self.held = rights.held(request.deny_tcp);
         if request.audit && rights.abi >= 7 {

@@ -1,27 +1,35 @@
 //! What can be had here, found out by a child that tries.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use super::Step;
 use super::sys::{self, CloneArgs, Errno};
 use crate::kernel::{KernelSupport, Probe};
 
+/// Bytes of stack for a task that makes four system calls.
+const TASK_STACK_BYTES: usize = 16 * 1024;
 const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
 
 /// Finds out everything except the audit feed, which the supervisor reads itself.
 pub(super) fn support(thorough: bool) -> KernelSupport {
-    let mut needs_user_namespace = false;
-    let mut found = try_child(NAMESPACES, None);
-    if matches!(found.failed, Some((Step::Clone, _))) {
-        needs_user_namespace = true;
-        found = try_child(NAMESPACES | libc::CLONE_NEWUSER, Some(id_maps()));
+    // What is likely comes first: a refused attempt costs as much as one that works.
+    let mut needs_user_namespace = !nix::unistd::geteuid().is_root();
+    let mut found = try_namespaces(needs_user_namespace);
+    let refused = |found: Result<(), (Step, Errno)>| found.is_err_and(|(step, _)| step == Step::Clone);
+    if refused(found) {
+        let other = try_namespaces(!needs_user_namespace);
+        // Of two refusals the one with a user namespace tells more.
+        if !refused(other) || !needs_user_namespace {
+            needs_user_namespace = !needs_user_namespace;
+            found = other;
+        }
     }
-    let (pid_namespace, private_proc) = match found.failed {
-        None => (Probe::Yes, Probe::Yes),
-        Some((Step::Proc, errno)) => (Probe::Yes, no(Step::Proc, errno)),
-        Some((step, errno)) => {
+    let (pid_namespace, private_proc) = match found {
+        Ok(()) => (Probe::Yes, Probe::Yes),
+        Err((Step::Proc, errno)) => (Probe::Yes, no(Step::Proc, errno)),
+        Err((step, errno)) => {
             let why = namespace_reason(step, errno);
             (Probe::No(why.clone()), Probe::No(why))
         }
@@ -35,33 +43,34 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
             0
         };
         let maps = needs_user_namespace.then(id_maps);
-        match try_child(libc::CLONE_NEWNET | user, maps).failed {
-            None => Probe::Yes,
-            Some((step, errno)) => no(step, errno),
+        match try_child(libc::CLONE_NEWNET | user, maps) {
+            Ok(()) => Probe::Yes,
+            Err((step, errno)) => no(step, errno),
         }
     } else {
         Probe::Yes // what this rests on works; a spawn that needs it tells
     };
-    let seccomp = match try_child(0, None).seccomp {
-        None => Probe::Yes,
-        Some(errno) => no(Step::Seccomp, errno),
-    };
+    let task = try_task();
+    let groups = Groups::read();
     KernelSupport {
         release: nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default(),
         landlock_abi: sys::landlock_abi(),
-        seccomp_listener: seccomp,
-        seccomp_wait_killable: found.wait_killable,
+        seccomp_listener: match task.seccomp {
+            Ok(()) => Probe::Yes,
+            Err(errno) => no(Step::Seccomp, errno),
+        },
+        seccomp_wait_killable: task.wait_killable,
         pid_namespace,
         needs_user_namespace,
         private_proc,
         net_namespace,
-        cgroup2: cgroup_directory(None),
-        pids_v1: cgroup_directory(Some("pids")),
-        memory_v1: cgroup_directory(Some("memory")),
+        cgroup2: groups.directory(None),
+        pids_v1: groups.directory(Some("pids")),
+        memory_v1: groups.directory(Some("memory")),
         audit: Probe::No("not asked".to_owned()),
-        pidfd_exit_info: found.exit_info,
+        pidfd_exit_info: task.exit_info,
     }
 }
 
@@ -83,57 +92,86 @@ fn namespace_reason(step: Step, errno: Errno) -> String {
     format!("{step}: {error}{hint}")
 }
 
-struct Found {
-    failed: Option<(Step, Errno)>,
-    seccomp: Option<Errno>,
+/// What a task that shares everything with us finds out.
+struct Task {
+    seccomp: Result<(), Errno>,
     wait_killable: bool,
     exit_info: bool,
 }
 
-/// Forks a child into new namespaces, which reports how far it came.
-fn try_child(flags: i32, maps: Option<(Vec<u8>, Vec<u8>)>) -> Found {
-    let failure = |errno| Found {
-        failed: Some((Step::Clone, errno)),
-        seccomp: Some(errno),
+/// Forks a task that installs a filter on itself and ends. It shares our memory, as a command does until exec:
+/// copying it would cost more than all else here.
+fn try_task() -> Task {
+    let mut task = Task {
+        seccomp: Err(libc::ECHILD),
         wait_killable: false,
         exit_info: false,
     };
-    let Ok((reader, writer)) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) else {
-        return failure(libc::EMFILE);
-    };
+    let mut stack = vec![0; TASK_STACK_BYTES];
     let mut pidfd: RawFd = -1;
+    let argument = (&raw mut task).cast();
+    #[allow(unsafe_code)]
+    // SAFETY: `task_entry` expects a `Task`, which outlives it: we are suspended until it ends.
+    // WHY: a fork that copies our memory is the safe way, at several times the price.
+    let forked = unsafe { sys::vfork_with_files(task_entry, argument, &mut stack, &mut pidfd) };
+    match forked {
+        Ok(pid) => {
+            let reaped = sys::wait(pid, 0).is_ok();
+            task.exit_info = reaped && sys::exit_status(pidfd).is_some();
+            sys::close(pidfd);
+        }
+        Err(errno) => task.seccomp = Err(errno),
+    }
+    task
+}
+
+/// Runs in the forked task, under the contract of `sys`.
+extern "C" fn task_entry(argument: *mut libc::c_void) -> libc::c_int {
+    #[allow(unsafe_code)]
+    // SAFETY: `try_task` passes its `Task` and is suspended meanwhile.
+    // WHY: this is what an entry point gets.
+    let task = unsafe { &mut *argument.cast::<Task>() };
+    let _ = sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0);
+    // One instruction: allow.
+    let program = [libc::sock_filter {
+        code: 0x06,
+        jt: 0,
+        jf: 0,
+        k: 0x7fff_0000,
+    }];
+    task.wait_killable = sys::has_wait_killable();
+    // The listener appears in the descriptor table that we share.
+    task.seccomp = sys::install_filter(&program).map(sys::close);
+    sys::exit(0);
+}
+
+fn try_namespaces(user: bool) -> Result<(), (Step, Errno)> {
+    let flags = NAMESPACES | if user { libc::CLONE_NEWUSER } else { 0 };
+    try_child(flags, user.then(id_maps))
+}
+
+/// Forks a child into new namespaces, which reports how far it came. It is not waited for, since the kernel takes
+/// milliseconds to end a namespace; it is reaped later as any child is.
+fn try_child(flags: i32, maps: Option<(Vec<u8>, Vec<u8>)>) -> Result<(), (Step, Errno)> {
+    let (reader, writer) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| (Step::Clone, e as i32))?;
     let args = CloneArgs {
-        flags: flags as u64 | libc::CLONE_PIDFD as u64,
-        pidfd: (&raw mut pidfd) as u64,
+        flags: flags as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    let pid = match sys::clone3(&args) {
-        Ok(0) => child(flags, maps.as_ref(), writer.as_raw_fd()),
-        Ok(pid) => pid,
-        Err(errno) => return failure(errno),
-    };
-    drop(writer);
-    #[allow(unsafe_code)]
-    // SAFETY: the kernel just made this descriptor for us.
-    // WHY: clone3 hands it out as a number.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let mut answer = [0u8; 16];
-    let read = sys::read(reader.as_raw_fd(), &mut answer);
-    let _ = sys::wait(pid, 0);
-    let exit_info = sys::exit_status(pidfd.as_raw_fd()).is_some();
-    if read != Ok(answer.len()) {
-        return Found {
-            exit_info,
-            ..failure(libc::ECHILD)
-        };
+    if sys::clone3(&args).map_err(|errno| (Step::Clone, errno))? == 0 {
+        child(flags, maps.as_ref(), writer.as_raw_fd());
     }
-    let word = |i: usize| i32::from_ne_bytes([answer[i], answer[i + 1], answer[i + 2], answer[i + 3]]);
-    Found {
-        failed: (word(0) != 0).then(|| (Step::from_raw(word(0) as u32), word(4))),
-        seccomp: (word(8) != 0).then_some(word(8)),
-        wait_killable: word(12) != 0,
-        exit_info,
+    drop(writer);
+    let mut answer = [0u8; 8];
+    if sys::read(reader.as_raw_fd(), &mut answer) != Ok(answer.len()) {
+        return Err((Step::Clone, libc::ECHILD));
+    }
+    let [a, b, c, d, e, f, g, h] = answer;
+    match i32::from_ne_bytes([a, b, c, d]) {
+        0 => Ok(()),
+        step => Err((Step::from_raw(step as u32), i32::from_ne_bytes([e, f, g, h]))),
     }
 }
 
@@ -143,26 +181,9 @@ fn child(flags: i32, maps: Option<&(Vec<u8>, Vec<u8>)>, writer: RawFd) -> ! {
         Ok(()) => (0, 0),
         Err((step, errno)) => (step as i32, errno),
     };
-    let _ = sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0);
-    // One instruction: allow.
-    let program = [libc::sock_filter {
-        code: 0x06,
-        jt: 0,
-        jf: 0,
-        k: 0x7fff_0000,
-    }];
-    let wait_killable = sys::has_wait_killable();
-    let seccomp = match sys::install_filter(&program) {
-        Ok(_) => 0,
-        Err(errno) => errno,
-    };
-    let mut answer = [0u8; 16];
-    for (i, word) in [step, errno, seccomp, i32::from(wait_killable)]
-        .into_iter()
-        .enumerate()
-    {
-        answer[i * 4..i * 4 + 4].copy_from_slice(&word.to_ne_bytes());
-    }
+    let mut answer = [0u8; 8];
+    answer[..4].copy_from_slice(&step.to_ne_bytes());
+    answer[4..].copy_from_slice(&errno.to_ne_bytes());
     let _ = sys::write(writer, &answer);
     sys::exit(0);
 }
@@ -195,37 +216,51 @@ pub(super) fn id_maps() -> (Vec<u8>, Vec<u8>) {
     )
 }
 
-/// Our own directory in a cgroup hierarchy (v2 for `None`), if we may make groups in it.
-fn cgroup_directory(controller: Option<&str>) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let (mount, root) = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut tail = after.split(' ');
-        let (kind, options) = (tail.next()?, tail.nth(1)?);
-        let wanted = match controller {
-            None => kind == "cgroup2",
-            Some(name) => kind == "cgroup" && options.split(',').any(|o| o == name),
-        };
-        let mut head = before.split(' ');
-        let (root, mount) = (head.nth(3)?, head.next()?);
-        wanted.then(|| (mount.to_owned(), root.to_owned()))
-    })?;
-    let path = own.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':');
-        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-        let ours = match controller {
-            None => controllers.is_empty(),
-            Some(name) => controllers.split(',').any(|c| c == name),
-        };
-        ours.then(|| path.to_owned())
-    })?;
-    let relative = Path::new(&path)
-        .strip_prefix(&root)
-        .or_else(|_| Path::new(&path).strip_prefix("/"))
-        .ok()?;
-    let directory: PathBuf = Path::new(&mount).join(relative);
-    let writable = nix::unistd::access(&directory, nix::unistd::AccessFlags::W_OK).is_ok()
-        && nix::unistd::access(&directory.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK).is_ok();
-    writable.then(|| directory.to_string_lossy().trim_end_matches('/').to_owned())
+/// What the kernel says about cgroups and where we are in them.
+struct Groups {
+    mounts: String,
+    own: String,
+}
+
+impl Groups {
+    fn read() -> Self {
+        Self {
+            mounts: fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
+            own: fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
+        }
+    }
+
+    /// Our own directory in a cgroup hierarchy (v2 for `None`), if we may make groups in it.
+    fn directory(&self, controller: Option<&str>) -> Option<String> {
+        let (mount, root) = self.mounts.lines().find_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let mut tail = after.split(' ');
+            let (kind, options) = (tail.next()?, tail.nth(1)?);
+            let wanted = match controller {
+                None => kind == "cgroup2",
+                Some(name) => kind == "cgroup" && options.split(',').any(|o| o == name),
+            };
+            let mut head = before.split(' ');
+            let (root, mount) = (head.nth(3)?, head.next()?);
+            wanted.then(|| (mount.to_owned(), root.to_owned()))
+        })?;
+        let path = self.own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let ours = match controller {
+                None => controllers.is_empty(),
+                Some(name) => controllers.split(',').any(|c| c == name),
+            };
+            ours.then(|| path.to_owned())
+        })?;
+        let relative = Path::new(&path)
+            .strip_prefix(&root)
+            .or_else(|_| Path::new(&path).strip_prefix("/"))
+            .ok()?;
+        let directory: PathBuf = Path::new(&mount).join(relative);
+        let writable = nix::unistd::access(&directory, nix::unistd::AccessFlags::W_OK).is_ok()
+            && nix::unistd::access(&directory.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK)
+                .is_ok();
+        writable.then(|| directory.to_string_lossy().trim_end_matches('/').to_owned())
+    }
 }

@@ -112,7 +112,7 @@ impl Server {
             for event in &events[..count] {
                 match event.data() {
                     HOST | SIGNALS => {}
-                    key => self.tree_event(key)?,
+                    key => self.tree_event(key, event.events())?,
                 }
             }
             if events[..count].iter().any(|event| event.data() == SIGNALS) {
@@ -215,11 +215,18 @@ impl Server {
         }
     }
 
-    fn tree_event(&mut self, key: u64) -> io::Result<()> {
+    fn tree_event(&mut self, key: u64, what: EpollFlags) -> io::Result<()> {
         let Some(process) = self.keys.get(&key).copied() else {
             return Ok(());
         };
         self.hear(process)?;
+        if what.contains(EpollFlags::EPOLLHUP)
+            && let Some(tree) = self.trees.get_mut(&process)
+        {
+            // The init is ending, which takes the kernel milliseconds where namespaces end with it. Its socket
+            // would be ready all that time.
+            unwatch(&self.epoll, tree)?;
+        }
         if self.ending.contains(&process) {
             return self.settle_ending();
         }
@@ -254,7 +261,12 @@ impl Server {
                     failed(process, step, errno, detail)?;
                 }
                 InitMessage::Exited { status } => exited(tree, status)?,
-                InitMessage::Empty { killed, usage } => tree.empty = Some((killed, usage)),
+                InitMessage::Empty { killed, usage } => {
+                    tree.empty = Some((killed, usage));
+                    if tree.is_surely_empty() {
+                        ended(tree)?;
+                    }
+                }
             }
         }
     }
@@ -334,6 +346,33 @@ fn exited(tree: &mut Tree, status: i32) -> io::Result<()> {
         },
         &[],
     )
+}
+
+/// Tells once that nothing of the tree lives.
+fn ended(tree: &mut Tree) -> io::Result<()> {
+    if std::mem::replace(&mut tree.end_sent, true) {
+        return Ok(());
+    }
+    let (killed, usage) = match tree.empty {
+        Some((killed, usage)) => (killed, Some(usage)),
+        None => (tree.killed.in_group.max(tree.killed.reaped), None),
+    };
+    notify(
+        &Notice::Ended {
+            process: tree.process,
+            killed,
+            usage,
+        },
+        &[],
+    )
+}
+
+/// Its init says nothing more.
+fn unwatch(epoll: &Epoll, tree: &mut Tree) -> io::Result<()> {
+    if std::mem::replace(&mut tree.watched, false) {
+        epoll.delete(&tree.control)?;
+    }
+    Ok(())
 }
 
 fn failed(process: Uuid, step: Step, errno: i32, detail: u32) -> io::Result<()> {

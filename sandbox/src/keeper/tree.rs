@@ -27,6 +27,10 @@ pub(super) struct Tree {
     pub(super) ours: Option<SupervisorEnds>,
     pub(super) command: Option<Command>,
     pub(super) status_sent: bool,
+    /// That nothing of it lives was told.
+    pub(super) end_sent: bool,
+    /// The spawner waits for what comes over `control`.
+    pub(super) watched: bool,
     pub(super) empty: Option<(u64, Usage)>,
     pub(super) init_reaped: bool,
     /// Its failure to start was told.
@@ -147,6 +151,8 @@ impl Tree {
             }),
             command: None,
             status_sent: false,
+            end_sent: false,
+            watched: true,
             empty: None,
             init_reaped: false,
             failed: false,
@@ -263,6 +269,15 @@ impl Tree {
     /// Whether members of it may have become our children when its init ended.
     pub(super) fn may_have_orphans(&self) -> bool {
         self.containment != Containment::PidNamespace && self.empty.is_none()
+    }
+
+    /// Its init has said that it has no child left, and that is proof enough: in its PID namespace whatever was
+    /// forked in the tree was or became its child. Nobody need wait for the end of the init and its namespaces.
+    pub(super) fn is_surely_empty(&self) -> bool {
+        self.containment == Containment::PidNamespace
+            && self.groups.is_empty()
+            && self.empty.is_some()
+            && self.status_sent
     }
 
     /// Whether something of it may live although the init is gone.

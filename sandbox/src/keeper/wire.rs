@@ -217,9 +217,10 @@ fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Resu
 /// `WouldBlock` on a non-blocking socket with nothing to read; `InvalidData` for another version, a message that
 /// cannot be read. A process that has no room for the descriptors gets those that fit: count them.
 pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
-    let mut packet = vec![0u8; PACKET_BYTES_MAX];
+    // On the stack: a block of this size from the allocator is given back and faulted in again for each message.
+    let mut buffer = [0u8; PACKET_BYTES_MAX];
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-    let mut slices = [IoSliceMut::new(&mut packet)];
+    let mut slices = [IoSliceMut::new(&mut buffer)];
     let message = loop {
         match recvmsg::<()>(
             socket.as_raw_fd(),
@@ -245,12 +246,14 @@ pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option
     if flags.intersects(MsgFlags::MSG_TRUNC) {
         return Err(invalid("a message was cut off"));
     }
-    packet.truncate(bytes);
+    let body;
+    let mut packet = &buffer[..bytes];
     if packet.len() == 2 {
         let file = fds
             .pop()
             .ok_or_else(|| invalid("an empty message, or no room for its descriptors"))?;
-        packet = read_body(File::from(file))?;
+        body = read_body(File::from(file))?;
+        packet = &body;
     }
     let (version, body) = packet
         .split_at_checked(2)

@@ -16,6 +16,10 @@ use super::{CliResult, EXIT_PROVOST, output, summary};
 use crate::{ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
+    // First of all: the spawner takes its time to start, and has it while the rest is looked at.
+    let supervisor = Supervisor::builder()
+        .launch()
+        .map_err(|error| error.to_string())?;
     let RunConfig {
         spec,
         reporting,
@@ -33,7 +37,8 @@ pub(super) fn run(args: RunArgs) -> CliResult {
     // This thread alone writes to files that may be slow; the actors are on the workers.
     let result = runtime.block_on(async {
         let signals = signals::register().map_err(|error| format!("signal handlers: {error}"))?;
-        let supervisor = Supervisor::builder()
+        let supervisor = supervisor
+            .expect(&spec)
             .start()
             .await
             .map_err(|error| error.to_string())?;

@@ -5,15 +5,12 @@
 //! out, which refuses it.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use landlock::{
-    AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, Scope,
-};
-use nix::dir::Dir;
+use landlock::{AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
@@ -22,6 +19,7 @@ use super::LandlockError;
 use super::rights::Rights;
 use super::tree::{Hold, Node};
 use super::witness::Witness;
+use crate::keeper::sys;
 
 /// Rules in both layers together, at most.
 pub(super) const RULES_MAX: usize = 20_000;
@@ -32,8 +30,8 @@ const LISTING: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_
 /// The two layers, being filled.
 pub(super) struct Builder {
     rights: Rights,
-    reading: RulesetCreated,
-    writing: RulesetCreated,
+    reading: OwnedFd,
+    writing: OwnedFd,
     rules: usize,
     rules_max: usize,
     pub(super) witnesses: Vec<Witness>,
@@ -51,6 +49,8 @@ struct Given {
 struct Place {
     fd: OwnedFd,
     kind: SFlag,
+    /// The kind is that of the opened file, not what its directory said before.
+    is_certain: bool,
 }
 
 impl Place {
@@ -68,10 +68,12 @@ impl Builder {
     pub(super) fn new(rights: Rights, deny_tcp: bool, rules_max: usize) -> Result<Self, LandlockError> {
         let strict = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
         let failed = |error| LandlockError::kernel("creating a ruleset", &error);
-        let reading = strict()
-            .handle_access(rights.reading)
-            .and_then(Ruleset::create)
-            .map_err(failed)?;
+        let created = |ruleset: Ruleset| {
+            let created = ruleset.create().map_err(failed)?;
+            Option::<OwnedFd>::from(created)
+                .ok_or_else(|| LandlockError::kernel("creating a ruleset", &"no descriptor"))
+        };
+        let reading = strict().handle_access(rights.reading).map_err(failed)?;
         let mut writing = strict().handle_access(rights.writing).map_err(failed)?;
         if deny_tcp && rights.abi >= 4 {
             let tcp = AccessNet::BindTcp | AccessNet::ConnectTcp;
@@ -83,8 +85,8 @@ impl Builder {
         }
         Ok(Self {
             rights,
-            reading,
-            writing: writing.create().map_err(failed)?,
+            reading: created(reading)?,
+            writing: created(writing)?,
             rules: 0,
             rules_max,
             witnesses: Vec::new(),
@@ -98,21 +100,15 @@ impl Builder {
         let place = Place {
             fd,
             kind: SFlag::S_IFDIR,
+            is_certain: true,
         };
         self.visit(&place, &mut PathBuf::from("/"), root, Given::default())
     }
 
     /// The finished rulesets: writing, then reading. Each layer is copied again by the next, so the one
     /// with many rules comes last.
-    pub(super) fn finish(self) -> Result<Vec<OwnedFd>, LandlockError> {
-        let layers = [self.writing, self.reading];
-        layers
-            .into_iter()
-            .map(|layer| {
-                Option::<OwnedFd>::from(layer)
-                    .ok_or_else(|| LandlockError::kernel("creating a ruleset", &"no descriptor"))
-            })
-            .collect()
+    pub(super) fn finish(self) -> Vec<OwnedFd> {
+        vec![self.writing, self.reading]
     }
 
     fn visit(
@@ -212,7 +208,7 @@ impl Builder {
             if name == "." || name == ".." || node.children.contains_key(name) {
                 continue;
             }
-            let Ok(found) = look_at(place.fd.as_fd(), name) else {
+            let Ok(found) = look_at_entry(place.fd.as_fd(), name, entry.file_type()) else {
                 continue;
             };
             if found.kind == SFlag::S_IFLNK || found.is_device() {
@@ -265,11 +261,16 @@ impl Builder {
                 });
             }
             self.rules += 1;
-            if let Err(error) = layer.add_rule(PathBeneath::new(&place.fd, rights)) {
-                if is_unsupported_file(&error) {
-                    return Ok(false);
+            // The crate would ask the kernel for the type once more, for each of hundreds of rules.
+            match sys::landlock_allow_below(layer.as_raw_fd(), rights.bits(), place.fd.as_raw_fd()) {
+                Ok(()) => {}
+                // Files of the kernel's own, invisible file systems take no rules (and are never refused).
+                Err(libc::EBADFD) => return Ok(false),
+                // A directory that was replaced by a file since it was listed.
+                Err(libc::EINVAL) if !place.is_certain => return Ok(false),
+                Err(errno) => {
+                    return Err(LandlockError::kernel("adding a rule", &Errno::from_raw(errno)));
                 }
-                return Err(LandlockError::kernel("adding a rule", &error));
             }
         }
         Ok(true)
@@ -295,6 +296,22 @@ fn look_at(dir: impl AsFd, name: &OsStr) -> Result<Place, Errno> {
     Ok(Place {
         fd,
         kind: SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()),
+        is_certain: true,
+    })
+}
+
+/// The same for a directory's entry whose kind the listing tells. Where another file has taken its name since,
+/// that one gets the rights which the name has, as it would had it come earlier.
+fn look_at_entry(dir: impl AsFd, name: &OsStr, listed: Option<Type>) -> Result<Place, Errno> {
+    let kind = match listed {
+        Some(Type::Directory) => SFlag::S_IFDIR,
+        Some(Type::File) => SFlag::S_IFREG,
+        _ => return look_at(dir, name),
+    };
+    Ok(Place {
+        fd: openat(dir, name, PATH_ONLY, Mode::empty())?,
+        kind,
+        is_certain: false,
     })
 }
 
@@ -310,16 +327,4 @@ fn first_required(node: &Node, path: &mut PathBuf) -> Option<(PathBuf, String)> 
         path.pop();
     }
     None
-}
-
-/// Files of the kernel's own, invisible file systems take no rules (and are never refused).
-fn is_unsupported_file(error: &landlock::RulesetError) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<std::io::Error>() {
-            return io.raw_os_error() == Some(libc::EBADFD);
-        }
-        cause = current.source();
-    }
-    false
 }

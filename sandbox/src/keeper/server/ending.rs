@@ -13,9 +13,8 @@ use std::os::fd::AsRawFd;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use uuid::Uuid;
 
-use super::{Server, exited, failed, notify};
+use super::{Server, ended, exited, failed, unwatch};
 use crate::keeper::tree::Tree;
-use crate::keeper::wire::Notice;
 use crate::keeper::{Step, children, sys};
 
 impl Server {
@@ -32,7 +31,7 @@ impl Server {
                 self.hear(process)?;
                 if let Some(tree) = self.trees.get_mut(&process) {
                     tree.init_reaped = true;
-                    self.epoll.delete(&tree.control)?;
+                    unwatch(&self.epoll, tree)?;
                     self.ending.push(process);
                 }
             } else {
@@ -125,18 +124,7 @@ impl Server {
         if let Some(status) = sys::exit_status(command.pidfd.as_raw_fd()) {
             exited(&mut tree, status)?;
         }
-        let (killed, usage) = match tree.empty {
-            Some((killed, usage)) => (killed, Some(usage)),
-            None => (tree.killed.in_group.max(tree.killed.reaped), None),
-        };
-        notify(
-            &Notice::Ended {
-                process,
-                killed,
-                usage,
-            },
-            &[],
-        )
+        ended(&mut tree)
     }
 
     /// The host is gone: nothing that it started may live on.
