@@ -3,13 +3,15 @@
 //! A record names a Landlock domain; the first record of a domain names the pid that entered it, which is the
 //! command's. Records may come before the supervisor has heard of the command; they wait, in bounded number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::compile::access::FileAccess;
+use provost_sandbox::denial::DenialClass;
 use provost_sandbox::observe::audit::{AuditEvent, AuditReader, Drain, FenceId, LandlockDenial};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
@@ -20,12 +22,18 @@ use crate::denial::DenialMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 
-/// Events taken in before other work of the runtime gets its turn.
-const BATCH_MAX: usize = 4096;
+/// Records that are taken before other work of the runtime gets its turn: timers, too, wait for that.
+const BATCH_MAX: usize = 512;
 /// Domains of commands that are not registered (yet, or other people's) that are kept.
 const STRANGERS_MAX: usize = 256;
 /// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
 const RECONCILE_MAX: Duration = Duration::from_secs(1);
+/// Denials of one process that are told one by one: the first, and then those unlike any before, as many of them as
+/// its ledger tells apart.
+const ANYWAY_MAX: u64 = 1000;
+const DISTINCT_MAX: usize = 4096;
+/// Denials of an unknown domain for which there was no place may be those of a process that registers this late.
+const LATE_MAX: Duration = Duration::from_secs(10);
 /// Records kept for each of them.
 const WAITING_MAX: usize = 1024;
 
@@ -58,6 +66,32 @@ struct Registered {
     sandbox: Arc<PreparedSandbox>,
     /// The lost counter when it came.
     lost_before: u64,
+    told: Told,
+}
+
+/// What a process was told of. A program can be refused faster than its ledger counts; nothing may pile up between
+/// the two, so repetitions are only counted, and told as a number once for each batch.
+#[derive(Default)]
+struct Told {
+    /// Hashes: the program chooses how long a path is, and the key keeps it from aiming at a collision.
+    seen: HashSet<u64>,
+    key: RandomState,
+    total: u64,
+    repeated: BTreeMap<DenialClass, u64>,
+}
+
+impl Told {
+    /// Whether to tell this one; if not, it is counted.
+    fn is_to_be_told(&mut self, denial: &LandlockDenial) -> bool {
+        self.total += 1;
+        let hash = self.key.hash_one((&denial.blockers, &denial.target));
+        let new = self.seen.len() < DISTINCT_MAX && self.seen.insert(hash);
+        if new || self.total <= ANYWAY_MAX {
+            return true;
+        }
+        *self.repeated.entry(denial.class()).or_default() += 1;
+        false
+    }
 }
 
 /// A domain of which nobody has registered the command yet. The kernel sends a domain's first denial before it
@@ -77,6 +111,8 @@ pub(crate) struct AuditState {
     strangers: HashMap<u64, Stranger>,
     fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
     lost: u64,
+    /// When there was last no place for an unknown domain.
+    dropped_at: Option<Instant>,
     /// Processes that wait for the kernel's own counts, because records were lost.
     reconciling: HashMap<Uuid, ActorRef<DenialMsg>>,
     myself: ActorRef<AuditMsg>,
@@ -127,6 +163,7 @@ impl Actor for AuditFeed {
             strangers: HashMap::new(),
             fences: HashMap::new(),
             lost: 0,
+            dropped_at: None,
             reconciling: HashMap::new(),
             myself,
         })
@@ -145,18 +182,23 @@ impl Actor for AuditFeed {
                 process,
                 sandbox,
             } => {
-                let lost_before = state.lost;
+                let lost_before = state.lost_before();
                 let registered = Registered {
                     pid,
                     process,
                     sandbox,
                     lost_before,
+                    told: Told::default(),
                 };
                 state.register(process_id, registered);
             }
             AuditMsg::Unregister(process) => state.unregister(process),
             AuditMsg::Fence { process_id, reply } => state.fence(&myself, process_id, reply),
-            AuditMsg::Readable => state.read(&myself),
+            AuditMsg::Readable => {
+                state.read(&myself);
+                // A flood keeps this actor's mailbox filled, and an actor with messages does not yield by itself.
+                tokio::task::yield_now().await;
+            }
             AuditMsg::ReconcileExpired(process) => state.reconciled(process),
         }
         Ok(())
@@ -205,7 +247,7 @@ impl AuditState {
                 Ok(drain) => drain,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read the audit feed");
-                    return;
+                    break;
                 }
             };
             taken += events.len();
@@ -213,12 +255,15 @@ impl AuditState {
                 self.event(event);
             }
             if drain == Drain::Empty {
-                return;
+                break;
             }
             if taken >= BATCH_MAX {
                 let _ = myself.send_message(AuditMsg::Readable);
-                return;
+                break;
             }
+        }
+        for registered in self.processes.values_mut() {
+            registered.tell_repeated();
         }
     }
 
@@ -239,6 +284,9 @@ impl AuditState {
     /// Everything that was queued before the fence has been told. If records were lost, the kernel's own count of each
     /// domain, which it tells when the domain ends, says how many.
     fn fenced(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
+        if let Some(registered) = self.processes.get_mut(&process) {
+            registered.tell_repeated();
+        }
         if self.nothing_lost(process) {
             let _ = reply.send_message(DenialMsg::AuditDrained { complete: true });
             return;
@@ -291,6 +339,14 @@ impl AuditState {
             .is_some_and(|registered| registered.lost_before == self.lost)
     }
 
+    /// What the lost counter has to be for a process that registers now, if nothing of it was lost.
+    fn lost_before(&self) -> u64 {
+        match self.dropped_at {
+            Some(when) if when.elapsed() < LATE_MAX => u64::MAX,
+            _ => self.lost,
+        }
+    }
+
     fn allocated(&mut self, domain: u64, pid: i32) {
         let owner = self
             .processes
@@ -339,19 +395,24 @@ impl AuditState {
         }
     }
 
-    /// The place of an unknown domain, while there is room for more of them.
+    /// The place of an unknown domain, while there is room for more of them. What has no place is lost, to whom it may
+    /// concern.
     fn stranger(&mut self, domain: u64) -> Option<&mut Stranger> {
         if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&domain) {
-            self.lost += 1; // it may have been anybody's
+            self.lost += 1;
+            self.dropped_at = Some(Instant::now());
             return None;
         }
         Some(self.strangers.entry(domain).or_default())
     }
 
-    fn deliver(&self, process: Uuid, denial: &LandlockDenial) {
-        let Some(registered) = self.processes.get(&process) else {
+    fn deliver(&mut self, process: Uuid, denial: &LandlockDenial) {
+        let Some(registered) = self.processes.get_mut(&process) else {
             return;
         };
+        if !registered.told.is_to_be_told(denial) {
+            return;
+        }
         let sandbox = &registered.sandbox;
         let fact = denial.to_denial(|path, access| rule(sandbox, path, access));
         let _ = registered
@@ -360,12 +421,23 @@ impl AuditState {
     }
 
     fn count(&self, process: Uuid, extra: u64) {
-        if let (Some(registered), true) = (self.processes.get(&process), extra > 0) {
-            let fact = Fact::DenialsCounted {
-                class: provost_sandbox::denial::DenialClass::Filesystem,
-                extra,
-            };
-            let _ = registered.process.send_message(ProcessMsg::Fact(fact, None));
+        if let Some(registered) = self.processes.get(&process) {
+            registered.count(DenialClass::Filesystem, extra);
+        }
+    }
+}
+
+impl Registered {
+    fn count(&self, class: DenialClass, extra: u64) {
+        if extra > 0 {
+            let fact = Fact::DenialsCounted { class, extra };
+            let _ = self.process.send_message(ProcessMsg::Fact(fact, None));
+        }
+    }
+
+    fn tell_repeated(&mut self) {
+        for (class, extra) in std::mem::take(&mut self.told.repeated) {
+            self.count(class, extra);
         }
     }
 }

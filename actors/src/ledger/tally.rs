@@ -14,10 +14,11 @@ use crate::record::DenialSummary;
 /// How many denials are told whether they are new or not.
 pub(super) const EVENTS_ANYWAY: u64 = 1000;
 
-/// How many distinct denials are remembered, hence told.
+/// How many distinct denials of each class are remembered, hence told: what is refused cheaply a thousand times must
+/// not crowd out the one refusal of another kind.
 pub(super) const DISTINCT_MAX: usize = 4096;
 
-/// How many distinct denials the record names.
+/// How many distinct denials of each class the record names.
 pub(super) const FIRST_MAX: usize = 64;
 
 /// How many names of probes and of unobserved classes the record has.
@@ -34,7 +35,7 @@ pub(super) struct DenialTally {
     first: Vec<Denial>,
     /// Hashes of what was seen, not the things themselves, whose length the program chooses. The key of the
     /// hash is random: nobody can aim at a collision, which could at worst leave an event out.
-    seen: HashSet<u64>,
+    seen: BTreeMap<DenialClass, HashSet<u64>>,
     key: RandomState,
     /// How many came with details.
     detailed: u64,
@@ -55,7 +56,7 @@ impl DenialTally {
             total: 0,
             by_class: BTreeMap::new(),
             first: Vec::new(),
-            seen: HashSet::new(),
+            seen: BTreeMap::new(),
             key: RandomState::new(),
             detailed: 0,
             probes: BTreeMap::new(),
@@ -75,7 +76,8 @@ impl DenialTally {
             return None;
         }
         clip_texts(&mut denial);
-        if new && self.first.len() < FIRST_MAX {
+        let named = |first: &[Denial]| first.iter().filter(|named| named.class == denial.class).count();
+        if new && named(&self.first) < FIRST_MAX {
             self.first.push(denial.clone());
         }
         Some(denial)
@@ -92,11 +94,8 @@ impl DenialTally {
             &target.path,
             &target.syscall,
         ));
-        if self.seen.len() < DISTINCT_MAX {
-            self.seen.insert(hash)
-        } else {
-            false
-        }
+        let seen = self.seen.entry(denial.class).or_default();
+        seen.len() < DISTINCT_MAX && seen.insert(hash)
     }
 
     /// Counts denials of which nothing else is known.
@@ -216,6 +215,10 @@ mod tests {
         assert_eq!(tally.summary(true).total, 100_000);
         assert_eq!(tally.summary(true).first.len(), FIRST_MAX);
         assert_eq!(tally.summary(true).first[63].target.path.as_deref(), Some("/63"));
+
+        let other = denial(DenialClass::Network, "connect", DenialTarget::protocol("tcp"));
+        assert_eq!(tally.note(other.clone()), Some(other.clone()));
+        assert_eq!(tally.summary(true).first.last(), Some(&other));
     }
 
     #[test]

@@ -85,6 +85,9 @@ pub(super) const KILL_TREE: u32 = 3;
 pub(super) const GO: u32 = 4;
 
 const SIGCHLD_MASK: u64 = 1 << (libc::SIGCHLD - 1);
+/// Children reaped between two looks at the control socket. A tree can make orphans as fast as they are reaped; it
+/// must not keep its own end from being ordered.
+const REAPED_MAX: u32 = 64;
 
 /// The forked child's whole life.
 pub(super) fn run(image: &mut Image) -> ! {
@@ -222,8 +225,8 @@ struct Reaper {
 impl Reaper {
     fn run(mut self) -> ! {
         loop {
-            self.reap();
-            let (ordered, ended) = sys::poll2(self.control, self.signals);
+            let all = self.reap();
+            let (ordered, ended) = sys::poll2(self.control, self.signals, all);
             if ended {
                 let mut drain = [0u8; 128];
                 let _ = sys::read(self.signals, &mut drain);
@@ -234,11 +237,15 @@ impl Reaper {
         }
     }
 
-    /// Reaps whatever ended. Ends this process when no child is left.
-    fn reap(&mut self) {
-        loop {
+    /// Reaps what ended, up to a bound; true if that was all. Ends this process when no child is left.
+    fn reap(&mut self) -> bool {
+        let mut all = false;
+        for _ in 0..REAPED_MAX {
             match sys::wait(-1, libc::WNOHANG) {
-                Ok((0, _)) => break,
+                Ok((0, _)) => {
+                    all = true;
+                    break;
+                }
                 Ok((pid, status)) => {
                     if self.killing
                         && libc::WIFSIGNALED(status)
@@ -258,6 +265,7 @@ impl Reaper {
             // Orphans of those just killed have become our children.
             self.kill_children();
         }
+        all
     }
 
     /// No child is left, and every descendant was or became one: the tree is empty.

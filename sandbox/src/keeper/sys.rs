@@ -562,21 +562,30 @@ pub(crate) fn children_usage() -> super::wire::Usage {
     }
 }
 
-/// Waits until one of two descriptors is readable or hung up.
-pub(crate) fn poll2(a: RawFd, b: RawFd) -> (bool, bool) {
+/// Says which of two descriptors is readable or hung up; waits until one is, if asked to.
+pub(crate) fn poll2(a: RawFd, b: RawFd, wait: bool) -> (bool, bool) {
     let entry = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
     let mut entries = [entry(a), entry(b)];
-    // SAFETY: the array is valid; no timeout, no mask.
+    let mut at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let timeout = if wait {
+        std::ptr::null_mut()
+    } else {
+        &raw mut at_once
+    };
+    // SAFETY: the array is valid, and the timeout null or ours; no mask.
     unsafe {
         libc::syscall(
             libc::SYS_ppoll,
             entries.as_mut_ptr(),
             2usize,
-            std::ptr::null::<u8>(),
+            timeout,
             std::ptr::null::<u8>(),
             8usize,
         )

@@ -18,7 +18,7 @@ pub struct LandlockDenial {
 }
 
 /// What Landlock refused access to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LandlockTarget {
     /// A file. Where something in a directory was to be made, removed or renamed, the directory.
     File {
@@ -130,11 +130,7 @@ impl LandlockDenial {
     /// Landlock does not name the task, so `pid` and `comm` are left open.
     pub fn to_denial(&self, rule: impl Fn(&str, &str) -> String) -> Denial {
         let has = |name: &str| self.blockers.iter().any(|blocker| blocker == name);
-        let known = MEANINGS
-            .iter()
-            .find(|(blocker, _)| has(blocker))
-            .map(|(_, meaning)| meaning);
-        let (class, operation, access, errno) = match known {
+        let (class, operation, access, errno) = match self.meaning() {
             Some(meaning) => (
                 meaning.class,
                 meaning.operation.to_owned(),
@@ -167,6 +163,20 @@ impl LandlockDenial {
             decision: Decision::Deny,
             operation,
         }
+    }
+
+    /// The class of the denial.
+    pub fn class(&self) -> DenialClass {
+        match self.meaning() {
+            Some(meaning) => meaning.class,
+            None => self.unknown_meaning().0,
+        }
+    }
+
+    fn meaning(&self) -> Option<&'static Meaning> {
+        let has = |name: &str| self.blockers.iter().any(|blocker| blocker == name);
+        let known = MEANINGS.iter().find(|(blocker, _)| has(blocker));
+        known.map(|(_, meaning)| meaning)
     }
 
     /// A right that a later kernel knows: its own name is the best that can be said.
