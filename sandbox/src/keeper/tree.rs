@@ -276,8 +276,10 @@ impl Tree {
     pub(super) fn is_surely_empty(&self) -> bool {
         self.containment == Containment::PidNamespace
             && self.groups.is_empty()
-            && self.empty.is_some()
+            && self.refused.is_none()
+            && self.command.is_some()
             && self.status_sent
+            && self.empty.is_some()
     }
 
     /// Whether something of it may live although the init is gone.

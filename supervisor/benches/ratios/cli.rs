@@ -28,6 +28,6 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     let samples = take_turns(options.rounds(ROUNDS), sides)?;
     Ok(vec![
         Row::new(&samples[1], &samples[0], Budget::TimeAtMost(1.0)),
-        Row::new(&samples[2], &samples[0], Budget::None),
+        Row::new(&samples[2], &samples[0], Budget::Time),
     ])
 }

@@ -47,8 +47,8 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     ];
     let samples = take_turns(options.rounds(ROUNDS), sides)?;
     Ok(vec![
-        Row::new(&samples[1], &samples[0], Budget::None).of(DENIED),
-        Row::new(&samples[3], &samples[2], Budget::None).of(ALLOWED),
+        Row::new(&samples[1], &samples[0], Budget::Time).of(DENIED),
+        Row::new(&samples[3], &samples[2], Budget::Time).of(ALLOWED),
     ])
 }
 

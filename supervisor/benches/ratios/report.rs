@@ -13,8 +13,10 @@ pub(crate) enum Budget {
     TimeAtMost(f64),
     /// Our speed is at least so many times the other's.
     SpeedAtLeast(f64),
-    /// No promise; to be known.
-    None,
+    /// No promise; how many times the other's time.
+    Time,
+    /// No promise; how many times the other's speed.
+    Speed,
 }
 
 /// One comparison.
@@ -50,7 +52,7 @@ impl Row {
             self.other.median().as_secs_f64(),
         );
         match self.budget {
-            Budget::SpeedAtLeast(_) => other / ours,
+            Budget::SpeedAtLeast(_) | Budget::Speed => other / ours,
             _ => ours / other,
         }
     }
@@ -59,7 +61,7 @@ impl Row {
         match self.budget {
             Budget::TimeAtMost(most) => Some(self.ratio() <= most),
             Budget::SpeedAtLeast(least) => Some(self.ratio() >= least),
-            Budget::None => None,
+            Budget::Time | Budget::Speed => None,
         }
     }
 }
@@ -103,7 +105,8 @@ fn line(row: &Row) -> [String; 9] {
     let budget = match row.budget {
         Budget::TimeAtMost(most) => format!("≤ {most}"),
         Budget::SpeedAtLeast(least) => format!("speed ≥ {least}"),
-        Budget::None => "–".to_owned(),
+        Budget::Time => "–".to_owned(),
+        Budget::Speed => "speed".to_owned(),
     };
     let kept = match row.is_kept() {
         Some(true) => "yes",

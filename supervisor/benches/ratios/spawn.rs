@@ -46,8 +46,8 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     let mut rows = vec![
         Row::new(&samples[1], bare, Budget::TimeAtMost(budget)),
         Row::new(&samples[2], bare, Budget::TimeAtMost(budget)),
-        Row::new(&samples[3], bare, Budget::None),
-        Row::new(&samples[4], bare, Budget::None),
+        Row::new(&samples[3], bare, Budget::Time),
+        Row::new(&samples[4], bare, Budget::Time),
     ];
     if let Some(bubblewrap) = samples.get(5) {
         rows.push(Row::new(&samples[1], bubblewrap, Budget::TimeAtMost(1.0)));
