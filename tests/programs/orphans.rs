@@ -5,6 +5,7 @@
 //! request to end, and have a fuse of twenty seconds, so that a machine whose reaper cannot be told to stop survives
 //! the test. The FIFO's writing end is open in all of them: its reader sees the end when the last one is gone.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 const MAKERS: u32 = 100;
@@ -15,10 +16,11 @@ fn main() {
         eprintln!("usage: orphans FIFO");
         std::process::exit(64)
     };
-    let _witness = std::fs::OpenOptions::new()
+    let mut witness = std::fs::OpenOptions::new()
         .write(true)
         .open(fifo)
         .expect("the FIFO");
+    witness.write_all(b"alive").expect("the FIFO's reader");
     // SAFETY: ignoring a signal runs no code of ours.
     // WHY: nix marks every change of a disposition as unsafe.
     unsafe { nix::sys::signal::signal(nix::sys::signal::SIGTERM, nix::sys::signal::SigHandler::SigIgn) }
