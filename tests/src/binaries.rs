@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The helper programs of this package.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "escape",
     "flood",
     "daemonise",
     "forkbomb",
+    "orphans",
     "denials",
     "ignore_term",
 ];

@@ -123,6 +123,17 @@ fn escape_57_i6_a_fork_bomb_ends_under_its_limit(world: &World) {
     );
 }
 
+fn escape_57_i6_a_tree_that_keeps_its_reaper_busy_ends_when_told(world: &World) {
+    let mut witness = world.witness();
+    let done = world
+        .run([program("orphans"), witness.path()])
+        .with(["--tasks", "2000", "--timeout", "1s", "--grace", "100ms"])
+        .finish();
+    assert_eq!(done.code, Some(124), "\n{done}");
+    assert!(done.elapsed < Duration::from_secs(15), "\n{done}");
+    assert!(witness.was_alive() && witness.is_gone(), "\n{done}");
+}
+
 fn escape_61_nothing_outlives_a_killed_supervisor(world: &World) {
     let mut witness = world.witness();
     let mut live = world.run([program("ignore_term"), witness.path()]).start();
@@ -246,6 +257,7 @@ both_users!(
     escape_50_i6_a_daemon_does_not_outlive_the_record,
     i6_a_stopped_descendant_does_not_outlive_the_record,
     escape_57_i6_a_fork_bomb_ends_under_its_limit,
+    escape_57_i6_a_tree_that_keeps_its_reaper_busy_ends_when_told,
     escape_61_nothing_outlives_a_killed_supervisor,
     a_timeout_ends_the_tree_by_term_and_says_so,
     a_stop_escalates_to_kill_after_grace,
