@@ -161,7 +161,9 @@ fn without_namespaces(world: &World, script: &str, witness: &str) -> Finished {
 }
 
 fn i6_a_confined_command_without_namespaces_cannot_touch_its_init(world: &World) {
-    require!(!world.is_root(), "an ordinary user"); // for root a PID namespace needs nothing
+    if world.is_root() {
+        return; // who needs nothing for a PID namespace
+    }
     require!(
         needs::succeeds(
             world,
