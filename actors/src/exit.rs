@@ -146,3 +146,52 @@ fn usage_of(usage: TreeUsage) -> Usage {
         max_rss_bytes: usage.max_rss_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::listening;
+
+    /// What tells no status, as pidfds of older kernels do not.
+    fn telling_nothing() -> OwnedFd {
+        std::fs::File::open("/dev/null").expect("/dev/null").into()
+    }
+
+    #[tokio::test]
+    async fn i1_a_tree_that_ended_without_a_status_is_said_to_be_lost() {
+        let (process, mut facts) = listening().await;
+        let arguments = (telling_nothing(), process);
+        let (exit, _) = ExitActor::spawn(None, ExitActor, arguments)
+            .await
+            .expect("an actor");
+        let ended = ExitMsg::Ended {
+            killed: 2,
+            usage: None,
+        };
+        exit.send_message(ended).expect("it lives");
+        assert!(matches!(facts.recv().await, Some(Fact::Lost { .. })));
+        assert!(matches!(
+            facts.recv().await,
+            Some(Fact::TreeEmpty { killed: 2, .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_status_is_said_once() {
+        let (process, mut facts) = listening().await;
+        let arguments = (telling_nothing(), process);
+        let (exit, _) = ExitActor::spawn(None, ExitActor, arguments)
+            .await
+            .expect("an actor");
+        for status in [0x700, 0x900] {
+            exit.send_message(ExitMsg::Exited { status }).expect("it lives");
+        }
+        let ended = ExitMsg::Ended {
+            killed: 0,
+            usage: None,
+        };
+        exit.send_message(ended).expect("it lives");
+        assert_eq!(facts.recv().await, Some(Fact::Exited(Exit::Code(7))));
+        assert!(matches!(facts.recv().await, Some(Fact::TreeEmpty { .. })));
+    }
+}

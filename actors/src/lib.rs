@@ -33,6 +33,8 @@ mod spawner;
 mod stdin;
 mod stream;
 mod supervisor;
+#[cfg(test)]
+mod testing;
 
 pub use head_start::Expected;
 pub use process::ProcessCommand;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::keeper::Step;
 use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started};
 use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
@@ -321,6 +322,13 @@ impl ProcessState {
             Notice::Failed {
                 step, errno, detail, ..
             } => {
+                if step == Step::InitDied && self.refused.is_none() {
+                    // The last it did may have been to start the command.
+                    let reason =
+                        "its init was killed before it said whether the command runs".to_owned();
+                    self.fact(myself, Fact::Lost { reason });
+                    return Ok(());
+                }
                 let error = spawn_error(&self.args.spec, step, errno, detail);
                 let reason = self.refused.take().unwrap_or_else(|| error.to_string());
                 let exit_code = error.exit_code();

@@ -197,3 +197,75 @@ impl ChunkReader {
         Ok(Some(chunk))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::event::ProcessId;
+    use crate::log::LogLimits;
+    use crate::testing::listening;
+
+    /// A stream whose only reader stands still, with the last bytes in its pipe.
+    async fn standing_still(keep_writer: bool) -> (u64, Vec<Fact>) {
+        let log = Arc::new(Log::new(ProcessId::new(), LogLimits::default()));
+        let pace = log.follow(0, true);
+        // More than the window: the stream waits for the reader.
+        let ahead = vec![0; 1 << 20];
+        for _ in 0..=(WINDOW_BYTES >> 20) {
+            log.append_bytes(StreamName::Stdout, Bytes::from(ahead.clone()));
+        }
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"the last bytes").expect("there is room");
+        let (process, mut facts) = listening().await;
+        let args = StreamArgs {
+            stream: StreamName::Stdout,
+            pipe: pipe::Receiver::from_owned_fd(reader.into()).expect("a reader"),
+            log: log.clone(),
+            process,
+        };
+        let writer = keep_writer.then_some(writer);
+        let (actor, _) = StreamActor::spawn(None, StreamActor, args)
+            .await
+            .expect("an actor");
+        actor.send_message(StreamMsg::Abandon).expect("it lives");
+        let mut said = Vec::new();
+        while let Some(fact) = facts.recv().await {
+            let last = matches!(fact, Fact::StreamClosed { .. });
+            said.push(fact);
+            if last {
+                break;
+            }
+        }
+        drop((pace, writer));
+        (
+            log.append_bytes(StreamName::Stdout, Bytes::from_static(b"x")),
+            said,
+        )
+    }
+
+    #[tokio::test]
+    async fn i3_an_abandoned_stream_says_its_last_bytes_and_that_they_were_the_last() {
+        let (end, said) = standing_still(false).await;
+        let [
+            Fact::Output { offset, length, .. },
+            Fact::StreamClosed { closed, .. },
+        ] = said.as_slice()
+        else {
+            panic!("{said:?}");
+        };
+        assert_eq!((*length, offset + length), (14, end));
+        assert_eq!(*closed, Closed::Eof);
+    }
+
+    #[tokio::test]
+    async fn i3_an_abandoned_stream_that_somebody_holds_is_abandoned() {
+        let (_, said) = standing_still(true).await;
+        let [Fact::Output { length: 14, .. }, Fact::StreamClosed { closed, .. }] = said.as_slice()
+        else {
+            panic!("{said:?}");
+        };
+        assert_eq!(*closed, Closed::Abandoned);
+    }
+}

@@ -24,6 +24,7 @@
 //! | `child` | the command between clone and exec |
 //! | `sys` | raw system calls |
 //! | `children` | the direct children of this process |
+//! | `packet` | packets with descriptors |
 //! | `probe` | what namespaces can be had here, found out by trying |
 //! | `reserve` | descriptors kept back, and the limit on their number |
 //! | `cgroup` | groups for containment and limits |
@@ -34,6 +35,7 @@ mod children;
 mod image;
 mod init;
 mod mounts;
+mod packet;
 pub mod plan;
 mod probe;
 mod reserve;

@@ -70,6 +70,13 @@ impl Live {
         }
     }
 
+    /// Starts a command line of the test's own that ends in a `provost run`, which writes its record there.
+    pub fn from_command(mut command: Command, record: Option<PathBuf>) -> Self {
+        let shown = format!("{command:?}");
+        command.stderr(std::process::Stdio::piped());
+        Self::start(command, shown, None, record, false)
+    }
+
     /// The process id of `provost`.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))

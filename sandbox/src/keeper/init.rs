@@ -18,7 +18,7 @@ use super::child::{self, Attempt};
 use super::image::Image;
 use super::sys;
 use super::wire::Usage;
-use super::{AFTER_FORK, Step, children, mounts};
+use super::{AFTER_FORK, Step, children, mounts, packet};
 use crate::report::Containment;
 
 /// What an init says to its spawner: one packet of these words.
@@ -129,7 +129,7 @@ fn say(control: RawFd, words: [u64; MESSAGE_WORDS], fds: &[RawFd]) {
     // SAFETY: an array of integers is valid bytes.
     let bytes = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), size_of_val(&words)) };
     // A spawner that is gone is noticed by reading.
-    let _ = sys::send_packet(control, bytes, fds, 0);
+    let _ = packet::send(control, bytes, fds, 0);
 }
 
 /// Everything up to the fork of the command.

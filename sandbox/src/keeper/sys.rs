@@ -46,6 +46,7 @@ fn check(result: libc::c_long) -> Result<usize, Errno> {
     }
 }
 
+/// One system call, its error as a number.
 macro_rules! syscall {
     ($number:expr $(, $argument:expr)*) => {
         check(libc::syscall($number $(, $argument)*))
@@ -591,42 +592,6 @@ pub(crate) fn poll2(a: RawFd, b: RawFd, wait: bool) -> (bool, bool) {
         )
     };
     (entries[0].revents != 0, entries[1].revents != 0)
-}
-
-/// Sends one packet with up to two descriptors; `flags` besides `MSG_NOSIGNAL`.
-pub(crate) fn send_packet(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
-    let flags = flags | libc::MSG_NOSIGNAL;
-    // Room for a header and two descriptors, aligned as the header wants it.
-    let mut control = [0u64; 4];
-    // SAFETY: all zero is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    let mut slice = libc::iovec {
-        iov_base: packet.as_ptr().cast_mut().cast(),
-        iov_len: packet.len(),
-    };
-    message.msg_iov = &raw mut slice;
-    message.msg_iovlen = 1;
-    if !fds.is_empty() && fds.len() <= 2 {
-        let bytes = size_of_val(fds);
-        message.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: pure arithmetic.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes as u32) } as _;
-        // SAFETY: the control buffer is large enough for one header with two descriptors, and zeroed.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(bytes as u32) as _;
-            std::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), bytes);
-        }
-    }
-    loop {
-        // SAFETY: everything that the message points to lives on this stack frame.
-        match unsafe { syscall!(libc::SYS_sendmsg, socket, &raw const message, flags) } {
-            Err(libc::EINTR) => {}
-            other => return other.map(drop),
-        }
-    }
 }
 
 /// Brings the loopback of this network namespace up.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use uuid::Uuid;
@@ -11,6 +11,7 @@ use super::Step;
 use super::cgroup::Group;
 use super::image::{Descriptors, Image};
 use super::init::{self, InitMessage, MESSAGE_WORDS, ORDER_WORDS};
+use super::packet;
 use super::sys::{self, CloneArgs};
 use super::wire::{SignalScope, SpawnRequest, Stdin, Usage};
 use crate::report::Containment;
@@ -184,30 +185,19 @@ impl Tree {
 
     /// Reads what the init says. `None` when there is nothing (any more).
     pub(super) fn hear(&self) -> Option<(InitMessage, Vec<OwnedFd>)> {
-        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
         let mut bytes = [0u8; MESSAGE_WORDS * 8];
-        let mut space = nix::cmsg_space!([RawFd; 2]);
-        let mut slices = [io::IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let message =
-            recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
-        let mut fds = Vec::new();
-        for item in message.cmsgs().ok()? {
-            if let ControlMessageOwned::ScmRights(raw) = item {
-                #[allow(unsafe_code)]
-                // SAFETY: the kernel just installed these descriptors for us.
-                // WHY: nix hands them out as numbers.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        if message.bytes != MESSAGE_WORDS * 8 {
+        let packet = packet::receive(self.control.as_raw_fd(), &mut bytes, libc::MSG_DONTWAIT).ok()?;
+        if packet.bytes != bytes.len() {
             return None;
         }
         let mut words = [0u64; MESSAGE_WORDS];
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_ne_bytes(chunk.try_into().ok()?);
         }
-        Some((InitMessage::decode(words)?, fds))
+        Some((
+            InitMessage::decode(words)?,
+            packet.fds.into_iter().flatten().collect(),
+        ))
     }
 
     /// Sends a signal; to a tree that is gone it goes nowhere.
@@ -263,7 +253,7 @@ impl Tree {
         bytes[..4].copy_from_slice(&whom.to_ne_bytes());
         bytes[4..].copy_from_slice(&signal.to_ne_bytes());
         // An init that was stopped does not read, and must not make us wait.
-        sys::send_packet(self.control.as_raw_fd(), &bytes, &[], libc::MSG_DONTWAIT).is_ok()
+        packet::send(self.control.as_raw_fd(), &bytes, &[], libc::MSG_DONTWAIT).is_ok()
     }
 
     /// Whether members of it may have become our children when its init ended.

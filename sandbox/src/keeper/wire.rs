@@ -6,18 +6,18 @@
 //! the version.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, Read, Seek, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Step;
 use super::plan::SandboxPlan;
+use super::{Step, packet};
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
@@ -27,7 +27,6 @@ pub const VERSION: u16 = 1;
 const PACKET_BYTES_MAX: usize = 32 * 1024;
 /// Longer messages than this are refused: argv and env together may not exceed the kernel's 2 MiB by much.
 const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-const DESCRIPTORS_MAX: usize = 12;
 
 /// From the supervisor to the spawner.
 #[derive(Debug, Serialize, Deserialize)]
@@ -219,31 +218,14 @@ fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Resu
 pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     // On the stack: a block of this size from the allocator is given back and faulted in again for each message.
     let mut buffer = [0u8; PACKET_BYTES_MAX];
-    let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let message = loop {
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut slices,
-            Some(&mut control),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Ok(message) => break message,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    };
-    let mut fds: Vec<OwnedFd> = Vec::new();
-    for item in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = item {
-            fds.extend(raw.into_iter().map(own));
-        }
-    }
-    let (bytes, flags) = (message.bytes, message.flags);
+    let received =
+        packet::receive(socket.as_raw_fd(), &mut buffer, 0).map_err(io::Error::from_raw_os_error)?;
+    let mut fds: Vec<OwnedFd> = received.fds.into_iter().flatten().collect();
+    let bytes = received.bytes;
     if bytes == 0 {
         return Ok(None);
     }
-    if flags.intersects(MsgFlags::MSG_TRUNC) {
+    if received.is_cut {
         return Err(invalid("a message was cut off"));
     }
     let body;
@@ -273,13 +255,6 @@ fn read_body(mut file: File) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     file.take(MESSAGE_BYTES_MAX).read_to_end(&mut body)?;
     Ok(body)
-}
-
-#[allow(unsafe_code)]
-fn own(raw: RawFd) -> OwnedFd {
-    // SAFETY: the kernel just installed this descriptor for us (SCM_RIGHTS), nobody else knows it.
-    // WHY: nix hands out raw numbers here; there is no owned form.
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
 fn invalid(why: &str) -> io::Error {

@@ -1,0 +1,200 @@
+//! What holds a tree together, also where that is weaker than a PID namespace and where somebody kills what should
+//! hold it. As root `unconfined` means a cgroup, for an ordinary user only an init that is a subreaper.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use provost_tests::{Finished, Live, World, both_users, needs, program, provost, require};
+
+const POLICIES: [&str; 2] = ["workspace-write", "unconfined"];
+
+/// Opens the witness in a session of its own and in the command itself, then goes on with `then`.
+fn family(then: &str) -> String {
+    format!("exec 3>\"$1\"; echo alive >&3; setsid sleep 1000 & echo ready; {then}")
+}
+
+fn start(world: &World, policy: &str, script: &str, witness: &str) -> Live {
+    let words = ["sh", "-c", script, "sh", witness];
+    world.run(words).with(["--policy", policy]).start()
+}
+
+/// The spawner of a running `provost`.
+fn spawner(live: &Live) -> Pid {
+    let tasks = PathBuf::from(format!("/proc/{}/task", live.pid()));
+    let children = fs::read_dir(tasks)
+        .expect("its threads")
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
+        .collect::<String>();
+    let pid = children.split_whitespace().next().expect("a spawner");
+    Pid::from_raw(pid.parse().expect("a pid"))
+}
+
+fn escape_61_nothing_outlives_a_killed_provost_in_any_containment(world: &World) {
+    for policy in POLICIES {
+        let mut witness = world.witness();
+        let mut live = start(world, policy, &family("exec sleep 1000"), &witness.path());
+        live.wait_for("ready");
+        assert!(witness.was_alive());
+        live.signal(Signal::SIGKILL);
+        witness.wait_until_gone();
+        drop(live);
+        fs::remove_file(witness.path()).expect("the FIFO");
+    }
+}
+
+fn i1_i6_a_killed_spawner_takes_its_trees_along_and_each_has_its_record(world: &World) {
+    for policy in POLICIES {
+        let mut witness = world.witness();
+        let mut live = start(world, policy, &family("exec sleep 1000"), &witness.path());
+        live.wait_for("ready");
+        assert!(witness.was_alive());
+        kill(spawner(&live), Signal::SIGKILL).expect("the spawner lives");
+        let done = live.finish();
+        witness.wait_until_gone();
+        let record = done.record();
+        match done.outcome() {
+            "signaled" => assert_eq!(record["signal"], "SIGKILL", "\n{done}"),
+            outcome => assert_eq!(outcome, "lost", "\n{done}"),
+        }
+        assert_eq!(record["succeeded"], false, "\n{done}");
+        let reason = record["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("spawner"), "the record says why\n{done}");
+        fs::remove_file(witness.path()).expect("the FIFO");
+    }
+}
+
+fn i6_a_command_that_kills_or_stops_its_init_ends_with_everything(world: &World) {
+    for signal in ["KILL", "STOP"] {
+        let mut witness = world.witness();
+        let script = family(&format!("kill -{signal} $PPID; exec sleep 1000"));
+        let done = start(world, "unconfined", &script, &witness.path()).finish();
+        assert!(witness.was_alive(), "\n{done}");
+        assert!(witness.is_gone(), "a member outlived the record\n{done}");
+        if done.outcome() == "lost" {
+            // It was killed before it could say that the command had started.
+            assert_eq!(done.code, Some(125), "\n{done}");
+        } else {
+            assert_eq!(done.outcome(), "signaled", "\n{done}");
+            assert_eq!(done.record()["signal"], "SIGKILL", "\n{done}");
+            assert!(done.record()["tree"]["killed"].as_u64() >= Some(1), "\n{done}");
+        }
+        fs::remove_file(witness.path()).expect("the FIFO");
+    }
+}
+
+fn i6_a_stopped_tree_that_ignores_signals_is_killed(world: &World) {
+    for policy in POLICIES {
+        let mut witness = world.witness();
+        let script = format!(
+            "trap '' TERM; {}",
+            family("kill -STOP $$; kill -STOP $$; sleep 1000")
+        );
+        let words = ["sh", "-c", &script, "sh", &witness.path()];
+        let run = world.run(words).with(["--policy", policy]);
+        let done = run.with(["--timeout", "400ms", "--grace", "200ms"]).finish();
+        assert!(witness.was_alive(), "\n{done}");
+        assert!(witness.is_gone(), "a member outlived the record\n{done}");
+        assert_eq!(done.code, Some(124), "\n{done}");
+        assert_eq!(done.record()["signal"], "SIGKILL", "\n{done}");
+        fs::remove_file(witness.path()).expect("the FIFO");
+    }
+}
+
+fn i6_a_daemon_of_an_unconfined_command_does_not_outlive_the_record(world: &World) {
+    let mut witness = world.witness();
+    let words = [program("daemonise"), witness.path(), "close".into()];
+    let done = world.run(words).with(["--policy", "unconfined"]).finish();
+    assert_eq!(done.code, Some(0), "\n{done}");
+    assert!(witness.was_alive() && witness.is_gone(), "\n{done}");
+    assert!(done.record()["tree"]["killed"].as_u64() >= Some(1), "\n{done}");
+    assert_ne!(
+        done.record()["sandbox"]["containment"],
+        "pid_namespace",
+        "\n{done}"
+    );
+}
+
+fn escape_57_an_unconfined_fork_bomb_ends_under_its_limit(world: &World) {
+    let witness = world.witness();
+    let words = [program("forkbomb"), witness.path()];
+    let run = world
+        .run(words)
+        .with(["--policy", "unconfined", "--tasks", "100"]);
+    let done = run.finish();
+    if world.is_root() {
+        assert_eq!(done.code, Some(0), "\n{done}");
+        assert!(
+            done.text().contains("stopped by EAGAIN"),
+            "the limit did not hold\n{done}"
+        );
+        assert!(witness.is_gone(), "a part of it outlived the record\n{done}");
+    } else {
+        // Nothing holds such a limit here, and that is said (I5).
+        assert_eq!(done.code, Some(125), "\n{done}");
+        assert!(done.stderr.contains("limit tasks"), "\n{done}");
+    }
+}
+
+/// `provost run` where no namespace can be made, confined nevertheless.
+fn without_namespaces(world: &World, script: &str, witness: &str) -> Finished {
+    let record = world.text("records/weak.json");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "sh", "-c"])
+        .arg("echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"")
+        .arg("sh")
+        .arg(provost())
+        .args(["run", "--best-effort", "--record", &record, "--"])
+        .args(["sh", "-c", script, "sh", witness])
+        .current_dir(world.work())
+        .env("HOME", world.path("home"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    if world.changes_uid() {
+        use std::os::unix::process::CommandExt;
+        command.uid(world.uid()).gid(world.uid());
+    }
+    Live::from_command(command, Some(record.into())).finish()
+}
+
+fn i6_a_confined_command_without_namespaces_cannot_touch_its_init(world: &World) {
+    if world.is_root() {
+        return; // who needs nothing for a PID namespace
+    }
+    require!(
+        needs::succeeds(
+            world,
+            "unshare",
+            &[
+                "--user",
+                "--map-root-user",
+                "setpriv",
+                "--bounding-set=-all",
+                "true"
+            ]
+        ),
+        "a user namespace, or setpriv"
+    );
+    require!(needs::landlock_abi() >= 6, "Landlock with scopes for signals");
+    let mut witness = world.witness();
+    let script = family("kill -KILL $PPID || kill -STOP $PPID || echo untouched; exit 4");
+    let done = without_namespaces(world, &script, &witness.path());
+    assert_eq!(done.record()["sandbox"]["containment"], "subreaper", "\n{done}");
+    assert!(done.text().contains("untouched"), "\n{done}");
+    assert_eq!(done.code, Some(4), "\n{done}");
+    assert!(witness.was_alive() && witness.is_gone(), "\n{done}");
+    assert!(done.record()["tree"]["killed"].as_u64() >= Some(1), "\n{done}");
+}
+
+both_users!(
+    escape_61_nothing_outlives_a_killed_provost_in_any_containment,
+    i1_i6_a_killed_spawner_takes_its_trees_along_and_each_has_its_record,
+    i6_a_command_that_kills_or_stops_its_init_ends_with_everything,
+    i6_a_stopped_tree_that_ignores_signals_is_killed,
+    i6_a_daemon_of_an_unconfined_command_does_not_outlive_the_record,
+    escape_57_an_unconfined_fork_bomb_ends_under_its_limit,
+    i6_a_confined_command_without_namespaces_cannot_touch_its_init,
+);
