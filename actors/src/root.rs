@@ -3,6 +3,7 @@
 //! The root holds what is there once: the link to the spawner, the audit feed, the compiled sandboxes. When it
 //! goes, everything goes.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -311,6 +312,13 @@ fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
             return refuse(format!("{key:?} cannot be an environment variable"));
         }
     }
+    if let (true, StdinSpec::Given(given)) = (spec.policy.confined, &spec.stdin)
+        && let Some(why) = leads_out(given)
+    {
+        return refuse(format!(
+            "standard input {why}; give a pipe, a file or a stream socket"
+        ));
+    }
     if !spec.cwd.is_absolute() {
         return refuse(format!("the working directory {:?} is not absolute", spec.cwd));
     }
@@ -321,5 +329,21 @@ fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
             spec.cwd.display()
         )),
         Err(error) => refuse(format!("the working directory {}: {error}", spec.cwd.display())),
+    }
+}
+
+/// Why a sandboxed command must not have this descriptor, if there is a reason.
+fn leads_out(given: &OwnedFd) -> Option<&'static str> {
+    use nix::libc;
+    use nix::sys::socket::{SockType, getsockopt, sockopt};
+    let kind = nix::sys::stat::fstat(given).map_or(0, |stat| stat.st_mode & libc::S_IFMT);
+    match kind {
+        libc::S_IFDIR => {
+            Some("is a directory: paths that begin there pass by the mounts that hide and protect files")
+        }
+        libc::S_IFSOCK if getsockopt(given, sockopt::SockType) != Ok(SockType::Stream) => {
+            Some("is a socket that can send to any address")
+        }
+        _ => None,
     }
 }

@@ -153,7 +153,7 @@ struct Kept {
 }
 
 /// Makes the working directory, the home and the program readable where a private directory would cover them: the
-/// command could not even begin without.
+/// command could not even begin without. What the user denies stays denied.
 pub(super) fn keep_visible(policy: &mut Policy, context: &CompileContext, private: &[PathBuf]) {
     let named = [
         Some(context.cwd.as_path()),
@@ -164,14 +164,29 @@ pub(super) fn keep_visible(policy: &mut Policy, context: &CompileContext, privat
         let Ok(path) = path.canonicalize() else {
             continue;
         };
-        if private
+        let covered = private
             .iter()
-            .any(|directory| path.starts_with(directory) && path != *directory)
-        {
+            .any(|directory| path.starts_with(directory) && path != *directory);
+        if covered && !is_denied(policy, &path) {
             let source = "visible in a private directory";
             policy.files.read.push(PathRule::preset(path, source));
         }
     }
+}
+
+/// Whether the user's own rules deny the path: one of his denials covers it, and no longer grant does.
+fn is_denied(policy: &Policy, path: &Path) -> bool {
+    let longest = |rules: &[PathRule]| {
+        rules
+            .iter()
+            .filter(|rule| rule.explicit)
+            .map(|rule| rule.path.canonicalize().unwrap_or_else(|_| rule.path.clone()))
+            .filter(|real| path.starts_with(real))
+            .map(|real| real.components().count())
+            .max()
+    };
+    let granted = longest(&policy.files.read).max(longest(&policy.files.write));
+    longest(&policy.files.deny).is_some_and(|denied| granted.is_none_or(|granted| granted <= denied))
 }
 
 /// What the policy names below a private directory, outermost first.

@@ -99,10 +99,15 @@ fn restore(
     }
     if directory {
         exists_is_fine(sys::mkdir(path, 0o755))?;
-    } else {
-        sys::close(sys::open(path, libc::O_CREAT | libc::O_WRONLY, 0o600)?);
     }
-    let place = sys::open_place(path)?;
+    let place = match sys::open_place(path) {
+        // Not there yet: it is not in a tree that was put back before.
+        Err(libc::ENOENT) if !directory => {
+            sys::close(sys::open(path, libc::O_CREAT | libc::O_WRONLY, 0o600)?);
+            sys::open_place(path)?
+        }
+        other => other?,
+    };
     let moved = sys::move_mount(tree, place);
     sys::close(place);
     sys::close(tree);

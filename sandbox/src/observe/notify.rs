@@ -27,6 +27,7 @@ mod syscall;
 mod transfer;
 mod tree;
 mod unix;
+mod walk;
 
 use std::fs;
 use std::path::PathBuf;

@@ -89,11 +89,21 @@ fn line(denial: &Denial) -> String {
     text
 }
 
-/// A program chooses its paths and its name: nothing of them may reach the terminal as a control sequence.
+/// A program chooses its paths and its name: nothing of them may reach the terminal as a control sequence, nor change
+/// the order in which the rest of the line is read.
 fn visible(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if is_deceptive(c) { '\u{fffd}' } else { c })
         .collect()
+}
+
+/// Control characters, and those that are not seen but change how others are.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        )
 }
 
 /// The flag that would allow what was refused, quoted for a shell.
@@ -120,7 +130,11 @@ pub(super) fn allowing_flag(denial: &Denial) -> Option<String> {
             }
         }
         DenialClass::Filesystem => {
-            let path = target.path.as_deref()?;
+            // What cannot be shown as it is cannot be copied from the terminal either.
+            let path = target
+                .path
+                .as_deref()
+                .filter(|path| !path.chars().any(is_deceptive))?;
             if ["/proc", "/sys", "/dev"]
                 .iter()
                 .any(|fixed| Path::new(path).starts_with(fixed))

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use super::address::{SocketAddress, UnixName};
 use super::memory;
 use super::paths::{Kind, Moot, Resolved, View};
 use super::{Call, Decided, Decider};
@@ -36,6 +37,19 @@ impl Decider {
             return Decided::CONTINUE;
         };
         let judged = self.judge(call, access).open(self.setup.observe_reads);
+        call.inferred(judged)
+    }
+
+    /// A bind that may make a socket's file: observed as any new name is.
+    pub(super) fn socket_file(&self, call: Call<'_>) -> Decided {
+        let Some(access) = &self.setup.access else {
+            return Decided::CONTINUE;
+        };
+        let copied = SocketAddress::copy(call.tid(), call.arg(1), call.int(2));
+        let Ok(Ok(UnixName::Path(path))) = copied.map(|address| address.unix()) else {
+            return Decided::CONTINUE;
+        };
+        let judged = self.judge(call, access).create_at("bind", libc::AT_FDCWD, &path);
         call.inferred(judged)
     }
 
@@ -155,7 +169,12 @@ impl Judge<'_> {
     }
 
     fn create(&self, operation: &'static str, directory: i32, path: usize) -> Judged {
-        let resolved = self.resolve(directory, path, false)?;
+        let path = memory::read_path(self.call.tid(), self.call.arg(path)).map_err(|_| Moot)?;
+        self.create_at(operation, directory, &path)
+    }
+
+    fn create_at(&self, operation: &'static str, directory: i32, path: &[u8]) -> Judged {
+        let resolved = self.resolve_path(directory, path, false)?;
         Ok(match resolved.kind {
             // EEXIST, before anybody asks for rights.
             Kind::Directory | Kind::Symlink | Kind::Other => None,
@@ -224,15 +243,19 @@ impl Judge<'_> {
 
     fn resolve(&self, directory: i32, path: usize, follow_last: bool) -> Result<Resolved, Moot> {
         let path = memory::read_path(self.call.tid(), self.call.arg(path)).map_err(|_| Moot)?;
+        self.resolve_path(directory, &path, follow_last)
+    }
+
+    fn resolve_path(&self, directory: i32, path: &[u8], follow_last: bool) -> Result<Resolved, Moot> {
         let view = self.view()?;
-        match view.resolve(directory, &path, follow_last) {
+        match view.resolve(directory, path, follow_last) {
             // What is behind a mask is hidden from the lookup; the target is refused before it can be missing.
             Ok(found) if found.kind == Kind::Absent && self.is_masked(&found.path) => Ok(Resolved {
                 kind: Kind::Unknown,
                 ..found
             }),
             Err(Moot) => {
-                let path = view.plain(directory, &path).ok_or(Moot)?;
+                let path = view.plain(directory, path).ok_or(Moot)?;
                 let kind = Kind::Unknown;
                 self.is_masked(&path)
                     .then_some(Resolved { path, kind })

@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
 
+use super::walk::is_memory;
+
 /// Lookups that are begun again because a directory was moved meanwhile (`EAGAIN`).
 const ATTEMPTS_MAX: usize = 8;
 /// Links in `/proc` and dangling symlinks that are followed one after another.
@@ -108,20 +110,40 @@ impl View {
     /// the path names one of the target's own outright; `ELOOP` for others.
     pub(super) fn lookup(&self, path: &Path, follow_last: bool) -> Result<Found, Errno> {
         let path = self.through_own_links(path)?;
+        let file = self.open_in_root(&path, follow_last)?;
+        let path = self.within_root(path_of(&file)?);
+        Ok(Found { file, path })
+    }
+
+    /// Like [`Self::lookup`], and where that fails with the target's own links followed wherever they stand.
+    pub(super) fn lookup_thoroughly(&self, path: &Path) -> Result<Found, Errno> {
+        match self.lookup(path, true) {
+            Err(error @ (Errno::ENOENT | Errno::ELOOP | Errno::EXDEV)) => {
+                let walked = self.walk(path, true).map_err(|_| error)?;
+                self.lookup(&walked, true).map_err(|_| error)
+            }
+            found => found,
+        }
+    }
+
+    /// What is at a path whose last part is not followed.
+    pub(super) fn open_plain(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.open_in_root(path, false)
+    }
+
+    fn open_in_root(&self, path: &Path, follow_last: bool) -> Result<OwnedFd, Errno> {
         let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         if !follow_last {
             flags |= OFlag::O_NOFOLLOW;
         }
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         let mut attempts = 0;
-        let file = loop {
-            match openat2(self.root.as_fd(), path.as_path(), how) {
+        loop {
+            match openat2(self.root.as_fd(), path, how) {
                 Err(Errno::EAGAIN | Errno::EINTR) if attempts < ATTEMPTS_MAX => attempts += 1,
-                result => break result?,
+                result => return result,
             }
-        };
-        let path = self.within_root(path_of(&file)?);
-        Ok(Found { file, path })
+        }
     }
 
     /// What a path leads to, for judging.
@@ -140,6 +162,7 @@ impl View {
             Err(Errno::EACCES | Errno::EPERM) if path.starts_with(b"/") => lexical(&bytes_path(path)),
             Err(_) => return Err(Moot),
         };
+        let mut walked = false;
         for _ in 0..LINKS_MAX {
             match self.lookup(&path, follow_last) {
                 Ok(found) => {
@@ -148,16 +171,29 @@ impl View {
                         path: found.path,
                     });
                 }
-                Err(Errno::ENOENT) => match self.absent(&path, follow_last)? {
-                    Absent::Here(path) => {
+                Err(Errno::ENOENT) => match self.absent(&path, follow_last) {
+                    Ok(Absent::Here(path)) => {
                         return Ok(Resolved {
                             path,
                             kind: Kind::Absent,
                         });
                     }
-                    Absent::Dangling(next) => path = next,
+                    Ok(Absent::Dangling(next)) => path = next,
+                    Err(Moot) if !walked => {
+                        walked = true;
+                        path = self.walk(&path, follow_last).map_err(|_| Moot)?;
+                    }
+                    Err(Moot) => return Err(Moot),
                 },
                 Err(Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::ENXIO) => return Err(Moot),
+                Err(Errno::ELOOP | Errno::EXDEV) if !walked => {
+                    walked = true;
+                    match self.walk(&path, follow_last) {
+                        Ok(next) => path = next,
+                        Err(Errno::ENXIO) => return Err(Moot),
+                        Err(_) => {}
+                    }
+                }
                 Err(_) => {
                     return Ok(Resolved {
                         path: lexical(&path),
@@ -190,11 +226,7 @@ impl View {
             let Some((link, rest)) = own_link(&path) else {
                 return Ok(self.numbered(path));
             };
-            let base = self.link(&link)?;
-            // A pipe, a socket; or memory, which looks like a path and is none.
-            if !base.is_absolute() || base.as_os_str().as_bytes().starts_with(b"/memfd:") {
-                return Err(Errno::ENXIO);
-            }
+            let base = self.file_behind(&link)?;
             path = if rest.as_os_str().is_empty() {
                 base
             } else {
@@ -221,6 +253,19 @@ impl View {
         let status = fs::read_to_string(format!("/proc/{}/status", self.tid)).ok()?;
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         numbers.split_whitespace().last().map(str::to_owned)
+    }
+
+    /// Where one of the target's own links leads; `ENXIO` for a pipe, a socket, or memory.
+    pub(super) fn file_behind(&self, link: &str) -> Result<PathBuf, Errno> {
+        let base = self.link(link)?;
+        if !base.is_absolute() || is_memory(&base) {
+            return Err(Errno::ENXIO);
+        }
+        Ok(base)
+    }
+
+    pub(super) fn tid(&self) -> i32 {
+        self.tid
     }
 
     fn link(&self, name: &str) -> Result<PathBuf, Errno> {

@@ -29,14 +29,14 @@ impl Decider {
     /// - In the other modes every bind is permitted, and the namespace holds the isolated one.
     pub(super) fn bind(&self, call: Call<'_>) -> Decided {
         if self.setup.net.mode != NetMode::Off {
-            return Decided::CONTINUE;
+            return self.socket_file(call);
         }
         let (_socket, kind) = match self.duplicate(call) {
             Ok(duplicate) => duplicate,
             Err(unavailable) => return call.fail(unavailable),
         };
         if kind.is_unix() {
-            return Decided::CONTINUE;
+            return self.socket_file(call);
         }
         let address = match SocketAddress::copy(call.tid(), call.arg(1), call.int(2)) {
             Ok(address) => address,

@@ -69,14 +69,16 @@ impl Decider {
         };
         let looked_up = view
             .absolute(libc::AT_FDCWD, path)
-            .and_then(|path| view.lookup(&path, true));
+            .and_then(|path| view.lookup_thoroughly(&path));
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
         }
         let found = match looked_up {
             Ok(found) => found,
             // By way of a link in /proc, which we cannot follow as the target would.
-            Err(Errno::ELOOP) => return refuse(Errno::ELOOP, &String::from_utf8_lossy(path)),
+            Err(errno @ (Errno::ELOOP | Errno::EXDEV)) => {
+                return refuse(errno, &String::from_utf8_lossy(path));
+            }
             Err(errno) => return Decided::error(errno),
         };
         let Ok(stat) = fstat(found.file.as_fd()) else {
