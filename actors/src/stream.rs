@@ -23,7 +23,8 @@ use crate::record::Closed;
 const IN_FLIGHT_MAX: usize = 32;
 /// Reads start small, so that a process that says little costs little, and grow while they are filled.
 const READ_BYTES_MIN: usize = 4 * 1024;
-const READ_BYTES_MAX: usize = 256 * 1024;
+/// Half of what glibc takes from the kernel for each allocation: memory that is mapped anew is faulted in page by page.
+const READ_BYTES_MAX: usize = 64 * 1024;
 /// How far the log's paced reader may lag before this stream waits for it.
 const WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 
