@@ -70,9 +70,12 @@ impl StdinPort {
 
     /// Writes all of it; waits while the command does not read.
     pub(crate) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the command's stdin is closed");
+        if matches!(*self.state.borrow(), Stage::Ending | Stage::Closed) {
+            return Err(closed());
+        }
         let _turn = self.writer.lock().await;
         let mut state = self.state.subscribe();
-        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the command's stdin is closed");
         let stage = *state
             .wait_for(|stage| *stage != Stage::Waiting)
             .await

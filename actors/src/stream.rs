@@ -86,10 +86,9 @@ impl Actor for StreamActor {
 
 async fn pump(args: StreamArgs, abandon: CancellationToken) {
     let stream = args.stream;
-    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     let closed = tokio::select! {
-        closed = read_to_end(&args, &mut reader) => closed,
-        () = abandon.cancelled() => read_the_rest(&args, &mut reader),
+        closed = read_to_end(&args) => closed,
+        () = abandon.cancelled() => read_the_rest(&args),
     };
     let last = Fact::StreamClosed { stream, closed };
     let _ = args.process.send_message(ProcessMsg::Fact(last, None));
@@ -97,20 +96,23 @@ async fn pump(args: StreamArgs, abandon: CancellationToken) {
 
 /// What the pipe still holds when the stream is given up: a slow reader of ours may be why it was not read. Whoever
 /// still writes gets no more than a pipe's room.
-fn read_the_rest(args: &StreamArgs, reader: &mut ChunkReader) -> Closed {
+fn read_the_rest(args: &StreamArgs) -> Closed {
+    let mut buffer = vec![0; args.log.limits().piece_bytes_max().min(READ_BYTES_MAX)];
     let mut left = LAST_BYTES_MAX;
     loop {
-        let chunk = match reader.read(&args.pipe) {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => return Closed::Eof,
+        // Not by way of the runtime: it has not noticed bytes that came since it looked.
+        let read = match nix::unistd::read(&args.pipe, &mut buffer) {
+            Ok(0) => return Closed::Eof,
+            Ok(read) => read,
+            Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => return Closed::Abandoned,
         };
-        let length = chunk.len() as u64;
-        let fact = args.append(chunk);
-        if args.process.send_message(ProcessMsg::Fact(fact, None)).is_err() || length >= left {
+        let fact = args.append(Bytes::copy_from_slice(&buffer[..read]));
+        let heard = args.process.send_message(ProcessMsg::Fact(fact, None));
+        left = left.saturating_sub(read as u64);
+        if heard.is_err() || left == 0 {
             return Closed::Abandoned;
         }
-        left -= length;
     }
 }
 
@@ -126,8 +128,9 @@ impl StreamArgs {
     }
 }
 
-async fn read_to_end(args: &StreamArgs, reader: &mut ChunkReader) -> Closed {
+async fn read_to_end(args: &StreamArgs) -> Closed {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     loop {
         // Readable first: a stream that waits for bytes holds neither permit nor buffer.
         if args.pipe.readable().await.is_err() {

@@ -83,8 +83,10 @@ fn become_a_burden() -> Burden {
     // SAFETY: ignoring a signal runs no handler.
     // WHY: nix marks every change of a disposition as unsafe.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.expect("SIGCHLD is ignored");
-    // A child that stays, so that wait(-1) waits instead of failing at once.
-    let mut child = Command::new("cat")
+    // A child that stays, so that wait(-1) waits instead of failing at once. Nobody else waits for it.
+    let mut cat = Command::new("cat");
+    #[allow(clippy::zombie_processes)]
+    let mut child = cat
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()

@@ -50,6 +50,8 @@ struct Server {
     by_init: HashMap<i32, Uuid>,
     /// Trees whose init is gone and of which something may live.
     ending: Vec<Uuid>,
+    /// More children have ended than were reaped at once.
+    reap_more: bool,
     reserve: Reserve,
     next_key: u64,
     ended: HashSet<Uuid>,
@@ -92,6 +94,7 @@ impl Server {
             keys: HashMap::new(),
             by_init: HashMap::new(),
             ending: Vec::new(),
+            reap_more: false,
             reserve: Reserve::default(),
             next_key: SIGNALS + 1,
             ended: HashSet::new(),
@@ -103,7 +106,12 @@ impl Server {
     fn serve(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let patience = if self.reap_more {
+                EpollTimeout::ZERO
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, patience) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
@@ -115,7 +123,7 @@ impl Server {
                     key => self.tree_event(key, event.events())?,
                 }
             }
-            if events[..count].iter().any(|event| event.data() == SIGNALS) {
+            if self.reap_more || events[..count].iter().any(|event| event.data() == SIGNALS) {
                 self.reap()?;
             }
             if events[..count].iter().any(|event| event.data() == HOST) && !self.host_event()? {

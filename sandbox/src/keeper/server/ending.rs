@@ -17,14 +17,23 @@ use super::{Server, ended, exited, failed, unwatch};
 use crate::keeper::tree::Tree;
 use crate::keeper::{Step, children, sys};
 
+/// Children reaped between two looks at what else there is: members that fork faster than they are reaped must not
+/// keep the host from being heard.
+const REAPED_MAX: u32 = 256;
+
 impl Server {
     /// Reaps inits, and members of trees whose init was killed.
     pub(super) fn reap(&mut self) -> io::Result<()> {
         while self.signals.read_signal()?.is_some() {}
-        while let Ok((pid, status)) = sys::wait(-1, libc::WNOHANG | libc::WUNTRACED) {
+        self.reap_more = false;
+        for reaped in 0.. {
+            let Ok((pid, status)) = sys::wait(-1, libc::WNOHANG | libc::WUNTRACED) else {
+                break;
+            };
             if pid == 0 {
                 break;
             }
+            self.reap_more = reaped == REAPED_MAX;
             if libc::WIFSTOPPED(status) {
                 self.stopped(pid);
             } else if let Some(process) = self.by_init.remove(&pid) {
@@ -36,6 +45,9 @@ impl Server {
                 }
             } else {
                 self.member_reaped(pid, status)?;
+            }
+            if self.reap_more {
+                break;
             }
         }
         self.settle_ending()
