@@ -410,7 +410,7 @@ impl AuditState {
         let Some(registered) = self.processes.get_mut(&process) else {
             return;
         };
-        if !registered.told.is_to_be_told(denial) {
+        if denial.is_moot() || !registered.told.is_to_be_told(denial) {
             return;
         }
         let sandbox = &registered.sandbox;

@@ -197,7 +197,11 @@ pub fn compile(
         net_namespace,
         mounts: steps,
         private_proc,
-        mounted: mounted(&layers, private_proc),
+        mounted: mounted(
+            &layers,
+            private_proc,
+            mounts && mounts::private_terminals(&policy),
+        ),
         drop_capabilities: true,
         no_new_privs: true,
         landlock_flags: layers.restrict_flags,
@@ -410,14 +414,19 @@ fn unobserved(audit: bool, context: &CompileContext, kernel: &KernelSupport) -> 
 }
 
 /// The rights for what the init will have mounted; `/proc` only where it is.
-fn mounted(layers: &LandlockLayers, private_proc: bool) -> Vec<MountedRule> {
-    layers
+fn mounted(layers: &LandlockLayers, private_proc: bool, terminals: bool) -> Vec<MountedRule> {
+    let grants = layers
         .mounted
         .iter()
         .filter(|grant| private_proc || grant.path != Path::new("/proc"))
-        .map(|grant| MountedRule {
-            path: grant.path.as_os_str().as_encoded_bytes().to_vec(),
-            access: grant.access.clone(),
+        .map(|grant| (grant.path.as_path(), &grant.access));
+    let terminals = (terminals && !layers.terminals.is_empty())
+        .then(|| (Path::new(mounts::TERMINALS), &layers.terminals));
+    grants
+        .chain(terminals)
+        .map(|(path, access)| MountedRule {
+            path: path.as_os_str().as_encoded_bytes().to_vec(),
+            access: access.clone(),
         })
         .collect()
 }

@@ -16,6 +16,7 @@ enum Input {
     Nothing,
     Bytes(Vec<u8>),
     Piped,
+    Open(PathBuf),
 }
 
 /// One `provost run`, not started yet.
@@ -74,6 +75,12 @@ impl<'w> Run<'w> {
         self
     }
 
+    /// Gives a file or directory, opened for reading, as standard input.
+    pub fn input_from(mut self, path: impl AsRef<Path>) -> Self {
+        self.input = Input::Open(path.as_ref().to_owned());
+        self
+    }
+
     /// Keeps standard input open for [`Live::feed`].
     pub fn piped_input(mut self) -> Self {
         self.input = Input::Piped;
@@ -117,8 +124,9 @@ impl<'w> Run<'w> {
             // Its own process group, whose parent is in another one: job control signals work, and a signal to
             // this group reaches no test.
             .process_group(0)
-            .stdin(match self.input {
+            .stdin(match &self.input {
                 Input::Nothing => Stdio::null(),
+                Input::Open(path) => std::fs::File::open(path).expect("the input").into(),
                 Input::Bytes(_) | Input::Piped => Stdio::piped(),
             })
             .stderr(Stdio::piped());

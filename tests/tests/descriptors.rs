@@ -38,6 +38,16 @@ fn escape_14_the_standard_streams_are_pipes_of_provosts(world: &World) {
     assert_eq!(done.code, Some(0), "\n{done}");
 }
 
+fn escape_14_a_directory_is_no_standard_input(world: &World) {
+    // From there a path would lead past every mount: to what is hidden below the writable home, among others.
+    world.file("home/.ssh/id_x", "secret");
+    let home = world.path("home");
+    let run = world.run(["true"]).directory(&home).input_from(&home);
+    let done = run.with(["--stdin", "inherit"]).finish();
+    assert_eq!(done.code, Some(125), "\n{done}");
+    assert!(done.stderr.contains("standard input is a directory"), "\n{done}");
+}
+
 fn escape_59_secrets_in_the_environment_stay_outside(world: &World) {
     let word = "provost-tests-secret-word";
     let reversed: String = word.chars().rev().collect();
@@ -60,6 +70,7 @@ fn escape_59_secrets_in_the_environment_stay_outside(world: &World) {
 }
 
 both_users!(
+    escape_14_a_directory_is_no_standard_input,
     escape_14_no_descriptor_is_inherited_but_the_three,
     escape_14_the_standard_streams_are_pipes_of_provosts,
     escape_59_secrets_in_the_environment_stay_outside,

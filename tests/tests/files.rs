@@ -346,7 +346,104 @@ fn what_only_root_may_read_is_refused_to_roots_programs() {
     assert_eq!(done.result(), "ok", "\n{done}");
 }
 
+fn escape_56_the_users_other_terminals_are_out_of_sight(world: &World) {
+    require!(needs::pid_namespaces(world), "a mount namespace for this user");
+    let pty = nix::pty::openpty(None, None).expect("a terminal of the machine's");
+    let name = nix::unistd::ttyname(&pty.slave).expect("its name");
+    world.give_away(&name, 0o600);
+    nix::unistd::write(&pty.master, b"typed\n").expect("a key press");
+    let name = name.display().to_string();
+    world.escape(&["read", &name]).invisible();
+    world.escape(&["open-write", &name]).invisible();
+    require!(needs::command("script"), "script");
+    let own = "tty; echo from a terminal of its own";
+    let done = world.run(["script", "-qec", own, "/dev/null"]).finish();
+    assert!(done.text().contains("/dev/pts/"), "\n{done}");
+    assert!(done.text().contains("from a terminal of its own"), "\n{done}");
+    done.assert_harmless();
+}
+
+fn i4_refused_writes_by_way_of_ones_own_links_are_recorded(world: &World) {
+    let path = world.file("outside/file", "kept");
+    let links = [("/proc/self/root", "a"), ("/proc/thread-self/root", "b")];
+    for (target, name) in links {
+        let link = world.path("work").join(name);
+        std::os::unix::fs::symlink(target, &link).expect("a link");
+        let through = format!("{}{path}", link.display());
+        world
+            .escape(&["open-write", &through])
+            .denied(&write_denial(world, &path));
+    }
+    let through = format!("/proc/../proc/self/root{path}");
+    world
+        .escape(&["open-write", &through])
+        .denied(&write_denial(world, &path));
+    // What is allowed that way is no denial.
+    let script = "echo x > own; exec 3<own; echo y > a$PWD/own; echo z > /proc/$$/fd/3; cat own";
+    let done = world.shell(script).finish();
+    assert_eq!(done.text(), "z\n", "\n{done}");
+    done.assert_harmless();
+}
+
+fn writing_to_ones_own_streams_by_name_is_no_denial(world: &World) {
+    let script = "exec 3>own; echo a > /dev/stderr; echo b > /proc/self/fd/1; echo c > /dev/stdout; echo d > /dev/fd/3";
+    let done = world.shell(script).finish();
+    assert_eq!(done.text(), "b\nc\n", "\n{done}");
+    done.assert_harmless();
+}
+
+fn i4_a_socket_that_may_not_be_made_is_recorded(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let path = world.text("outside/socket");
+    let script = "import socket, sys\nsocket.socket(socket.AF_UNIX).bind(sys.argv[1])";
+    let done = world.run(["python3", "-c", script, &path]).finish();
+    assert_ne!(done.code, Some(0), "\n{done}");
+    assert!(!world.path("outside/socket").exists());
+    done.denial(&filesystem().certainty(certainty(world)));
+}
+
+fn what_the_user_denies_is_not_made_visible_in_a_private_directory(world: &World) {
+    let temp = tempfile::Builder::new()
+        .tempdir_in("/tmp")
+        .expect("a directory below /tmp");
+    world.give_away(temp.path(), 0o755);
+    for name in ["home", "home/w"] {
+        world.make_directory(&temp.path().join(name));
+    }
+    let secret = temp.path().join("home/secret");
+    std::fs::write(&secret, "secret").expect("a file");
+    world.give_away(&secret, 0o644);
+    let (home, secret) = (temp.path().join("home"), secret.display().to_string());
+    let home = home.display().to_string();
+    let read = || {
+        let run = world.run(["cat", &secret]).env("HOME", &home);
+        run.directory(temp.path().join("home/w"))
+    };
+    assert_eq!(read().finish().text(), "secret");
+    let done = read().with(["--deny", &home]).finish();
+    assert_eq!(done.text(), "", "\n{done}");
+    // One file in a tree that is put back for reading only.
+    let done = read().with(["--write", &secret]).finish();
+    assert_eq!(done.text(), "secret", "\n{done}");
+}
+
+fn escape_44_the_file_that_names_a_worktrees_repository_is_read_only(world: &World) {
+    require!(needs::pid_namespaces(world), "a mount namespace for this user");
+    let file = world.file("work/.git", "gitdir: /somewhere");
+    world
+        .escape(&["open-write", &file])
+        .denied(&filesystem().path(&file));
+    world.escape(&["unlink", &file]).denied(&filesystem().path(&file));
+    assert_eq!(world.content("work/.git"), "gitdir: /somewhere");
+}
+
 both_users!(
+    writing_to_ones_own_streams_by_name_is_no_denial,
+    escape_56_the_users_other_terminals_are_out_of_sight,
+    i4_refused_writes_by_way_of_ones_own_links_are_recorded,
+    i4_a_socket_that_may_not_be_made_is_recorded,
+    what_the_user_denies_is_not_made_visible_in_a_private_directory,
+    escape_44_the_file_that_names_a_worktrees_repository_is_read_only,
     a_write_outside_is_refused_and_recorded,
     the_working_directory_is_writable_and_its_neighbour_is_not,
     read_only_refuses_what_workspace_write_allows,

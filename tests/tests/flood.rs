@@ -105,7 +105,27 @@ fn escape_60_a_flood_of_refused_writes_is_counted_exactly(world: &World) {
     );
 }
 
+fn escape_60_a_flood_of_refused_reads_delays_no_time_limit_and_fills_no_memory(world: &World) {
+    let secret = world.file("home/.ssh/id_x", "secret");
+    let command = [&program("denials"), "read", "4000000", &secret];
+    let live = world
+        .run(command)
+        .with(["--timeout", "2s", "--grace", "200ms"])
+        .start();
+    let pid = live.pid();
+    let mut peak = 0;
+    while let Some(memory) = peak_memory(pid) {
+        peak = peak.max(memory);
+        std::thread::yield_now();
+    }
+    let done = live.finish();
+    assert_eq!(done.outcome(), "timed_out", "\n{done}");
+    assert!(done.record()["duration_ms"].as_u64() < Some(6_000), "\n{done}");
+    assert!(peak > 0 && peak < 96 * MIB, "peak memory was {} MiB", peak / MIB);
+}
+
 both_users!(
+    escape_60_a_flood_of_refused_reads_delays_no_time_limit_and_fills_no_memory,
     escape_58_i3_every_byte_arrives_at_a_slow_reader_in_bounded_memory,
     escape_58_i3_a_flood_of_both_streams_keeps_each_in_order,
     i3_events_cover_every_byte_or_count_it,

@@ -90,6 +90,8 @@ pub struct LandlockLayers {
     pub read_only: Vec<PathBuf>,
     /// Rules to add in the child for file systems that are mounted for it alone.
     pub mounted: Vec<MountedGrant>,
+    /// The bits to allow, for each ruleset, where the child mounts pseudo-terminals of its own.
+    pub terminals: Vec<u64>,
     /// What does not hold (best effort only).
     pub degraded: Vec<Degradation>,
     /// The policy with its links followed, as it was compiled: judge denials by it.
@@ -217,6 +219,7 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
         pins: Vec::new(),
         read_only,
         mounted: Vec::new(),
+        terminals: Vec::new(),
         degraded,
         access,
         witnesses: links.into_iter().map(Witness::identity).collect(),
@@ -266,6 +269,7 @@ impl LandlockLayers {
         if request.audit && rights.abi >= 7 {
             self.restrict_flags = LOG_SAME_EXEC_OFF | LOG_NEW_EXEC_ON;
         }
+        self.terminals = vec![rights.write_device().bits(), rights.read_proc().bits()];
         if request.mounts {
             self.mounted = mounted(&self.access, private_dirs, rights);
         }

@@ -12,6 +12,8 @@ use crate::policy::{PathRule, Policy};
 
 /// Directories that a process gets its own empty copy of.
 const PRIVATE: [&str; 2] = ["/tmp", "/dev/shm"];
+/// Where pseudo-terminals are.
+pub(super) const TERMINALS: &str = "/dev/pts";
 /// Their size is bounded: they live in memory.
 const PRIVATE_DATA: &[u8] = b"mode=1777,size=25%";
 
@@ -45,9 +47,19 @@ pub(super) fn private_directories(policy: &Policy) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether the process gets pseudo-terminals of its own; not if a rule of the user's names one of the machine's.
+pub(super) fn private_terminals(policy: &Policy) -> bool {
+    let files = &policy.files;
+    let named = files.read.iter().chain(&files.write).chain(&files.deny);
+    Path::new(TERMINALS).is_dir() && !named.into_iter().any(|rule| rule.path.starts_with(TERMINALS))
+}
+
 pub(super) fn plan(policy: &Policy, private: &[PathBuf], layers: &LandlockLayers) -> MountPlan {
     let mut steps = Vec::new();
     let mut held_by_mount = Vec::new();
+    if private_terminals(policy) {
+        steps.push(MountStep::Terminals);
+    }
     let kept = kept_trees(policy, private);
     for path in kept.keys() {
         steps.push(MountStep::Keep { path: bytes(path) });

@@ -72,6 +72,7 @@ pub(super) enum MountImage {
         path: CString,
         data: CString,
     },
+    Terminals,
     Restore {
         slot: usize,
         path: CString,
@@ -160,6 +161,7 @@ fn mount_image(step: &MountStep) -> Option<MountImage> {
             path: c_string(path)?,
             data: c_string(data)?,
         },
+        MountStep::Terminals => MountImage::Terminals,
         MountStep::Restore {
             slot,
             path,

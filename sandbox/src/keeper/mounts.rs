@@ -40,6 +40,15 @@ pub(super) fn build(image: &mut Image) -> Result<(), Failure> {
                 Some(data),
             )
             .map_err(|e| (Step::PrivateDirectory, e, index))?,
+            MountImage::Terminals => sys::mount(
+                Some(c"devpts"),
+                c"/dev/pts",
+                Some(c"devpts"),
+                libc::MS_NOSUID | libc::MS_NOEXEC,
+                // Anybody may make one: they are all the command's.
+                Some(c"newinstance,mode=0600,ptmxmode=0666"),
+            )
+            .map_err(|e| (Step::PrivateDirectory, e, index))?,
             MountImage::Restore {
                 slot,
                 path,

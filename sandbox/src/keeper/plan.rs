@@ -83,6 +83,9 @@ pub enum MountStep {
         /// Mount data: `mode=1777,size=25%`.
         data: Vec<u8>,
     },
+    /// Pseudo-terminals of the process's own at `/dev/pts`: those of the machine are the user's other windows, and
+    /// whoever opens one reads what is typed there.
+    Terminals,
     /// Put a kept tree back at its path, below a private directory.
     Restore {
         /// Which kept tree.

@@ -102,8 +102,14 @@ impl Policy {
             deny.extend(other_homes(context).into_iter().map(rule));
         }
         let (write, protect) = if writable {
-            let protect = PROTECTED.iter().map(|p| rule(context.cwd.join(p)));
-            (vec![rule(context.cwd.clone())], protect.collect())
+            let mut protect: Vec<PathRule> =
+                PROTECTED.iter().map(|p| rule(context.cwd.join(p))).collect();
+            // In a linked worktree it is a file that says where all of that is.
+            let git = context.cwd.join(".git");
+            if std::fs::symlink_metadata(&git).is_ok_and(|found| found.is_file()) {
+                protect.push(rule(git));
+            }
+            (vec![rule(context.cwd.clone())], protect)
         } else {
             (Vec::new(), Vec::new())
         };

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file of ours.
@@ -42,12 +42,23 @@ impl ReportFile {
     /// Creates or empties the file.
     pub(super) fn create(path: &Path, flag: &'static str) -> Result<Self, String> {
         let say = |error: std::io::Error| format!("{flag} {}: {error}", path.display());
+        // A link in a directory that an earlier command could write would have us overwrite what it leads to. Those of
+        // `/dev` and `/proc` are the machine's.
+        let machine = ["/dev", "/proc"].iter().any(|fixed| path.starts_with(fixed));
+        if !machine && fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+            return Err(format!(
+                "{flag} {}: it is a link; name the file that it leads to",
+                path.display()
+            ));
+        }
+        let no_link = if machine { 0 } else { nix::libc::O_NOFOLLOW };
         let mut options = File::options();
+        options.custom_flags(no_link);
         options.read(true).write(true).create(true).truncate(true);
         // A pipe or a terminal may be open for writing only.
         let file = options
             .open(path)
-            .or_else(|_| File::options().write(true).create(true).truncate(true).open(path))
+            .or_else(|_| options.read(false).open(path))
             .map_err(say)?;
         let regular = file.metadata().map_err(say)?.is_file();
         Ok(Self {
@@ -162,6 +173,25 @@ mod tests {
         file.file.flush().unwrap();
         fs::write(&path, b"ONE two").unwrap();
         assert!(file.finish().is_err());
+    }
+
+    #[test]
+    fn escape_62_a_planted_link_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let precious = directory.path().join("precious");
+        fs::write(&precious, b"precious").unwrap();
+        for target in [precious.as_path(), Path::new("missing")] {
+            let link = directory.path().join("r");
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert!(
+                ReportFile::create(&link, "--record")
+                    .unwrap_err()
+                    .contains("a link")
+            );
+            fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        assert!(!directory.path().join("missing").exists());
     }
 
     #[test]

@@ -165,6 +165,16 @@ impl LandlockDenial {
         }
     }
 
+    /// Whether nothing was refused in truth. An open with `O_CREAT` asks for the right to make the name before it looks
+    /// whether the name is there; in `/proc` no name is ever made, and those that are there are opened
+    /// (`echo > /dev/stderr`).
+    pub fn is_moot(&self) -> bool {
+        let LandlockTarget::File { path, .. } = &self.target else {
+            return false;
+        };
+        self.blockers == ["fs.make_reg"] && path.starts_with("/proc")
+    }
+
     /// The class of the denial.
     pub fn class(&self) -> DenialClass {
         match self.meaning() {
