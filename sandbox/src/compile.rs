@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use self::access::AccessMap;
 use self::landlock::{LandlockError, LandlockLayers, LandlockRequest, compile_landlock};
@@ -192,6 +193,7 @@ pub fn compile(
         degraded,
     };
     let plan = SandboxPlan {
+        sandbox: Uuid::now_v7(),
         containment,
         user_namespace,
         net_namespace,

@@ -18,8 +18,10 @@
 //! | `wire` | the messages, versioned, and how descriptors travel with them |
 //! | `plan` | what the child is to do, as plain data |
 //! | `image` | that data as C strings and arrays, made before the fork |
+//! | `program` | what it executes, in memory shared with it |
 //! | `server` | the spawner's loop |
 //! | `tree` | one supervised tree, as the spawner sees it |
+//! | `warm` | sandboxes made ahead |
 //! | `init` | PID 1: namespaces, mounts, reaping |
 //! | `child` | the command between clone and exec |
 //! | `sys` | raw system calls |
@@ -38,10 +40,12 @@ mod mounts;
 mod packet;
 pub mod plan;
 mod probe;
+mod program;
 mod reserve;
 mod server;
 pub(crate) mod sys;
 mod tree;
+mod warm;
 pub mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -30,4 +30,6 @@ pub mod report;
 pub mod spawn;
 pub mod syscalls;
 
+mod witness;
+
 pub use tempfile;

@@ -22,7 +22,6 @@ mod rights;
 #[cfg(test)]
 mod tests;
 mod tree;
-mod witness;
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -34,10 +33,10 @@ use nix::errno::Errno;
 use self::build::{Builder, RULES_MAX};
 use self::plan::{Means, Plan, plan};
 use self::rights::Rights;
-use self::witness::Witness;
 use crate::compile::access::{AccessMap, PROC, Question};
 use crate::policy::{Degrade, FilePolicy, PolicyError, is_at_or_below};
 use crate::report::{Degradation, UnsupportedError};
+use crate::witness::Witness;
 
 /// `LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF`: what our own child does before exec is no denial.
 const LOG_SAME_EXEC_OFF: u32 = 1;

@@ -13,8 +13,9 @@
 //! 5. capabilities dropped, from the bounding set too, then `no_new_privs`
 //! 6. Landlock layers (this task calls it, so that audit records name its pid)
 //! 7. the seccomp filter; its listener appears in the descriptor table that is shared with the init
-//! 8. a descriptor table of its own, stdio moved to 0, 1, 2, everything else closed
-//! 9. signals unblocked, exec
+//! 8. in a sandbox made ahead: wait for the order to go on
+//! 9. a descriptor table of its own, stdio moved to 0, 1, 2, everything else closed
+//! 10. signals unblocked, exec
 
 #![allow(unsafe_code)]
 
@@ -84,6 +85,10 @@ fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     if !image.filter.is_empty() {
         attempt.listener = sys::install_filter(&image.filter).map_err(|e| (Step::Seccomp, e, 0))?;
     }
+    if image.waits {
+        // The init is suspended and reads no orders. The spawner's end closes when the spawner dies.
+        sys::wait_for_order(image.control).map_err(|e| (Step::InitDied, e, 1))?;
+    }
     let stdio = image.stdio;
     sys::unshare(libc::CLONE_FILES).map_err(|e| (Step::Stdio, e, 0))?;
     for (to, from) in stdio.into_iter().enumerate() {
@@ -108,19 +113,22 @@ fn drop_capabilities(last: u32) -> Result<(), Errno> {
 }
 
 /// Tries the candidates as `execvp` does. Reports the most telling error.
-fn exec(image: &mut Image) -> (Step, Errno, u32) {
+fn exec(image: &Image) -> (Step, Errno, u32) {
     sys::set_signal_mask(0);
     let mut telling = libc::ENOENT;
-    for index in 0..image.candidates.len() {
-        let file = image.candidates[index].as_ptr();
-        let env = image.env.pointers.as_ptr();
+    let program = image.program.read();
+    for index in 0.. {
+        let file = program.candidate(index);
+        if file.is_null() {
+            break;
+        }
+        let env = program.env;
         // SAFETY: the arrays were made null-terminated, of NUL-terminated strings that outlive this call.
-        let mut errno = unsafe { sys::execve(file, image.argv.pointers.as_ptr(), env) };
+        let mut errno = unsafe { sys::execve(file, program.argv, env) };
         if errno == libc::ENOEXEC {
             // A script without `#!`.
-            image.shell_argv.pointers[1] = file;
             // SAFETY: as above.
-            errno = unsafe { sys::execve(c"/bin/sh".as_ptr(), image.shell_argv.pointers.as_ptr(), env) };
+            errno = unsafe { sys::execve(c"/bin/sh".as_ptr(), program.shell_for(file), env) };
         }
         match errno {
             libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}

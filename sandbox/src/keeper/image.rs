@@ -4,19 +4,15 @@ use std::ffi::CString;
 use std::os::fd::RawFd;
 
 use super::plan::MountStep;
+use super::program::Program;
 use super::tree::Fixed;
 use super::wire::SpawnRequest;
 
-/// Bytes of stack for the command between vfork and exec.
-const CHILD_STACK_BYTES: usize = 64 * 1024;
-
 /// Everything that the init and the command need until exec.
 pub(super) struct Image {
-    pub(super) candidates: Vec<CString>,
-    pub(super) argv: Strings,
-    pub(super) env: Strings,
-    /// `/bin/sh FILE ARG…`, for files that the kernel does not know how to execute; FILE is filled in then.
-    pub(super) shell_argv: Strings,
+    pub(super) program: Program,
+    /// The command waits for an order, once all is done that can be done before its program is known.
+    pub(super) waits: bool,
     pub(super) cwd: CString,
     pub(super) mounts: Vec<MountImage>,
     pub(super) kept_trees: Vec<RawFd>,
@@ -39,30 +35,7 @@ pub(super) struct Image {
     pub(super) pid_namespace: u64,
     /// The host's own soft limit on descriptors, which the command gets back.
     pub(super) descriptors_soft: Option<u64>,
-    pub(super) stack: Vec<u8>,
     pub(super) request: SpawnRequest,
-}
-
-/// A null-terminated array of NUL-terminated strings.
-pub(super) struct Strings {
-    // The pointers point into these; moving the vector does not move the strings.
-    _owned: Vec<CString>,
-    pub(super) pointers: Vec<*const libc::c_char>,
-}
-
-impl Strings {
-    fn new(items: &[Vec<u8>]) -> Option<Self> {
-        let owned: Vec<CString> = items.iter().map(|s| c_string(s)).collect::<Option<_>>()?;
-        let pointers = owned
-            .iter()
-            .map(|s| s.as_ptr())
-            .chain([std::ptr::null()])
-            .collect();
-        Some(Self {
-            _owned: owned,
-            pointers,
-        })
-    }
 }
 
 /// A [`MountStep`] with its paths as C strings.
@@ -98,12 +71,15 @@ pub(super) struct Descriptors {
 
 impl Image {
     /// `None` where a string has a NUL in it.
-    pub(super) fn new(request: SpawnRequest, fds: Descriptors, fixed: &Fixed) -> Option<Self> {
+    pub(super) fn new(
+        request: SpawnRequest,
+        (program, waits): (Program, bool),
+        fds: Descriptors,
+        fixed: &Fixed,
+    ) -> Option<Self> {
         let plan = &request.plan;
         let mounts: Vec<MountImage> = plan.mounts.iter().map(mount_image).collect::<Option<_>>()?;
         let kept = mounts.iter().filter(|m| matches!(m, MountImage::Keep(_))).count();
-        let mut shell: Vec<Vec<u8>> = vec![b"/bin/sh".to_vec(), Vec::new()];
-        shell.extend(request.argv.iter().skip(1).cloned());
         let mut keep = fds.rulesets.clone();
         keep.extend(fds.stdio);
         keep.push(fds.control);
@@ -111,14 +87,8 @@ impl Image {
         keep.sort_unstable();
         keep.dedup();
         Some(Self {
-            candidates: request
-                .candidates
-                .iter()
-                .map(|s| c_string(s))
-                .collect::<Option<_>>()?,
-            argv: Strings::new(&request.argv)?,
-            env: Strings::new(&request.env)?,
-            shell_argv: Strings::new(&shell)?,
+            program,
+            waits,
             cwd: c_string(&request.cwd)?,
             has_masks: mounts.iter().any(|m| matches!(m, MountImage::Mask { .. })),
             mounts,
@@ -148,7 +118,6 @@ impl Image {
             last_capability: fixed.last_capability,
             pid_namespace: 0,
             descriptors_soft: fixed.descriptors_soft,
-            stack: vec![0; CHILD_STACK_BYTES],
             request,
         })
     }

@@ -11,6 +11,7 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
@@ -84,6 +85,8 @@ pub(super) const TO_TREE: u32 = 2;
 pub(super) const KILL_TREE: u32 = 3;
 pub(super) const GO: u32 = 4;
 
+/// Bytes of stack for the command between vfork and exec.
+const CHILD_STACK_BYTES: usize = 64 * 1024;
 const SIGCHLD_MASK: u64 = 1 << (libc::SIGCHLD - 1);
 /// Children reaped between two looks at the control socket. A tree can make orphans as fast as they are reaped; it
 /// must not keep its own end from being ordered.
@@ -145,7 +148,7 @@ fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
     }
     sys::setsid().map_err(|e| (Step::Session, e, 2))?;
     if image.wait_for_go {
-        wait_for_go(image.control);
+        sys::wait_for_order(image.control).map_err(|e| (Step::InitDied, e, 2))?;
     }
     if let Some((uids, gids)) = &image.id_maps {
         // An older kernel without this file does not need it.
@@ -171,18 +174,10 @@ fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
     sys::signalfd(SIGCHLD_MASK).map_err(|e| (Step::Descriptors, e, 1))
 }
 
-fn wait_for_go(control: RawFd) {
-    let mut order = [0u8; ORDER_WORDS * 4];
-    match sys::read(control, &mut order) {
-        Ok(read) if read > 0 => {}
-        _ => sys::exit(1),
-    }
-}
-
 /// Forks the command and tells the spawner; returns its pid as this namespace numbers it.
 fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
     let control = image.control;
-    let mut stack = std::mem::take(&mut image.stack);
+    let mut stack = [const { MaybeUninit::uninit() }; CHILD_STACK_BYTES];
     let mut pidfd: RawFd = -1;
     let mut attempt = Attempt {
         image,
@@ -195,8 +190,6 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
     let argument = (&raw mut attempt).cast();
     // SAFETY: `entry` expects an `Attempt`, which outlives it here.
     let pid = unsafe { sys::vfork_with_files(child::entry, argument, &mut stack, &mut pidfd) };
-    // The stack was made before the fork; giving it back would call the allocator.
-    std::mem::forget(stack);
     let pid = pid.map_err(|errno| (Step::Vfork, errno, 0))?;
     if attempt.step != 0 {
         let _ = sys::wait(pid, 0);

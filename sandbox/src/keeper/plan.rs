@@ -1,12 +1,15 @@
 //! What a child is to do, as plain data that crosses a socket.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::report::Containment;
 
 /// Everything about the sandbox that is not a descriptor. The Landlock rulesets travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxPlan {
+    /// Which compiled sandbox this is: two with equal plans have rulesets of their own.
+    pub sandbox: Uuid,
     /// What keeps the tree together.
     pub containment: Containment,
     /// A user namespace comes first (we are not privileged).
@@ -133,6 +136,7 @@ impl SandboxPlan {
     /// No sandbox, only containment.
     pub fn unconfined(containment: Containment) -> Self {
         Self {
+            sandbox: Uuid::now_v7(),
             containment,
             user_namespace: false,
             net_namespace: false,

@@ -1,6 +1,7 @@
 //! What can be had here, found out by a child that tries.
 
 use std::fs;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -107,7 +108,7 @@ fn try_task() -> Task {
         wait_killable: false,
         exit_info: false,
     };
-    let mut stack = vec![0; TASK_STACK_BYTES];
+    let mut stack = [const { MaybeUninit::uninit() }; TASK_STACK_BYTES];
     let mut pidfd: RawFd = -1;
     let argument = (&raw mut task).cast();
     #[allow(unsafe_code)]

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::init::InitMessage;
 use super::reserve::{self, Reserve};
 use super::tree::{Command, Fixed, Tree};
+use super::warm::{Found, Warm};
 use super::wire::{self, Notice, Request, SpawnRequest, Started};
 use super::{Step, probe, sys};
 use crate::observe::audit::AuditShare;
@@ -54,6 +55,7 @@ struct Server {
     reap_more: bool,
     reserve: Reserve,
     next_key: u64,
+    warm: Warm,
     ended: HashSet<Uuid>,
     ended_order: VecDeque<Uuid>,
     /// Dropped last of all.
@@ -97,6 +99,7 @@ impl Server {
             reap_more: false,
             reserve: Reserve::default(),
             next_key: SIGNALS + 1,
+            warm: Warm::default(),
             ended: HashSet::new(),
             ended_order: VecDeque::new(),
             audit: None,
@@ -109,13 +112,16 @@ impl Server {
             let patience = if self.reap_more {
                 EpollTimeout::ZERO
             } else {
-                EpollTimeout::NONE
+                self.warm.patience()
             };
             let count = match self.epoll.wait(&mut events, patience) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
+            if count == 0 && !self.reap_more {
+                self.idle()?;
+            }
             // What inits said comes before what the kernel says of their deaths.
             for event in &events[..count] {
                 match event.data() {
@@ -205,21 +211,83 @@ impl Server {
         if self.trees.contains_key(&process) || self.ended.contains(&process) {
             return notify(&Notice::Duplicate { process }, &[]);
         }
+        if let Some(unused) = self.warm.used(&request, &fds) {
+            self.throw_away(unused);
+        }
+        if self.start_warm(&request)? {
+            return Ok(());
+        }
         match Tree::start(request, fds, &self.fixed) {
-            Ok(tree) => {
-                let key = self.next_key;
-                self.next_key += 1;
-                let readable = EpollEvent::new(EpollFlags::EPOLLIN, key);
-                self.epoll.add(&tree.control, readable)?;
-                self.keys.insert(key, process);
-                self.by_init.insert(tree.init_pid, process);
-                self.trees.insert(process, tree);
-                Ok(())
-            }
+            Ok(tree) => self.add(tree),
             Err((step, errno, detail)) => {
                 self.remember(process);
                 failed(process, step, errno, detail)
             }
+        }
+    }
+
+    fn add(&mut self, tree: Tree) -> io::Result<()> {
+        let key = self.next_key;
+        self.next_key += 1;
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, key);
+        self.epoll.add(&tree.control, readable)?;
+        self.keys.insert(key, tree.process);
+        self.by_init.insert(tree.init_pid, tree.process);
+        self.trees.insert(tree.process, tree);
+        Ok(())
+    }
+
+    /// Starts a command in a tree that was made ahead, if there is one that fits.
+    fn start_warm(&mut self, request: &SpawnRequest) -> io::Result<bool> {
+        let id = match self.warm.take(request) {
+            None => return Ok(false),
+            Some(Found::Stale(id)) => {
+                self.throw_away(id);
+                return Ok(false);
+            }
+            Some(Found::Fit(id)) => id,
+        };
+        self.hear(id)?;
+        let Some(mut tree) = self.trees.remove(&id) else {
+            return Ok(false);
+        };
+        if tree.failed || tree.go(request).is_err() {
+            // Starting afresh tells why, or has the room.
+            tree.destroy();
+            self.trees.insert(id, tree);
+            return Ok(false);
+        }
+        for known in self.keys.values_mut().chain(self.by_init.values_mut()) {
+            if *known == id {
+                *known = tree.process;
+            }
+        }
+        self.trees.insert(tree.process, tree);
+        Ok(true)
+    }
+
+    /// Nothing else is to be done.
+    fn idle(&mut self) -> io::Result<()> {
+        for unused in self.warm.expired() {
+            self.throw_away(unused);
+        }
+        let Some((request, fds)) = self.warm.next() else {
+            return Ok(());
+        };
+        let id = request.process;
+        match Tree::make_ahead(request, fds, &self.fixed) {
+            Ok(tree) => self.add(tree),
+            Err(_) => {
+                self.warm.forget(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends a tree that was made ahead.
+    fn throw_away(&mut self, id: Uuid) {
+        if let Some(tree) = self.trees.get_mut(&id) {
+            tree.destroy();
         }
     }
 
@@ -266,7 +334,9 @@ impl Server {
                 } => started(tree, listener, (pid, pid_namespace), fds)?,
                 InitMessage::Failed { step, errno, detail } => {
                     tree.failed = true;
-                    failed(process, step, errno, detail)?;
+                    if tree.waiting.is_none() {
+                        failed(process, step, errno, detail)?;
+                    }
                 }
                 InitMessage::Exited { status } => exited(tree, status)?,
                 InitMessage::Empty { killed, usage } => {

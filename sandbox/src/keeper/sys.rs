@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
 /// An error number.
@@ -70,7 +71,7 @@ pub(crate) fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
 pub(crate) unsafe fn vfork_with_files(
     entry: extern "C" fn(*mut libc::c_void) -> libc::c_int,
     argument: *mut libc::c_void,
-    stack: &mut [u8],
+    stack: &mut [MaybeUninit<u8>],
     pidfd: &mut RawFd,
 ) -> Result<i32, Errno> {
     let top = stack.as_mut_ptr_range().end as usize & !0xf;
@@ -154,6 +155,15 @@ pub(crate) fn read(fd: RawFd, buffer: &mut [u8]) -> Result<usize, Errno> {
             Err(libc::EINTR) => {}
             other => return other,
         }
+    }
+}
+
+/// Waits for a packet, whatever it says. An error when the peer is gone.
+pub(crate) fn wait_for_order(socket: RawFd) -> Result<(), Errno> {
+    let mut order = [0u8; 16];
+    match read(socket, &mut order)? {
+        0 => Err(libc::EPIPE),
+        _ => Ok(()),
     }
 }
 

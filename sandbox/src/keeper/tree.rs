@@ -12,7 +12,9 @@ use super::cgroup::Group;
 use super::image::{Descriptors, Image};
 use super::init::{self, InitMessage, MESSAGE_WORDS, ORDER_WORDS};
 use super::packet;
+use super::program::{Program, Unwritten};
 use super::sys::{self, CloneArgs};
+use super::warm;
 use super::wire::{SignalScope, SpawnRequest, Stdin, Usage};
 use crate::report::Containment;
 
@@ -24,6 +26,8 @@ pub(super) struct Tree {
     pub(super) process: Uuid,
     pub(super) init_pid: i32,
     pub(super) control: OwnedFd,
+    /// It was made ahead and waits for an order: where to write what it is to execute.
+    pub(super) waiting: Option<Program>,
     /// The supervisor's ends, until the command runs.
     pub(super) ours: Option<SupervisorEnds>,
     pub(super) command: Option<Command>,
@@ -82,9 +86,42 @@ pub(super) struct Fixed {
 pub(super) type Failure = (Step, i32, u32);
 
 impl Tree {
-    /// Forks the init. What it then says comes over `control`.
+    /// Starts a command. What its init then says comes over `control`.
     pub(super) fn start(
         request: SpawnRequest,
+        fds: Vec<OwnedFd>,
+        fixed: &Fixed,
+    ) -> Result<Self, Failure> {
+        let mut program = room(Program::bytes(&request))?;
+        program.write(&request).map_err(|_| (Step::Exec, libc::EINVAL, 0))?;
+        Self::fork(request, (program, false), fds, fixed)
+    }
+
+    /// Makes a tree that waits for [`Self::go`] before it executes anything.
+    pub(super) fn make_ahead(
+        request: SpawnRequest,
+        fds: Vec<OwnedFd>,
+        fixed: &Fixed,
+    ) -> Result<Self, Failure> {
+        let program = room(warm::PROGRAM_BYTES)?;
+        Self::fork(request, (program, true), fds, fixed)
+    }
+
+    /// Lets a tree that was made ahead execute this request's program. Otherwise it goes on waiting.
+    pub(super) fn go(&mut self, request: &SpawnRequest) -> Result<(), Unwritten> {
+        if let Some(program) = &mut self.waiting {
+            program.write(request)?;
+            self.waiting = None;
+            self.process = request.process;
+            // An init that hears nothing is dead, which is noticed elsewhere.
+            self.order(init::GO, 0);
+        }
+        Ok(())
+    }
+
+    fn fork(
+        request: SpawnRequest,
+        (program, waits): (Program, bool),
         mut fds: Vec<OwnedFd>,
         fixed: &Fixed,
     ) -> Result<Self, Failure> {
@@ -139,12 +176,14 @@ impl Tree {
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image = Image::new(request, descriptors, fixed).ok_or((Step::Exec, libc::EINVAL, 0))?;
+        let mut image = Image::new(request, (program, waits), descriptors, fixed)
+            .ok_or((Step::Exec, libc::EINVAL, 0))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
             init_pid,
             control,
+            waiting: waits.then_some(image.program),
             ours: Some(SupervisorEnds {
                 stdout,
                 stderr,
@@ -326,6 +365,10 @@ fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<i32, Fai
             Ok(pid)
         }
     }
+}
+
+fn room(bytes: usize) -> Result<Program, Failure> {
+    Program::with_room(bytes).map_err(|errno| (Step::Exec, errno, 1))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

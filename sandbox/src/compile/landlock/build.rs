@@ -18,8 +18,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use super::LandlockError;
 use super::rights::Rights;
 use super::tree::{Hold, Node};
-use super::witness::Witness;
 use crate::keeper::sys;
+use crate::witness::Witness;
 
 /// Rules in both layers together, at most.
 pub(super) const RULES_MAX: usize = 20_000;

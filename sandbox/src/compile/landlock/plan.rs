@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::witness::Witness;
 use super::{LandlockError, Mask};
 use crate::compile::access::{AccessMap, Entry, Kind, Origin, PROC, Question};
 use crate::policy::{Degrade, PathRule, PolicyError, is_at_or_below};
 use crate::report::{Degradation, UnsupportedError};
+use crate::witness::Witness;
 
 /// The division of labour between Landlock and mounts.
 pub(super) struct Plan {

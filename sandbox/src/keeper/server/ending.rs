@@ -123,6 +123,10 @@ impl Server {
             return Ok(());
         };
         self.keys.retain(|_, id| *id != process);
+        if tree.waiting.is_some() {
+            self.warm.forget(process);
+            return Ok(());
+        }
         self.remember(process);
         if tree.failed {
             return Ok(());

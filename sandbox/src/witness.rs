@@ -1,4 +1,5 @@
-//! Notices that the directories which a compiled policy was read from have changed.
+//! Notices that what a sandbox was made from has changed: the directories which a policy was compiled from, the paths
+//! of its mounts.
 //!
 //! Each witness is one path and what was found there. Checking costs one `statx` each.
 //!
@@ -13,7 +14,7 @@ use std::time::SystemTime;
 
 /// A path and what was there.
 #[derive(Debug, Clone)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     path: PathBuf,
     seen: Option<Identity>,
     /// The entries of this directory were enumerated: times matter, not only which directory it is.
@@ -51,12 +52,12 @@ impl Identity {
 
 impl Witness {
     /// Remembers which file this path names, or that it names none.
-    pub(super) fn identity(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn identity(path: impl Into<PathBuf>) -> Self {
         Self::new(path.into(), false)
     }
 
     /// Remembers a directory with its entries. Take it *before* reading them.
-    pub(super) fn entries(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn entries(path: impl Into<PathBuf>) -> Self {
         Self::new(path.into(), true)
     }
 
@@ -69,7 +70,7 @@ impl Witness {
     }
 
     /// Whether the path still names what it named.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         look(&self.path, self.entries) == self.seen
     }
 }
