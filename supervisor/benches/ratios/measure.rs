@@ -56,8 +56,12 @@ impl Samples {
     }
 }
 
-/// Takes `rounds` samples of each side: A B C, C B A, A B C … so that none always follows the same other one. A
-/// tenth of as many is thrown away first.
+/// Between two samples: what one side still does after its sample (a spawner makes the next sandbox ahead) is its own
+/// affair and must not slow the next one, which may be another's.
+const PAUSE: Duration = Duration::from_millis(6);
+
+/// Takes `rounds` samples of each side: A B C, C B A, A B C … so that none always follows the same other one, with a
+/// pause before each. A tenth of as many is thrown away first.
 pub(crate) fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Result<Vec<Samples>> {
     let warm_up = (rounds / 10).max(1);
     let mut sorted = vec![Vec::with_capacity(rounds); sides.len()];
@@ -69,6 +73,7 @@ pub(crate) fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Result<Vec<
                 sides.len() - 1 - turn
             };
             let side = &mut sides[index];
+            std::thread::sleep(PAUSE);
             let sample = (side.sample)().map_err(|error| format!("{}: {error}", side.name))?;
             if round >= warm_up {
                 sorted[index].push(sample);

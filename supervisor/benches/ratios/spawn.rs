@@ -1,5 +1,7 @@
 //! Spawn to record through the library, against a bare `posix_spawn` and `waitpid` from the same process.
 
+use std::time::Instant;
+
 use provost::Policy;
 
 use crate::Result;
@@ -30,6 +32,13 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         Side::timed(format!("spawn → record, {held}, output followed"), || {
             followed(setting, confined.clone())
         }),
+        Side::new(format!("spawn → record, {held}, at once after another"), || {
+            // The second finds nothing made ahead.
+            setting.run(setting.spec(&TRUE, confined.clone()))?;
+            let begin = Instant::now();
+            setting.run(setting.spec(&TRUE, confined.clone()))?;
+            Ok(begin.elapsed())
+        }),
         Side::timed("spawn → record, unconfined", || {
             setting.run(setting.spec(&TRUE, Policy::unconfined())).map(drop)
         }),
@@ -48,8 +57,9 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         Row::new(&samples[2], bare, Budget::TimeAtMost(budget)),
         Row::new(&samples[3], bare, Budget::Time),
         Row::new(&samples[4], bare, Budget::Time),
+        Row::new(&samples[5], bare, Budget::Time),
     ];
-    if let Some(bubblewrap) = samples.get(5) {
+    if let Some(bubblewrap) = samples.get(6) {
         rows.push(Row::new(&samples[1], bubblewrap, Budget::TimeAtMost(1.0)));
     }
     Ok(rows)
