@@ -7,10 +7,15 @@
 //! the timer tick, so there a change within the tick of the enumeration itself stays unseen; what is missed
 //! is a new name, and new names are refused until they are seen.
 
-use std::fs::Metadata;
+use std::collections::HashSet;
+use std::fs::{File, Metadata};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A path and what was there.
 #[derive(Debug, Clone)]
@@ -69,9 +74,53 @@ impl Witness {
         }
     }
 
+    /// Drops the witnesses whose change others would notice as well: a name cannot come, go or lead elsewhere without
+    /// a change of its directory's times. What is mounted there is for [`MountTable`] to notice.
+    pub(crate) fn needed(witnesses: Vec<Self>) -> Vec<Self> {
+        let enumerated: HashSet<PathBuf> = witnesses
+            .iter()
+            .filter(|witness| witness.entries && witness.seen.is_some())
+            .map(|witness| witness.path.clone())
+            .collect();
+        let mut kept = HashSet::new();
+        let needed = witnesses.into_iter().filter(|witness| {
+            let parent = witness.path.parent();
+            let implied = !witness.entries && parent.is_some_and(|parent| enumerated.contains(parent));
+            !implied && kept.insert((witness.path.clone(), witness.entries))
+        });
+        needed.collect()
+    }
+
     /// Whether the path still names what it named.
     pub(crate) fn holds(&self) -> bool {
         look(&self.path, self.entries) == self.seen
+    }
+}
+
+/// Notices that something was mounted or unmounted in our mount namespace (proc_pid_mountinfo(5): `poll` says so).
+#[derive(Debug)]
+pub(crate) struct MountTable {
+    file: Option<File>,
+    changed: AtomicBool,
+}
+
+impl MountTable {
+    pub(crate) fn now() -> Self {
+        Self {
+            file: File::open("/proc/self/mountinfo").ok(),
+            changed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it is as it was. Also where nobody can tell.
+    pub(crate) fn holds(&self) -> bool {
+        let Some(file) = &self.file else { return true };
+        // Each change is told once.
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+        !self.changed.load(Ordering::Relaxed)
     }
 }
 

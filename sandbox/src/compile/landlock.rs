@@ -36,7 +36,7 @@ use self::rights::Rights;
 use crate::compile::access::{AccessMap, PROC, Question};
 use crate::policy::{Degrade, FilePolicy, PolicyError, is_at_or_below};
 use crate::report::{Degradation, UnsupportedError};
-use crate::witness::Witness;
+use crate::witness::{MountTable, Witness};
 
 /// `LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF`: what our own child does before exec is no denial.
 const LOG_SAME_EXEC_OFF: u32 = 1;
@@ -96,6 +96,7 @@ pub struct LandlockLayers {
     /// The policy with its links followed, as it was compiled: judge denials by it.
     pub access: AccessMap,
     witnesses: Vec<Witness>,
+    mount_table: MountTable,
     spawns: AtomicU32,
 }
 
@@ -195,6 +196,7 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
             &mut degraded,
         )?;
     }
+    let mount_table = MountTable::now();
     let (files, links) = resolve::resolve_policy(request.files);
     let private_dirs = private_dirs(request, &mut degraded)?;
     let access = AccessMap::new(&files, &private_dirs);
@@ -222,6 +224,7 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
         degraded,
         access,
         witnesses: links.into_iter().map(Witness::identity).collect(),
+        mount_table,
         spawns: AtomicU32::new(0),
     };
     if has_landlock {
@@ -236,12 +239,14 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
     layers
         .witnesses
         .extend(protected.map(|rule| Witness::identity(&rule.path)));
+    layers.witnesses = Witness::needed(layers.witnesses);
     Ok(layers)
 }
 
 impl LandlockLayers {
     /// Whether another child may be restricted with these rulesets: what they were compiled from is still
-    /// so. Call it once before each spawn. It costs a `statx` for each path of the policy.
+    /// so. Call it once before each spawn. It costs a `statx` for each directory that was enumerated and for each
+    /// path of the policy that is not in one.
     ///
     /// It also turns false after a number of calls where the child adds [`MountedGrant`]s, because those
     /// rules stay in the shared rulesets when the mounts are long gone.
@@ -249,7 +254,7 @@ impl LandlockLayers {
         let fresh = self.mounted.is_empty()
             || self.rulesets.is_empty()
             || self.spawns.fetch_add(1, Ordering::Relaxed) < MOUNTED_SPAWNS_MAX;
-        fresh && self.witnesses.iter().all(Witness::holds)
+        fresh && self.mount_table.holds() && self.witnesses.iter().all(Witness::holds)
     }
 
     fn add_rulesets(
