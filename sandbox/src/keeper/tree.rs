@@ -300,11 +300,10 @@ impl Tree {
         self.containment != Containment::PidNamespace && self.empty.is_none()
     }
 
-    /// Its init has said that it has no child left, and that is proof enough: in its PID namespace whatever was
-    /// forked in the tree was or became its child. Nobody need wait for the end of the init and its namespaces.
+    /// Its init has said that it has no child left, and that is proof enough: it is PID 1 or a subreaper, so whatever
+    /// was forked in the tree was or became its child. Nobody need wait for the end of the init and its namespaces.
     pub(super) fn is_surely_empty(&self) -> bool {
-        self.containment == Containment::PidNamespace
-            && self.groups.is_empty()
+        self.groups.is_empty()
             && self.refused.is_none()
             && self.command.is_some()
             && self.status_sent
