@@ -30,6 +30,7 @@ pub struct SandboxPlan {
     /// Flags for `landlock_restrict_self`.
     pub landlock_flags: u32,
     /// The seccomp program with a listener; empty for none.
+    #[serde(with = "packed")]
     pub filter: Vec<Instruction>,
     /// Limits by `setrlimit`: resource, soft and hard value.
     pub rlimits: Vec<(u32, u64)>,
@@ -67,6 +68,57 @@ impl From<libc::sock_filter> for Instruction {
             jf: raw.jf,
             k: raw.k,
         }
+    }
+}
+
+/// Programs cross as bytes: number by number they would be the dearest part of a spawn request.
+mod packed {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    use super::Instruction;
+
+    const BYTES: usize = 8;
+
+    pub(super) fn serialize<S: Serializer>(
+        program: &[Instruction],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::with_capacity(program.len() * BYTES);
+        for instruction in program {
+            bytes.extend(instruction.code.to_le_bytes());
+            bytes.extend([instruction.jt, instruction.jf]);
+            bytes.extend(instruction.k.to_le_bytes());
+        }
+        serializer.serialize_bytes(&bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Instruction>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<Instruction>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a seccomp program, eight bytes for each instruction")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                let (instructions, rest) = bytes.as_chunks::<BYTES>();
+                if !rest.is_empty() {
+                    return Err(E::invalid_length(bytes.len(), &self));
+                }
+                let instructions = instructions.iter().map(|[a, b, jt, jf, k @ ..]| Instruction {
+                    code: u16::from_le_bytes([*a, *b]),
+                    jt: *jt,
+                    jf: *jf,
+                    k: u32::from_le_bytes(*k),
+                });
+                Ok(instructions.collect())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
     }
 }
 
