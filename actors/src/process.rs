@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
-use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started};
+use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started, Stdin};
 use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -169,35 +169,11 @@ impl Actor for ProcessActor {
     async fn pre_start(
         &self,
         myself: ActorRef<ProcessMsg>,
-        mut args: ProcessArgs,
+        args: ProcessArgs,
     ) -> Result<ProcessState, ActorProcessingErr> {
         let id = *args.id.as_uuid();
         let ledger = Ledger::new(ledger_spec(&args));
-        let (stdin, given) = match std::mem::take(&mut args.spec.stdin) {
-            StdinSpec::Null => (provost_sandbox::keeper::wire::Stdin::Null, None),
-            StdinSpec::Pipe => (provost_sandbox::keeper::wire::Stdin::Pipe, None),
-            StdinSpec::Given(fd) => (provost_sandbox::keeper::wire::Stdin::Given, Some(fd)),
-        };
-        let command = Command {
-            process: id,
-            argv: args
-                .spec
-                .argv
-                .iter()
-                .map(|s| s.as_encoded_bytes().to_vec())
-                .collect(),
-            env: args
-                .spec
-                .env
-                .iter()
-                .map(|(key, value)| entry(key, value))
-                .collect(),
-            cwd: args.spec.cwd.clone(),
-            stdin,
-        };
         args.link.add_route(id, myself.clone());
-        let request = Request::Spawn(Box::new(command.request(&args.sandbox)));
-        args.link.post(request, Some(args.sandbox.clone()), given);
         let mut state = ProcessState {
             args,
             ledger,
@@ -267,6 +243,28 @@ fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
         expects_denials: args.sandbox.policy.confined,
         queued_at: Some(Timestamp::now()),
     }
+}
+
+/// What the spawner is asked for a process, and its standard input where that is given.
+pub(crate) fn spawn_request(
+    id: ProcessId,
+    spec: &mut ProcessSpec,
+    sandbox: &PreparedSandbox,
+) -> (Request, Option<OwnedFd>) {
+    let (stdin, given) = match std::mem::take(&mut spec.stdin) {
+        StdinSpec::Null => (Stdin::Null, None),
+        StdinSpec::Pipe => (Stdin::Pipe, None),
+        StdinSpec::Given(fd) => (Stdin::Given, Some(fd)),
+    };
+    let argv = spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec());
+    let command = Command {
+        process: *id.as_uuid(),
+        argv: argv.collect(),
+        env: spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
+        cwd: spec.cwd.clone(),
+        stdin,
+    };
+    (Request::Spawn(Box::new(command.request(sandbox))), given)
 }
 
 fn entry(key: &std::ffi::OsStr, value: &std::ffi::OsStr) -> Vec<u8> {

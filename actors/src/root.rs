@@ -19,7 +19,7 @@ use crate::audit::{AuditFeed, AuditMsg};
 use crate::event::ProcessId;
 use crate::head_start::{Expected, HeadStart, Prepared, compile_context};
 use crate::log::Log;
-use crate::process::ProcessArgs;
+use crate::process::{ProcessArgs, spawn_request};
 use crate::spawner::{LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
 use crate::stdin::StdinPort;
@@ -106,6 +106,9 @@ pub struct Tree {
     head_start: Mutex<Option<HeadStart>>,
     /// The spawner has been asked for its share in audit.
     audit_shared: AtomicBool,
+    /// Cleared by a shutdown. Whoever starts something holds this until the supervisor's mailbox has it, so that a
+    /// shutdown finds it there.
+    accepts: Mutex<bool>,
 }
 
 impl Drop for Tree {
@@ -150,6 +153,7 @@ impl Tree {
             prepared: Mutex::default(),
             head_start: Mutex::new(head_start),
             audit_shared: AtomicBool::new(false),
+            accepts: Mutex::new(true),
         })
     }
 
@@ -198,7 +202,7 @@ impl Tree {
     ///
     /// # Errors
     /// The spec or its policy cannot be used, or this machine cannot hold it; nothing was started.
-    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
+    pub async fn spawn(&self, mut spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
         validate(&spec)?;
         let (kernel, audit) = if spec.policy.confined {
             let (kernel, audit) = self.resolved().await;
@@ -211,6 +215,7 @@ impl Tree {
         let id = ProcessId::new();
         let log = Arc::new(Log::new(id, spec.retention));
         let stdin = Arc::new(StdinPort::new(matches!(spec.stdin, StdinSpec::Pipe)));
+        let (request, given) = spawn_request(id, &mut spec, &sandbox);
         let args = Box::new(ProcessArgs {
             id,
             spec,
@@ -222,10 +227,29 @@ impl Tree {
         });
         let (reply, accepted) = oneshot::channel();
         let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());
-        self.supervisor
-            .send_message(SupervisorMsg::Spawn { args, reply })
-            .map_err(|_| gone())?;
-        let actor = accepted.await.map_err(|_| gone())?.map_err(SpawnRefused::Gone)?;
+        {
+            let accepts = lock(&self.accepts);
+            if !*accepts {
+                return Err(SpawnRefused::Gone("the supervisor is shutting down".to_owned()));
+            }
+            // The spawner begins while the actor is made.
+            let (sandbox, process) = (args.sandbox.clone(), *id.as_uuid());
+            self.link.announce(process);
+            self.link.post(request, Some(sandbox), given);
+            if self.supervisor.send_message(SupervisorMsg::Spawn { args, reply }).is_err() {
+                self.link.disown(process);
+                return Err(gone());
+            }
+        }
+        let actor = match accepted.await {
+            Ok(Ok(actor)) => actor,
+            refused => {
+                self.link.disown(*id.as_uuid());
+                return Err(refused.map_or_else(|_| gone(), |why| {
+                    SpawnRefused::Gone(why.err().unwrap_or_default())
+                }));
+            }
+        };
         if has_audit && !self.audit_shared.swap(true, Ordering::Relaxed) {
             // It puts audit back after us, also if we are killed. Asked now, it does not hold the process up.
             self.link.post(Request::ShareAudit, None, None);
@@ -272,6 +296,7 @@ impl Tree {
     }
 
     async fn stop_all(&self, kill: bool) {
+        *lock(&self.accepts) = false;
         let (reply, empty) = oneshot::channel();
         let message = SupervisorMsg::StopAll {
             reason: "the supervisor shuts down".to_owned(),

@@ -43,10 +43,27 @@ struct Pending {
     stdin: Option<OwnedFd>,
 }
 
+/// Where the notices about one process go.
+enum Route {
+    /// It was asked for and its actor is being made: they wait.
+    Announced(Vec<ProcessMsg>),
+    Actor(ActorRef<ProcessMsg>),
+}
+
+impl Route {
+    fn tell(&mut self, message: ProcessMsg) {
+        match self {
+            Self::Announced(waiting) => waiting.push(message),
+            // An actor that is gone has sealed, or its supervisor has.
+            Self::Actor(actor) => drop(actor.send_message(message)),
+        }
+    }
+}
+
 /// Where notices go.
 #[derive(Default)]
 struct Routes {
-    actors: HashMap<Uuid, ActorRef<ProcessMsg>>,
+    routes: HashMap<Uuid, Route>,
     /// Why none will come any more.
     gone: Option<String>,
 }
@@ -127,15 +144,32 @@ impl SpawnerLink {
     /// Where notices about a process go. Where the spawner is gone already, the process is told so.
     pub(crate) fn add_route(&self, process: Uuid, actor: ActorRef<ProcessMsg>) {
         let mut routes = lock(&self.routes);
-        if let Some(reason) = &routes.gone {
-            let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.clone()));
+        let gone = routes.gone.clone().map(ProcessMsg::SpawnerLost);
+        let mut route = Route::Actor(actor);
+        let waiting = match routes.routes.remove(&process) {
+            Some(Route::Announced(waiting)) => waiting,
+            _ => Vec::new(),
+        };
+        for message in waiting.into_iter().chain(gone) {
+            route.tell(message);
         }
-        routes.actors.insert(process, actor);
+        routes.routes.insert(process, route);
+    }
+
+    /// A process is about to be asked for: what is heard of it is kept until its actor is there.
+    pub(crate) fn announce(&self, process: Uuid) {
+        lock(&self.routes).routes.insert(process, Route::Announced(Vec::new()));
+    }
+
+    /// Nobody will be there for a process that was asked for: nothing of it may live.
+    pub(crate) fn disown(&self, process: Uuid) {
+        self.remove_route(process);
+        self.post(Request::Kill { process }, None, None);
     }
 
     /// Forgets a process.
     pub(crate) fn remove_route(&self, process: Uuid) {
-        lock(&self.routes).actors.remove(&process);
+        lock(&self.routes).routes.remove(&process);
     }
 
     /// Sends a request, now or as soon as there is room; requests keep their order. A process whose start could not
@@ -182,10 +216,8 @@ impl SpawnerLink {
     }
 
     fn tell(&self, process: Uuid, message: ProcessMsg) {
-        let route = lock(&self.routes).actors.get(&process).cloned();
-        if let Some(actor) = route {
-            // An actor that is gone has sealed, or its supervisor has.
-            let _ = actor.send_message(message);
+        if let Some(route) = lock(&self.routes).routes.get_mut(&process) {
+            route.tell(message);
         }
     }
 
@@ -195,8 +227,11 @@ impl SpawnerLink {
         self.spawner.get_ref().hang_up();
         let mut routes = lock(&self.routes);
         routes.gone = Some(reason.to_owned());
-        for actor in routes.actors.values() {
-            let _ = actor.send_message(ProcessMsg::SpawnerLost(reason.to_owned()));
+        for route in routes.routes.values_mut() {
+            // Those without an actor yet are told when they get one.
+            if let Route::Actor(_) = route {
+                route.tell(ProcessMsg::SpawnerLost(reason.to_owned()));
+            }
         }
     }
 }
