@@ -236,7 +236,11 @@ impl Tree {
             let (sandbox, process) = (args.sandbox.clone(), *id.as_uuid());
             self.link.announce(process);
             self.link.post(request, Some(sandbox), given);
-            if self.supervisor.send_message(SupervisorMsg::Spawn { args, reply }).is_err() {
+            if self
+                .supervisor
+                .send_message(SupervisorMsg::Spawn { args, reply })
+                .is_err()
+            {
                 self.link.disown(process);
                 return Err(gone());
             }
@@ -245,9 +249,10 @@ impl Tree {
             Ok(Ok(actor)) => actor,
             refused => {
                 self.link.disown(*id.as_uuid());
-                return Err(refused.map_or_else(|_| gone(), |why| {
-                    SpawnRefused::Gone(why.err().unwrap_or_default())
-                }));
+                return Err(refused.map_or_else(
+                    |_| gone(),
+                    |why| SpawnRefused::Gone(why.err().unwrap_or_default()),
+                ));
             }
         };
         if has_audit && !self.audit_shared.swap(true, Ordering::Relaxed) {

@@ -158,7 +158,9 @@ impl SpawnerLink {
 
     /// A process is about to be asked for: what is heard of it is kept until its actor is there.
     pub(crate) fn announce(&self, process: Uuid) {
-        lock(&self.routes).routes.insert(process, Route::Announced(Vec::new()));
+        lock(&self.routes)
+            .routes
+            .insert(process, Route::Announced(Vec::new()));
     }
 
     /// Nobody will be there for a process that was asked for: nothing of it may live.

@@ -82,6 +82,17 @@ fn every_path(preset: &str, net: NetMode, limited: bool) {
         (Step::WorkingDirectory, libc::ENOENT)
     );
 
+    if !limited && preset != "unconfined" {
+        talk.made_ahead(&cwd, &sandbox);
+        let (status, text) = talk.output(ask(&["sh", "-c", "echo ahead; exit 9"]), &sandbox);
+        assert_eq!((code(status), text.as_str()), (9, "ahead\n"));
+        talk.made_ahead(&cwd, &sandbox);
+        assert_eq!(
+            talk.fails(ask(&["/nonexistent"]), &sandbox),
+            (Step::Exec, libc::ENOENT)
+        );
+    }
+
     // The init reaps, obeys and kills.
     let mut daemons = ask(&[
         "sh",

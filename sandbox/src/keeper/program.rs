@@ -61,7 +61,11 @@ impl Program {
     /// The room that a request's program needs.
     pub(super) fn bytes(request: &SpawnRequest) -> usize {
         let strings = [&request.candidates, &request.argv, &request.env];
-        let text: usize = strings.iter().flat_map(|list| list.iter()).map(|s| s.len() + 1).sum();
+        let text: usize = strings
+            .iter()
+            .flat_map(|list| list.iter())
+            .map(|s| s.len() + 1)
+            .sum();
         // Each array with its null, and the shell's: one more word than argv.
         let pointers: usize =
             strings.iter().map(|list| list.len() + 1).sum::<usize>() + request.argv.len().max(1) + 2;
@@ -74,7 +78,10 @@ impl Program {
             return Err(Unwritten::NoRoom);
         }
         let strings = [&request.candidates, &request.argv, &request.env];
-        if strings.iter().any(|list| list.iter().any(|text| text.contains(&0))) {
+        if strings
+            .iter()
+            .any(|list| list.iter().any(|text| text.contains(&0)))
+        {
             return Err(Unwritten::Nul);
         }
         let arguments = request.argv.len();

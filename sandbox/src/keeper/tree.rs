@@ -93,7 +93,9 @@ impl Tree {
         fixed: &Fixed,
     ) -> Result<Self, Failure> {
         let mut program = room(Program::bytes(&request))?;
-        program.write(&request).map_err(|_| (Step::Exec, libc::EINVAL, 0))?;
+        program
+            .write(&request)
+            .map_err(|_| (Step::Exec, libc::EINVAL, 0))?;
         Self::fork(request, (program, false), fds, fixed)
     }
 
@@ -176,8 +178,11 @@ impl Tree {
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut image = Image::new(request, (program, waits), descriptors, fixed)
-            .ok_or((Step::Exec, libc::EINVAL, 0))?;
+        let mut image = Image::new(request, (program, waits), descriptors, fixed).ok_or((
+            Step::Exec,
+            libc::EINVAL,
+            0,
+        ))?;
         let init_pid = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,

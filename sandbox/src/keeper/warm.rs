@@ -102,7 +102,11 @@ impl Warm {
         let oldest = if self.entries.len() < REMEMBERED_MAX {
             None
         } else {
-            let oldest = self.entries.iter().enumerate().min_by_key(|(_, entry)| entry.used);
+            let oldest = self
+                .entries
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, entry)| entry.used);
             oldest.map(|(index, _)| index)
         };
         let dropped = oldest.and_then(|index| self.entries.swap_remove(index).made);

@@ -113,6 +113,25 @@ impl Talk {
         }
     }
 
+    /// Uses this sandbox until the spawner makes the next one ahead; says the pid of its init. Nothing else may run.
+    pub fn made_ahead(&self, cwd: &Path, sandbox: &PreparedSandbox) -> i32 {
+        for _ in 0..2 {
+            let (status, _) = self.output(request(&["true"], cwd, sandbox), sandbox);
+            assert_eq!(code(status), 0);
+        }
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            // An init that has just ended may still be there; one that waits has a child.
+            for init in children(self.pid) {
+                if children(init).len() == 1 {
+                    return init;
+                }
+            }
+            assert!(Instant::now() < deadline, "nothing is made ahead");
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits for a process's status and for the end of its tree.
     pub fn ended(&self, process: Uuid) -> i32 {
         let mut ended = None;
@@ -249,6 +268,14 @@ pub fn request(words: &[&str], cwd: &Path, sandbox: &PreparedSandbox) -> SpawnRe
         stdin: Stdin::Null,
     }
     .request(sandbox)
+}
+
+/// The children of a single-threaded process.
+pub fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }
 
 /// A directory of the test's own, outside of `/tmp`, which a sandbox has its own copy of.
