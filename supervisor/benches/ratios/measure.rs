@@ -73,6 +73,10 @@ pub(crate) fn take_turns(rounds: usize, mut sides: Vec<Side<'_>>) -> Result<Vec<
                 sides.len() - 1 - turn
             };
             let side = &mut sides[index];
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "there is no event: it is time that is wanted"
+            )]
             std::thread::sleep(PAUSE);
             let sample = (side.sample)().map_err(|error| format!("{}: {error}", side.name))?;
             if round >= warm_up {
