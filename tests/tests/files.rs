@@ -437,7 +437,26 @@ fn escape_44_the_file_that_names_a_worktrees_repository_is_read_only(world: &Wor
     assert_eq!(world.content("work/.git"), "gitdir: /somewhere");
 }
 
+fn escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too(world: &World) {
+    require!(needs::pid_namespaces(world), "a mount namespace for this user");
+    let temp = tempfile::Builder::new()
+        .tempdir_in("/tmp")
+        .expect("a directory below /tmp");
+    world.give_away(temp.path(), 0o755);
+    let file = temp.path().join(".git");
+    std::fs::write(&file, "gitdir: /somewhere").expect("a file");
+    world.give_away(&file, 0o644);
+    let done = world
+        .shell("cat .git; echo planted > .git; mv .git old; rm .git")
+        .directory(temp.path())
+        .finish();
+    assert_eq!(done.text(), "gitdir: /somewhere", "\n{done}");
+    done.denial(&filesystem().path(&file.display().to_string()));
+    assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), Some("gitdir: /somewhere"));
+}
+
 both_users!(
+    escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too,
     writing_to_ones_own_streams_by_name_is_no_denial,
     escape_56_the_users_other_terminals_are_out_of_sight,
     i4_refused_writes_by_way_of_ones_own_links_are_recorded,
