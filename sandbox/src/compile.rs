@@ -153,7 +153,7 @@ pub fn compile(
     } else {
         MountPlan::default()
     };
-    let opens = observation(audit, context, &masked, &held_by_mount);
+    let opens = observation(audit, context, &masked, &held_by_mount).max(asked(&policy));
     let filter = compile_filter(&FilterPlan {
         net: policy.net.mode,
         opens,
@@ -397,6 +397,16 @@ fn observation(
         OpenObservation::All
     } else {
         OpenObservation::Writes
+    }
+}
+
+/// Which opens must be seen before they are refused.
+fn asked(policy: &Policy) -> OpenObservation {
+    let reads_everything = policy.files.read.iter().any(|rule| rule.path == Path::new("/"));
+    match (policy.ask.files, reads_everything) {
+        (false, _) => OpenObservation::None,
+        (true, true) => OpenObservation::Writes,
+        (true, false) => OpenObservation::All,
     }
 }
 

@@ -28,8 +28,22 @@ pub struct Policy {
     pub net: NetPolicy,
     /// Resource limits.
     pub limits: Limits,
+    /// What is asked about before it is refused.
+    #[serde(default)]
+    pub ask: AskPolicy,
     /// What to do where the kernel cannot hold what is asked.
     pub degrade: Degrade,
+}
+
+/// What is asked about before it is refused: the call waits for an answer, and is refused if none comes in time.
+///
+/// Only what no rule speaks about is asked about: what a rule denies stays denied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskPolicy {
+    /// TCP connections, and connections to unix sockets of other programs by their path.
+    pub net: bool,
+    /// Opening and creating regular files. Other changes (rename, unlink, mkdir …) are refused as ever.
+    pub files: bool,
 }
 
 /// What to do where the kernel lacks something that the policy asks for.
@@ -227,6 +241,7 @@ impl Policy {
                 allow: Vec::new(),
             },
             limits: Limits::default(),
+            ask: AskPolicy::default(),
             degrade: Degrade::Required,
         }
     }

@@ -452,7 +452,10 @@ fn escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too(world: &Wo
         .finish();
     assert_eq!(done.text(), "gitdir: /somewhere", "\n{done}");
     done.denial(&filesystem().path(&file.display().to_string()));
-    assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), Some("gitdir: /somewhere"));
+    assert_eq!(
+        std::fs::read_to_string(&file).ok().as_deref(),
+        Some("gitdir: /somewhere")
+    );
 }
 
 both_users!(

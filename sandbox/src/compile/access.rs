@@ -148,6 +148,15 @@ impl AccessMap {
         }
     }
 
+    /// Whether no rule speaks about this access, neither for nor against.
+    pub(crate) fn is_unmentioned(&self, path: &Path, access: FileAccess) -> bool {
+        let question = match access {
+            FileAccess::Read | FileAccess::Execute => Question::Reading,
+            FileAccess::Write | FileAccess::Create | FileAccess::Remove => Question::Writing,
+        };
+        is_plain(path) && self.winner(path, question).is_none()
+    }
+
     /// Whether the question's answer for `path` is yes.
     pub(crate) fn allows(&self, path: &Path, question: Question) -> bool {
         self.winner(path, question).is_some_and(Entry::grants)

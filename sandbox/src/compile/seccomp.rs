@@ -51,7 +51,7 @@ pub struct FilterPlan {
 }
 
 /// Which file calls are notified, in order to observe them: enforcing is Landlock's part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OpenObservation {
     /// None, because the kernel's audit records tell (device nodes are still refused).
     None,

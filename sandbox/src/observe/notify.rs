@@ -16,11 +16,13 @@
 //! - Nothing that may block runs inside [`Decider::decide`]; see [`BlockingConnect`].
 
 mod address;
+mod ask;
 mod connect;
 mod diag;
 mod files;
 mod listener;
 mod memory;
+mod opening;
 mod paths;
 mod socket;
 mod syscall;
@@ -36,11 +38,13 @@ use nix::errno::Errno;
 
 use crate::compile::access::AccessMap;
 use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget, errno_name};
-use crate::policy::{NetMode, NetPolicy};
+use crate::policy::{AskPolicy, NetMode, NetPolicy};
 use crate::syscalls::{self, Entry, Handling};
 
+pub use ask::{Grant, Grants, Question};
 pub use connect::{BlockingConnect, Canceller};
 pub use listener::{Listener, Notification, Received, Response};
+pub use opening::HeldOpen;
 pub use tree::Tree;
 
 /// What a [`Decider`] decides by.
@@ -62,6 +66,10 @@ pub struct DeciderSetup {
     /// Landlock refuses every TCP bind and connect that the target performs itself. No decision depends on it:
     /// without it a race gains the target a bound port, on which it still cannot listen.
     pub tcp_confined_by_landlock: bool,
+    /// What is asked about instead of refused.
+    pub ask: AskPolicy,
+    /// What was allowed already when it was asked about: for this process, and for all that share the answer.
+    pub grants: Vec<Grants>,
 }
 
 /// Decides about one process's notifications.
@@ -88,6 +96,10 @@ pub enum Answer {
     Now(Response),
     /// When this has run, on a thread of its own.
     Blocking(BlockingConnect),
+    /// With the descriptor that this opens, on a thread of its own.
+    Open(HeldOpen),
+    /// When somebody has answered.
+    Ask(Box<Question>),
 }
 
 /// What a notification shows.
@@ -121,6 +133,7 @@ impl Decider {
     /// A decider for one process.
     pub fn new(setup: DeciderSetup) -> Self {
         let net_rule = match setup.net.mode {
+            NetMode::Off if setup.ask.net => "net = ask: not allowed".to_owned(),
             NetMode::Off => format!("net = off (preset {})", setup.policy_name),
             mode => format!("net = {}", mode.as_str()),
         };
@@ -201,10 +214,25 @@ impl Decided {
         }
     }
 
+    /// Refused with this error unless somebody allows it.
+    fn ask(question: Question) -> Self {
+        Self {
+            answer: Answer::Ask(Box::new(question)),
+            observation: None,
+        }
+    }
+
     const CONTINUE: Self = Self {
         answer: Answer::Now(Response::Continue),
         observation: None,
     };
+}
+
+impl Decider {
+    /// Whether this was allowed before, when it was asked about.
+    fn is_granted(&self, grant: &Grant) -> bool {
+        self.setup.grants.iter().any(|grants| grants.covers(grant))
+    }
 }
 
 impl Call<'_> {
@@ -272,7 +300,19 @@ impl Call<'_> {
         rule: impl Into<String>,
         certainty: Certainty,
     ) -> Observation {
-        Observation::Denial(Denial {
+        Observation::Denial(self.attempt(class, operation, errno, target, rule, certainty))
+    }
+
+    fn attempt(
+        &self,
+        class: DenialClass,
+        operation: &str,
+        errno: Errno,
+        target: DenialTarget,
+        rule: impl Into<String>,
+        certainty: Certainty,
+    ) -> Denial {
+        Denial {
             class,
             operation: operation.to_owned(),
             target,
@@ -282,7 +322,7 @@ impl Call<'_> {
             errno: errno_name(errno as i32),
             certainty,
             decision: Decision::Deny,
-        })
+        }
     }
 
     /// The thread's name, unless the thread died: its number may be another's by then.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Degrade, FilePolicy, Limits, NetMode, NetPolicy, PathRule, Policy, PolicyError};
+use super::{AskPolicy, Degrade, FilePolicy, Limits, NetMode, NetPolicy, PathRule, Policy, PolicyError};
 
 /// The presets' names, the default first.
 pub const PRESETS: [&str; 3] = ["workspace-write", "read-only", "unconfined"];
@@ -128,6 +128,7 @@ impl Policy {
                 allow: Vec::new(),
             },
             limits: Limits::default(),
+            ask: AskPolicy::default(),
             degrade: Degrade::Required,
         }
     }

@@ -9,6 +9,7 @@
 //! cargo bench --bench ratios -- --quick               a tenth of the samples
 //! cargo bench --bench ratios -- --only spawn          one family: spawn, cli, output, denials, kill
 //! cargo bench --bench ratios -- --as-user NAME        everything again as another user (as root)
+//! cargo bench --bench ratios -- --workers 2           the library in a runtime of two worker threads, not one
 //! cargo bench --bench ratios -- --json                one object per line instead of the table
 //! ```
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let setting = Setting::new()?;
+    let setting = Setting::new(options)?;
     if !options.json {
         println!("{}", setting.describe());
     }

@@ -22,9 +22,9 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(options.workers)
             .enable_all()
             .build()?;
         let supervisor = runtime.block_on(Supervisor::builder().spawner(PROVOST).start())?;
@@ -41,8 +41,9 @@ impl Setting {
         let processors = std::thread::available_parallelism().map_or(0, usize::from);
         let namespaces = self.runtime.block_on(self.supervisor.kernel()).pid_namespace;
         format!(
-            "uid {}, {processors} processors, Linux {}, namespaces: {}, load before: {}",
+            "uid {}, {processors} processors, {} worker thread(s), Linux {}, namespaces: {}, load before: {}",
             nix::unistd::getuid(),
+            self.runtime.metrics().num_workers(),
             read("/proc/sys/kernel/osrelease").trim(),
             if namespaces.is_yes() { "yes" } else { "no" },
             read("/proc/loadavg").trim(),
@@ -143,7 +144,11 @@ pub(crate) fn again_as_other_users(options: &Options) -> Result<()> {
     if options.repetition {
         return Ok(());
     }
-    let mut same: Vec<String> = vec!["--repetition".into()];
+    let mut same: Vec<String> = vec![
+        "--repetition".into(),
+        "--workers".into(),
+        options.workers.to_string(),
+    ];
     same.extend(options.quick.then(|| "--quick".into()));
     same.extend(options.json.then(|| "--json".into()));
     let families = |only: Option<&String>| only.map(|only| ["--only".to_owned(), only.clone()]);

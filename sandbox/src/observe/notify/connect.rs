@@ -10,8 +10,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::address::{SocketAddress, effective};
 use super::socket::SocketKind;
-use super::{Answer, Call, Decided, Decider, Response, listener};
-use crate::denial::DenialTarget;
+use super::{Answer, Call, Decided, Decider, Grant, Question, Response, listener};
+use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::policy::NetMode;
 
 /// A permitted connect that may take its time.
@@ -127,8 +127,18 @@ impl Decider {
             Ok(inet) => inet,
             Err(errno) => return Decided::error(errno),
         };
-        if let Err(errno) = self.permits(kind, effective(given), port) {
-            return call.deny_net(errno, self.target(kind, &address), self.net_rule.as_str());
+        let grant = Grant::Connect {
+            address: effective(given),
+            port,
+        };
+        let refused = self.permits(kind, effective(given), port).err();
+        let asks = self.setup.ask.net && kind.is_tcp() && self.setup.net.mode == NetMode::Off;
+        let granted = asks && self.is_granted(&grant);
+        let shown = self.target(kind, &address);
+        if let Some(errno) = refused
+            && !asks
+        {
+            return call.deny_net(errno, shown, self.net_rule.as_str());
         }
         let address = match self.setup.net.mode {
             NetMode::Open => address,
@@ -138,10 +148,28 @@ impl Decider {
             // Only remembers the address: nothing to wait for.
             return Decided::performed(listener::connect(socket.as_fd(), address.as_bytes()));
         }
-        Decided {
-            answer: Answer::Blocking(BlockingConnect::new(socket, address, None)),
-            observation: None,
+        let connect = BlockingConnect::new(socket, address, None);
+        match refused {
+            Some(errno) if !granted => self.ask_to_connect(call, connect, grant, errno, shown),
+            _ => Decided {
+                answer: Answer::Blocking(connect),
+                observation: None,
+            },
         }
+    }
+
+    /// Refused, unless somebody who is asked allows it.
+    pub(super) fn ask_to_connect(
+        &self,
+        call: Call<'_>,
+        connect: BlockingConnect,
+        grant: Grant,
+        errno: Errno,
+        target: DenialTarget,
+    ) -> Decided {
+        let (class, rule) = (DenialClass::Network, self.net_rule.as_str());
+        let denial = call.attempt(class, call.name, errno, target, rule, Certainty::Observed);
+        Decided::ask(Question::connect(denial, errno as i32, grant, connect))
     }
 
     fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {

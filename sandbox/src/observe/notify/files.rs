@@ -11,8 +11,9 @@ use nix::errno::Errno;
 
 use super::address::{SocketAddress, UnixName};
 use super::memory;
+use super::opening::HeldOpen;
 use super::paths::{Kind, Moot, Resolved, View};
-use super::{Call, Decided, Decider};
+use super::{Answer, Call, Decided, Decider, Question, ask};
 use crate::compile::access::{AccessMap, FileAccess};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::syscalls::Entry;
@@ -36,8 +37,63 @@ impl Decider {
         let Some(access) = &self.setup.access else {
             return Decided::CONTINUE;
         };
-        let judged = self.judge(call, access).open(self.setup.observe_reads);
-        call.inferred(judged)
+        let judge = self.judge(call, access);
+        let Ok(opening) = judge.opening() else {
+            return Decided::CONTINUE;
+        };
+        let refused = judge.open(&opening, self.setup.observe_reads);
+        if let (Some(refused), true) = (&refused, self.setup.ask.files)
+            && let Some(decided) = self.ask_to_open(&judge, &opening, refused)
+        {
+            return decided;
+        }
+        call.inferred(Ok(refused))
+    }
+
+    /// What no rule speaks about is asked about, where it can be opened on the target's behalf.
+    fn ask_to_open(&self, judge: &Judge<'_>, opening: &Opening, refused: &Refused) -> Option<Decided> {
+        let (kind, access) = match refused.operation {
+            "create" if opening.flags & libc::O_TMPFILE != libc::O_TMPFILE => {
+                (Kind::Absent, FileAccess::Create)
+            }
+            "write" => (Kind::Other, FileAccess::Write),
+            "open" => (Kind::Other, FileAccess::Read),
+            _ => return None,
+        };
+        let askable = opening.resolved.kind == kind
+            && opening.resolve == 0
+            && judge.access.is_unmentioned(&refused.path, access);
+        if !askable {
+            return None;
+        }
+        let view = judge.view().ok()?;
+        let exists = kind == Kind::Other;
+        let held = HeldOpen::hold(&view, &refused.path, exists, opening.flags, opening.mode)?;
+        let call = judge.call;
+        if !call.is_valid() {
+            return None;
+        }
+        let grant = ask::file_grant(&refused.path, access != FileAccess::Read);
+        if self.is_granted(&grant) {
+            return Some(Decided {
+                answer: Answer::Open(held),
+                observation: None,
+            });
+        }
+        let denial = call.attempt(
+            DenialClass::Filesystem,
+            refused.operation,
+            refused.errno,
+            DenialTarget::path(refused.path.to_string_lossy()),
+            refused.rule.clone(),
+            Certainty::Observed,
+        );
+        Some(Decided::ask(Question::open(
+            denial,
+            refused.errno as i32,
+            grant,
+            held,
+        )))
     }
 
     /// A bind that may make a socket's file: observed as any new name is.
@@ -99,37 +155,74 @@ struct Judge<'a> {
     masked: &'a [PathBuf],
 }
 
+/// An open, copied out of the target once, and what its path leads to.
+struct Opening {
+    flags: i32,
+    mode: u32,
+    /// `RESOLVE_*` of openat2(2).
+    resolve: u64,
+    resolved: Resolved,
+}
+
+impl Opening {
+    fn creates(&self) -> bool {
+        self.flags & libc::O_CREAT != 0
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.creates() && self.flags & libc::O_EXCL != 0
+    }
+}
+
+/// `struct open_how`: flags, mode, resolve.
+const OPEN_HOW_WORDS: usize = 3;
+
 impl Judge<'_> {
-    fn open(&self, observe_reads: bool) -> Judged {
-        let (directory, path, flags) = match self.call.name {
-            "open" => (libc::AT_FDCWD, 0, self.call.int(1)),
-            "creat" => (libc::AT_FDCWD, 0, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC),
-            "openat" => (self.call.int(0), 1, self.call.int(2)),
-            // struct open_how begins with the flags.
+    fn opening(&self) -> Result<Opening, Moot> {
+        let call = self.call;
+        let (directory, path, flags, mode, resolve) = match call.name {
+            "open" => (libc::AT_FDCWD, 0, call.int(1), call.int(2), 0),
+            "creat" => {
+                let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC;
+                (libc::AT_FDCWD, 0, flags, call.int(1), 0)
+            }
+            "openat" => (call.int(0), 1, call.int(2), call.int(3), 0),
             "openat2" => {
-                let flags = memory::read_u64(self.call.tid(), self.call.arg(2)).map_err(|_| Moot)?;
-                (self.call.int(0), 1, flags as i32)
+                let mut bytes = [0; OPEN_HOW_WORDS * 8];
+                memory::read_exact(call.tid(), call.arg(2), &mut bytes).map_err(|_| Moot)?;
+                let (words, _) = bytes.as_chunks();
+                let [flags, mode, resolve] = [0, 1, 2].map(|at| u64::from_ne_bytes(words[at]));
+                (call.int(0), 1, flags as i32, mode as i32, resolve)
             }
             _ => return Err(Moot),
         };
         if flags & libc::O_PATH != 0 {
-            return Ok(None);
+            return Err(Moot);
         }
-        let creates = flags & libc::O_CREAT != 0;
-        let exclusive = creates && flags & libc::O_EXCL != 0;
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        let exclusive = flags & libc::O_CREAT != 0 && flags & libc::O_EXCL != 0;
         let follow = !exclusive && flags & libc::O_NOFOLLOW == 0;
-        let resolved = self.resolve(directory, path, follow)?;
+        Ok(Opening {
+            flags,
+            mode: mode.cast_unsigned(),
+            resolve,
+            resolved: self.resolve(directory, path, follow)?,
+        })
+    }
+
+    fn open(&self, opening: &Opening, observe_reads: bool) -> Option<Refused> {
+        let Opening { flags, resolved, .. } = opening;
+        let (creates, exclusive) = (opening.creates(), opening.is_exclusive());
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         if flags & libc::O_TMPFILE == libc::O_TMPFILE {
             let unnamed = resolved.path.join("#");
-            return Ok(self
+            return self
                 .refused("create", FileAccess::Create, &unnamed)
                 .map(|refused| Refused {
-                    path: resolved.path,
+                    path: resolved.path.clone(),
                     ..refused
-                }));
+                });
         }
-        Ok(match resolved.kind {
+        match resolved.kind {
             Kind::Absent if creates => self.refused("create", FileAccess::Create, &resolved.path),
             Kind::Absent | Kind::Symlink => None,
             Kind::Directory => None,
@@ -141,7 +234,7 @@ impl Judge<'_> {
                 self.refused("open", FileAccess::Read, &resolved.path)
             }
             Kind::Other | Kind::Unknown => None,
-        })
+        }
     }
 
     fn directory_change(&self) -> Judged {

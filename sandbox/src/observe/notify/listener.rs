@@ -245,6 +245,44 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Puts a descriptor into the target's table and answers the call with its number, in one step. That its thread
+    /// died meanwhile is no error.
+    ///
+    /// # Errors
+    /// The target has no room for it, or the kernel cannot do it in one step (before 5.14): the call still waits.
+    pub fn give(&self, id: u64, file: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
+        const ADDFD_FLAG_SEND: u32 = 2;
+        let request = libc::seccomp_notif_addfd {
+            id,
+            flags: ADDFD_FLAG_SEND,
+            srcfd: file.as_raw_fd().cast_unsigned(),
+            newfd: 0,
+            newfd_flags: if close_on_exec {
+                libc::O_CLOEXEC.cast_unsigned()
+            } else {
+                0
+            },
+        };
+        loop {
+            // SAFETY: the request is read for the length of the call; `file` is open as long.
+            // WHY: nix has no seccomp ioctls.
+            let given = unsafe {
+                libc::ioctl(
+                    self.fd.as_raw_fd(),
+                    libc::SECCOMP_IOCTL_NOTIF_ADDFD,
+                    &raw const request,
+                )
+            };
+            match Errno::result(given) {
+                Ok(_) | Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 /// A pidfd of one thread (not necessarily a leader), or of the whole process where the kernel knows no
 /// pidfds of threads (before 6.9).
 pub(super) fn pidfd_of_thread(tid: i32) -> Result<OwnedFd, Errno> {

@@ -18,7 +18,7 @@ use super::address::{SocketAddress, UnixName};
 use super::diag::{BoundSocket, Diag, Sought};
 use super::paths::View;
 use super::socket::SocketKind;
-use super::{Answer, BlockingConnect, Call, Decided, Decider, Tree, listener};
+use super::{Answer, BlockingConnect, Call, Decided, Decider, Grant, Tree, listener};
 use crate::denial::DenialTarget;
 
 /// Descriptors that are looked at before a server counts as not found.
@@ -107,7 +107,21 @@ impl Decider {
             .find(&self.setup.tree, call.tid(), socket.as_fd(), kind, sought)
             != Owner::Tree
         {
-            return refuse(Errno::EACCES, &shown);
+            if !self.setup.ask.net {
+                return refuse(Errno::EACCES, &shown);
+            }
+            let grant = Grant::Socket {
+                path: found.path.clone(),
+            };
+            if !self.is_granted(&grant) {
+                let target = DenialTarget {
+                    path: Some(shown.into_owned()),
+                    protocol: Some(kind.name()),
+                    ..DenialTarget::default()
+                };
+                let connect = BlockingConnect::new(socket, held, Some(found.file));
+                return self.ask_to_connect(call, connect, grant, Errno::EACCES, target);
+            }
         }
         Decided {
             answer: Answer::Blocking(BlockingConnect::new(socket, held, Some(found.file))),

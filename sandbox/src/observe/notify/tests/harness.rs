@@ -8,9 +8,9 @@ use std::thread;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::super::{Answer, Decider, DeciderSetup, Listener, Observation, Received, Tree};
+use super::super::{Answer, Decider, DeciderSetup, Listener, Observation, Question, Received, Tree};
 use crate::denial::Denial;
-use crate::policy::{NetMode, NetPolicy};
+use crate::policy::{AskPolicy, NetMode, NetPolicy};
 
 /// What came of a run.
 pub(super) struct Ran<T> {
@@ -51,6 +51,8 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
             pid_namespace: None,
         },
         tcp_confined_by_landlock: false,
+        ask: AskPolicy::default(),
+        grants: Vec::new(),
     }
 }
 
@@ -58,6 +60,16 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
 pub(super) fn run<T: Send>(
     setup: DeciderSetup,
     notified: &[libc::c_long],
+    target: impl FnOnce() -> T + Send,
+) -> Ran<T> {
+    run_asked(setup, notified, |_| false, target)
+}
+
+/// The same; whatever is asked about is answered by `allows`.
+pub(super) fn run_asked<T: Send>(
+    setup: DeciderSetup,
+    notified: &[libc::c_long],
+    mut allows: impl FnMut(&Question) -> bool,
     target: impl FnOnce() -> T + Send,
 ) -> Ran<T> {
     let mut decider = Decider::new(setup);
@@ -85,12 +97,32 @@ pub(super) fn run<T: Send>(
                 None => {}
             }
             let id = notification.id;
-            match decided.answer {
+            let answer = match decided.answer {
+                Answer::Ask(question) if allows(&question) => question.permit(),
+                Answer::Ask(question) => {
+                    denials.push(question.denial().clone());
+                    Answer::Now(question.refuse().0)
+                }
+                answer => answer,
+            };
+            let listener = Arc::clone(&listener);
+            match answer {
                 Answer::Now(response) => listener.respond(id, response).unwrap(),
                 Answer::Blocking(connect) => {
-                    let listener = Arc::clone(&listener);
                     scope.spawn(move || listener.respond(id, connect.run()).unwrap());
                 }
+                Answer::Open(open) => {
+                    scope.spawn(move || {
+                        let close_on_exec = open.close_on_exec();
+                        match open.run() {
+                            Ok(file) => listener.give(id, file.as_fd(), close_on_exec).unwrap(),
+                            Err(errno) => listener
+                                .respond(id, super::super::Response::Errno(errno as i32))
+                                .unwrap(),
+                        }
+                    });
+                }
+                Answer::Ask(_) => unreachable!("answered above"),
             }
         }
         Ran {
