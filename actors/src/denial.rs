@@ -11,24 +11,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use provost_sandbox::compile::PreparedSandbox;
-use provost_sandbox::denial::{Certainty, Denial, DenialClass};
+use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
-    Answer, Canceller, Decider, DeciderSetup, Listener, Observation, Received, Response, Tree,
+    Answer, Canceller, Decider, DeciderSetup, Grants, HeldOpen, Listener, Observation, Question,
+    Received, Response, Tree,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::Semaphore;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::approval::{ApprovalScope, Approvals, GrantRecord, Verdict, Waiting};
 use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 use crate::spawner::lock;
 
-/// Connects that may wait at the same time, per process.
+/// Calls that may be performed on threads at the same time, per process.
 const BLOCKING_MAX: usize = 64;
 /// How long the channel may take to run dry once the tree is gone.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -46,6 +50,15 @@ pub(crate) enum DenialMsg {
     DrainExpired,
     /// The listener has hung up.
     HungUp,
+    /// Somebody answers a request. False if it does not wait any more.
+    Decide {
+        approval: u64,
+        verdict: Verdict,
+        by: String,
+        reply: oneshot::Sender<bool>,
+    },
+    /// The process is to end: what waits for an answer is refused, and nothing is asked any more.
+    RefuseWaiting,
     /// Every audit record queued before the fence was delivered; some may have been lost.
     AuditDrained { complete: bool },
 }
@@ -59,6 +72,9 @@ pub(crate) struct DenialArgs {
     pub(crate) init_pid: i32,
     pub(crate) pid_namespace: u64,
     pub(crate) audit: Option<ActorRef<AuditMsg>>,
+    pub(crate) ask_timeout: Duration,
+    /// What was allowed to every process of the session.
+    pub(crate) session_grants: Grants,
 }
 
 pub(crate) struct DenialState {
@@ -67,7 +83,19 @@ pub(crate) struct DenialState {
     audit: Option<ActorRef<AuditMsg>>,
     unobserved: Vec<String>,
     serve: Option<JoinHandle<()>>,
+    answers: Option<mpsc::UnboundedSender<Answered>>,
     said: bool,
+}
+
+/// What the server of the listener is told.
+enum Answered {
+    One {
+        approval: u64,
+        verdict: Verdict,
+        by: String,
+        reply: oneshot::Sender<bool>,
+    },
+    RefuseWaiting,
 }
 
 impl Drop for DenialState {
@@ -106,12 +134,17 @@ impl Actor for DenialActor {
             audit: args.audit,
             unobserved: sandbox.unobserved.clone(),
             serve: None,
+            answers: None,
             said: false,
         };
         // Without a listener nothing tells when the last task is gone; the end of the tree will.
         if let Some(fd) = args.listener {
+            let approvals = Approvals::new(args.ask_timeout, args.session_grants);
+            let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
+            setup.grants = approvals.grants();
             let server = Server {
-                decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
+                decider: Decider::new(setup),
+                approvals,
                 only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
                 read_only: read_only(sandbox),
                 process: args.process,
@@ -119,8 +152,10 @@ impl Actor for DenialActor {
                 permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             };
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
+            let (answers, answered) = mpsc::unbounded_channel();
+            state.answers = Some(answers);
             state.serve = Some(tokio::spawn(async move {
-                server.serve(listener).await;
+                server.serve(listener, answered).await;
                 let _ = myself.send_message(DenialMsg::HungUp);
             }));
         }
@@ -143,7 +178,23 @@ impl Actor for DenialActor {
                 }
             }
             DenialMsg::DrainExpired => state.drained(false),
-            DenialMsg::HungUp => state.ask_for_fence(&myself),
+            DenialMsg::HungUp => {
+                // Whoever answers now is told at once that nothing waits any more.
+                state.answers = None;
+                state.ask_for_fence(&myself);
+            }
+            DenialMsg::Decide {
+                approval,
+                verdict,
+                by,
+                reply,
+            } => state.tell_server(Answered::One {
+                approval,
+                verdict,
+                by,
+                reply,
+            }),
+            DenialMsg::RefuseWaiting => state.tell_server(Answered::RefuseWaiting),
             DenialMsg::AuditDrained { complete } => state.drained(complete),
         }
         Ok(())
@@ -151,6 +202,12 @@ impl Actor for DenialActor {
 }
 
 impl DenialState {
+    fn tell_server(&self, answered: Answered) {
+        if let Some(answers) = &self.answers {
+            let _ = answers.send(answered);
+        }
+    }
+
     fn ask_for_fence(&mut self, myself: &ActorRef<DenialMsg>) {
         let Some(audit) = &self.audit else {
             return self.drained(true);
@@ -197,6 +254,8 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
             pid_namespace: namespaced.then_some(pid_namespace),
         },
         tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
+        ask: sandbox.policy.ask,
+        grants: Vec::new(),
     }
 }
 
@@ -225,6 +284,7 @@ impl AsRawFd for SharedListener {
 
 struct Server {
     decider: Decider,
+    approvals: Approvals,
     /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
     only_under: Option<Vec<PathBuf>>,
     /// What mounts hold read-only.
@@ -236,51 +296,187 @@ struct Server {
 
 impl Server {
     /// Answers until the listener hangs up.
-    async fn serve(mut self, listener: AsyncFd<SharedListener>) {
+    async fn serve(
+        mut self,
+        listener: AsyncFd<SharedListener>,
+        mut answered: mpsc::UnboundedReceiver<Answered>,
+    ) {
         loop {
-            let Ok(mut ready) = listener.readable().await else {
-                return;
+            let deadline = self.approvals.next_deadline();
+            let over = tokio::select! {
+                ready = listener.readable() => match ready {
+                    Ok(ready) => self.take_waiting_calls(listener.get_ref(), ready).await,
+                    Err(_) => true,
+                },
+                Some(answer) = answered.recv() => {
+                    self.take_answer(listener.get_ref(), answer).await;
+                    false
+                }
+                () = sleep_until(deadline) => {
+                    while let Some((approval, waiting)) = self.approvals.take_expired(Instant::now()) {
+                        self.refuse(listener.get_ref(), approval, waiting, "deadline").await;
+                    }
+                    false
+                }
             };
-            let mut batch = 0;
-            loop {
-                match listener.get_ref().0.receive() {
-                    Ok(Received::Notification(notification)) => {
-                        let decided = self.decider.decide(&listener.get_ref().0, &notification);
-                        // Said before it is answered: the fact precedes whatever the program does next.
-                        if let Some(observation) = decided.observation {
-                            self.say(observation).await;
-                        }
-                        self.answer(listener.get_ref(), notification.id, decided.answer);
+            if over {
+                break;
+            }
+        }
+        while let Some((approval, waiting)) = self.approvals.take_last_ones() {
+            self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
+                .await;
+        }
+    }
+
+    /// Takes what waits now; true when nothing will any more.
+    async fn take_waiting_calls(
+        &mut self,
+        listener: &SharedListener,
+        mut ready: AsyncFdReadyGuard<'_, SharedListener>,
+    ) -> bool {
+        // In batches, that other work of the runtime gets its turn, and answers are heard.
+        for _ in 0..BATCH_MAX {
+            match listener.0.receive() {
+                Ok(Received::Notification(notification)) => {
+                    let decided = self.decider.decide(&listener.0, &notification);
+                    // Said before it is answered: the fact precedes whatever the program does next.
+                    if let Some(observation) = decided.observation
+                        && !self.is_told_by_audit(&observation)
+                    {
+                        self.say(observation).await;
                     }
-                    Ok(Received::Empty) => {
-                        ready.clear_ready();
-                        break;
-                    }
-                    Ok(Received::HungUp) => return,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot read a seccomp notification");
-                        return;
+                    match decided.answer {
+                        Answer::Ask(question) => self.ask(listener, notification.id, *question).await,
+                        answer => self.answer(listener, notification.id, answer),
                     }
                 }
-                batch += 1;
-                if batch == BATCH_MAX {
-                    batch = 0;
-                    tokio::task::yield_now().await;
+                Ok(Received::Empty) => {
+                    ready.clear_ready();
+                    return false;
+                }
+                Ok(Received::HungUp) => return true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a seccomp notification");
+                    return true;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+        false
+    }
+
+    async fn ask(&mut self, listener: &SharedListener, call: u64, question: Question) {
+        let attempt = Box::new(question.denial().clone());
+        match self.approvals.ask(call, question) {
+            Ok(approval) => {
+                let deadline = Timestamp::now()
+                    .checked_add(self.approvals.timeout())
+                    .unwrap_or(Timestamp::MAX);
+                self.tell(Fact::ApprovalRequested {
+                    approval,
+                    attempt,
+                    deadline,
+                })
+                .await;
+            }
+            Err((question, why)) => {
+                let (response, mut denial) = question.refuse();
+                denial.rule = format!("{}; nobody was asked: {why}", denial.rule);
+                self.say(Observation::Denial(denial)).await;
+                self.answer(listener, call, Answer::Now(response));
+            }
+        }
+    }
+
+    async fn take_answer(&mut self, listener: &SharedListener, answered: Answered) {
+        match answered {
+            Answered::One {
+                approval,
+                verdict,
+                by,
+                reply,
+            } => {
+                let Some(waiting) = self.approvals.take(approval) else {
+                    let _ = reply.send(false);
+                    return;
+                };
+                if !listener.0.is_valid(waiting.call) {
+                    // Whoever asked is gone: nothing is performed for it.
+                    self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
+                        .await;
+                    let _ = reply.send(false);
+                    return;
+                }
+                match verdict {
+                    Verdict::Deny => self.refuse(listener, approval, waiting, &by).await,
+                    Verdict::Allow(scope) => {
+                        self.approvals.remember(&waiting.question, scope);
+                        self.permit(listener, approval, waiting, scope, &by).await;
+                        // The same may have been asked more than once before the answer came.
+                        while let Some((approval, waiting)) = self.approvals.take_granted() {
+                            self.permit(listener, approval, waiting, scope, &by).await;
+                        }
+                    }
+                }
+                let _ = reply.send(true);
+            }
+            Answered::RefuseWaiting => {
+                while let Some((approval, waiting)) = self.approvals.take_last_ones() {
+                    self.refuse(listener, approval, waiting, "stopped").await;
                 }
             }
         }
     }
 
+    async fn permit(
+        &self,
+        listener: &SharedListener,
+        approval: u64,
+        waiting: Waiting,
+        scope: ApprovalScope,
+        by: &str,
+    ) {
+        let verdict = Verdict::Allow(scope);
+        self.say_decided(approval, &waiting.question, verdict, by).await;
+        self.answer(listener, waiting.call, waiting.question.permit());
+    }
+
+    async fn refuse(&self, listener: &SharedListener, approval: u64, waiting: Waiting, by: &str) {
+        self.say_decided(approval, &waiting.question, Verdict::Deny, by)
+            .await;
+        let (response, denial) = waiting.question.refuse();
+        self.say(Observation::Denial(denial)).await;
+        self.answer(listener, waiting.call, Answer::Now(response));
+    }
+
+    async fn say_decided(&self, approval: u64, question: &Question, verdict: Verdict, by: &str) {
+        let (decision, scope) = match verdict {
+            Verdict::Allow(scope) => (Decision::Allow, scope),
+            Verdict::Deny => (Decision::Deny, ApprovalScope::Once),
+        };
+        let denial = question.denial();
+        let grant = Box::new(GrantRecord {
+            approval,
+            scope,
+            operation: denial.operation.clone(),
+            target: denial.target.clone(),
+            by: by.to_owned(),
+        });
+        self.tell(Fact::ApprovalDecided { grant, decision }).await;
+    }
+
     async fn say(&self, observation: Observation) {
-        if self.is_told_by_audit(&observation) {
-            return;
-        }
-        // A program that is refused faster than the ledger counts waits for it.
-        let permit = self.permits.clone().acquire_owned().await.ok();
-        let fact = match observation {
+        self.tell(match observation {
             Observation::Denial(denial) => Fact::Denied(self.as_the_program_saw_it(denial)),
             Observation::Probe(name) => Fact::Probed(name),
-        };
+        })
+        .await;
+    }
+
+    async fn tell(&self, fact: Fact) {
+        // A program that is refused faster than the ledger counts waits for it.
+        let permit = self.permits.clone().acquire_owned().await.ok();
         let _ = self.process.send_message(ProcessMsg::Fact(fact, permit));
     }
 
@@ -314,37 +510,77 @@ impl Server {
             Answer::Now(response) => respond(response),
             Answer::Blocking(connect) => {
                 let canceller = connect.canceller().ok();
-                let slot = canceller.and_then(|canceller| self.blocking.take(id, canceller));
-                let Some(slot) = slot else {
-                    return respond(Response::Errno(nix::libc::EAGAIN));
-                };
+                let slot = canceller.and_then(|canceller| self.blocking.take(id, Some(canceller)));
                 let late = listener.clone();
-                let thread = std::thread::Builder::new().name("provost-connect".to_owned());
-                let started = thread.spawn(move || {
-                    let response = connect.run();
-                    let _ = late.0.respond(id, response);
-                    drop(slot);
+                let started = slot.and_then(|slot| {
+                    on_a_thread("provost-connect", move || {
+                        let response = connect.run();
+                        let _ = late.0.respond(id, response);
+                        drop(slot);
+                    })
                 });
-                if started.is_err() {
+                if started.is_none() {
                     respond(Response::Errno(nix::libc::EAGAIN));
                 }
             }
+            Answer::Open(open) => {
+                let late = listener.clone();
+                let started = self.blocking.take(id, None).and_then(|slot| {
+                    on_a_thread("provost-open", move || {
+                        give(&late, id, open);
+                        drop(slot);
+                    })
+                });
+                if started.is_none() {
+                    respond(Response::Errno(nix::libc::EAGAIN));
+                }
+            }
+            // Asked about before it comes here; refused, should it ever not be.
+            Answer::Ask(question) => respond(question.refuse().0),
         }
     }
 }
 
-/// Connects that wait on threads. Dropping it ends them: they are shut down on a duplicate of their socket.
-#[derive(Default)]
-struct Blocking(Arc<Mutex<HashMap<u64, Canceller>>>);
+/// Opens on behalf of the program, which gets the descriptor or the error.
+fn give(listener: &SharedListener, id: u64, open: HeldOpen) {
+    let close_on_exec = open.close_on_exec();
+    let given = match open.run() {
+        Ok(file) => listener
+            .0
+            .give(id, file.as_fd(), close_on_exec)
+            .map_err(|error| error.raw_os_error().unwrap_or(nix::libc::EIO)),
+        Err(errno) => Err(errno as i32),
+    };
+    if let Err(errno) = given {
+        let _ = listener.0.respond(id, Response::Errno(errno));
+    }
+}
 
-/// One waiting connect's place.
+fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Option<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).ok().map(drop)
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Calls that are performed on threads. Dropping it ends the connects: they are shut down on a duplicate of their socket.
+#[derive(Default)]
+struct Blocking(Arc<Mutex<HashMap<u64, Option<Canceller>>>>);
+
+/// The place of one call.
 struct Slot {
     id: u64,
-    all: Arc<Mutex<HashMap<u64, Canceller>>>,
+    all: Arc<Mutex<HashMap<u64, Option<Canceller>>>>,
 }
 
 impl Blocking {
-    fn take(&self, id: u64, canceller: Canceller) -> Option<Slot> {
+    /// An open has nothing to cancel: a regular file answers, or its file system hangs.
+    fn take(&self, id: u64, canceller: Option<Canceller>) -> Option<Slot> {
         let mut all = lock(&self.0);
         if all.len() >= BLOCKING_MAX {
             return None;
@@ -365,7 +601,7 @@ impl Drop for Slot {
 
 impl Drop for Blocking {
     fn drop(&mut self) {
-        for (_, canceller) in lock(&self.0).drain() {
+        for canceller in lock(&self.0).drain().filter_map(|(_, canceller)| canceller) {
             canceller.cancel();
         }
     }

@@ -14,10 +14,11 @@ use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use provost_sandbox::denial::Denial;
+use provost_sandbox::denial::{Decision, Denial};
 use provost_sandbox::report::SandboxReport;
 use serde::{Deserialize, Serialize};
 
+use crate::approval::ApprovalScope;
 use crate::record::{Closed, TerminalRecord};
 
 mod id;
@@ -83,6 +84,28 @@ pub enum EventBody {
     },
     /// The sandbox refused something.
     Denial(Box<Denial>),
+    /// A call that no rule speaks about waits for an answer.
+    ApprovalRequested {
+        /// The number of the request within the process, from 1.
+        approval: u64,
+        /// The denial that it will be if nobody allows it.
+        attempt: Box<Denial>,
+        /// When it is refused for want of an answer.
+        #[serde(with = "text::micros")]
+        deadline: Timestamp,
+    },
+    /// A request was answered. If the answer is `deny`, the denial follows.
+    ApprovalDecided {
+        /// The number of the request.
+        approval: u64,
+        /// The answer.
+        decision: Decision,
+        /// How far a permission reaches; absent for `deny`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        scope: Option<ApprovalScope>,
+        /// Who decided: `deadline`, `stopped`, `ended`, or the word of whoever answered.
+        by: String,
+    },
     /// A signal was sent.
     SignalSent {
         /// Its name: `SIGTERM`.

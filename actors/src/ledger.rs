@@ -22,8 +22,10 @@
 //! exit, whichever fact comes first decides the outcome (I9).
 
 use jiff::Timestamp;
+use provost_sandbox::denial::Decision;
 use provost_sandbox::report::SandboxReport;
 
+use crate::approval::{ApprovalSummary, GrantRecord};
 use crate::event::{DraftBody, EventBody, EventDraft, StreamName};
 use crate::record::{Closed, Usage};
 
@@ -48,6 +50,9 @@ use tally::DenialTally;
 
 /// How many `signal_sent` events are stated. Only the process's owner can cause them, but in any number.
 const SIGNAL_EVENTS_MAX: u32 = 4096;
+
+/// How many permissions the record lists.
+const GRANTS_LISTED_MAX: usize = 64;
 
 /// How many unkillable tasks are named.
 const UNKILLABLE_MAX: usize = 64;
@@ -76,6 +81,7 @@ pub struct Ledger {
     drain_armed: bool,
     abandon_told: bool,
     denials: DenialTally,
+    approvals: ApprovalSummary,
     signals_stated: u32,
     sealed: bool,
 }
@@ -121,6 +127,7 @@ impl Ledger {
             drain_armed: false,
             abandon_told: false,
             denials,
+            approvals: ApprovalSummary::default(),
             signals_stated: 0,
             sealed: false,
         }
@@ -157,6 +164,21 @@ impl Ledger {
                 }
                 self.stop_at_denial(out);
             }
+            Fact::ApprovalRequested {
+                approval,
+                mut attempt,
+                deadline,
+            } => {
+                tally::clip_texts(&mut attempt);
+                self.approvals.requested += 1;
+                let body = EventBody::ApprovalRequested {
+                    approval,
+                    attempt,
+                    deadline,
+                };
+                self.state(body, out);
+            }
+            Fact::ApprovalDecided { grant, decision } => self.approval_decided(*grant, decision, out),
             Fact::DenialsCounted { class, extra } => {
                 self.denials.count(class, extra);
                 self.stop_at_denial(out);
@@ -286,6 +308,30 @@ impl Ledger {
             usage,
             unkillable,
         });
+    }
+
+    fn approval_decided(&mut self, mut grant: GrantRecord, decision: Decision, out: &mut Vec<Effect>) {
+        let scope = match decision {
+            Decision::Allow => {
+                self.approvals.allowed += 1;
+                Some(grant.scope)
+            }
+            Decision::Deny => {
+                self.approvals.refused += 1;
+                None
+            }
+        };
+        tally::clip_target(&mut grant.target);
+        let body = EventBody::ApprovalDecided {
+            approval: grant.approval,
+            decision,
+            scope,
+            by: grant.by.clone(),
+        };
+        if decision == Decision::Allow && self.approvals.grants.len() < GRANTS_LISTED_MAX {
+            self.approvals.grants.push(grant);
+        }
+        self.state(body, out);
     }
 
     fn stop_at_denial(&mut self, out: &mut Vec<Effect>) {

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod event;
 pub mod ledger;
 pub mod log;

@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
 use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started, Stdin};
+use provost_sandbox::observe::notify::Grants;
 use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -27,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::approval::Verdict;
 use crate::audit::AuditMsg;
 use crate::denial::{DenialActor, DenialArgs, DenialMsg};
 use crate::event::{ProcessId, StreamName};
@@ -72,6 +74,17 @@ pub enum ProcessCommand {
         /// Who asks, or why, for the record.
         reason: String,
     },
+    /// Answer an approval request.
+    Decide {
+        /// The number of the request.
+        approval: u64,
+        /// The answer.
+        verdict: Verdict,
+        /// Who answers, for the record.
+        by: String,
+        /// False if it does not wait for an answer (any more).
+        reply: oneshot::Sender<bool>,
+    },
     /// Send a signal.
     Signal {
         /// Which.
@@ -107,6 +120,8 @@ pub(crate) struct ProcessArgs {
     pub(crate) audit: Option<ActorRef<AuditMsg>>,
     pub(crate) log: Arc<Log>,
     pub(crate) stdin: Arc<StdinPort>,
+    /// What was allowed to every process of the session.
+    pub(crate) session_grants: Grants,
 }
 
 pub(crate) struct ProcessState {
@@ -406,6 +421,8 @@ impl ProcessState {
                 init_pid: started.init_pid,
                 pid_namespace: started.pid_namespace,
                 audit: self.args.audit.clone(),
+                ask_timeout: self.args.spec.ask_timeout,
+                session_grants: self.args.session_grants.clone(),
             };
             let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
             self.denials = Some(denials);
@@ -446,6 +463,21 @@ impl ProcessState {
                 self.fact(myself, Fact::StopRequested(cause));
                 self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
                 self.kill_tree(myself);
+            }
+            ProcessCommand::Decide {
+                approval,
+                verdict,
+                by,
+                reply,
+            } => {
+                if let Some(denials) = &self.denials {
+                    let _ = denials.send_message(DenialMsg::Decide {
+                        approval,
+                        verdict,
+                        by,
+                        reply,
+                    });
+                }
             }
             ProcessCommand::Signal { signal, scope, sent } => {
                 self.signal(signal, scope);
@@ -513,12 +545,20 @@ impl ProcessState {
         if std::mem::replace(&mut self.stopping, true) {
             return;
         }
+        self.refuse_waiting();
         let rule = self.args.spec.stop;
         self.signal(rule.signal, SignalScope::Tree);
         // What is stopped cannot follow the signal.
         self.signal(Signal::SIGCONT, SignalScope::Tree);
         self.say_signal(myself, rule.signal.as_str(), SignalScope::Tree, cause.as_str());
         self.arm(myself, rule.grace, Timer::Grace);
+    }
+
+    /// Nobody is asked on behalf of a process that is to end.
+    fn refuse_waiting(&self) {
+        if let Some(denials) = &self.denials {
+            let _ = denials.send_message(DenialMsg::RefuseWaiting);
+        }
     }
 
     fn kill_tree(&mut self, myself: &ActorRef<ProcessMsg>) {

@@ -11,6 +11,7 @@ use provost_sandbox::denial::{Denial, DenialClass};
 use provost_sandbox::report::SandboxReport;
 use serde::{Deserialize, Serialize};
 
+use crate::approval::ApprovalSummary;
 use crate::event::{ProcessId, StreamName, text};
 
 #[cfg(test)]
@@ -59,6 +60,9 @@ pub struct TerminalRecord {
     pub output: BTreeMap<StreamName, OutputSummary>,
     /// What it was refused.
     pub denials: DenialSummary,
+    /// What was asked about before it was refused or allowed.
+    #[serde(default)]
+    pub approvals: ApprovalSummary,
     /// What it used; `null` where nobody could say.
     pub usage: Option<Usage>,
     /// The fate of its descendants.

@@ -12,6 +12,7 @@ use provost_sandbox::compile::{CompileError, PreparedSandbox};
 use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
 use provost_sandbox::observe::audit::AuditReader;
+use provost_sandbox::observe::notify::Grants;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{OnceCell, oneshot};
 
@@ -104,6 +105,8 @@ pub struct Tree {
     found: KernelSupport,
     prepared: Mutex<Vec<Prepared>>,
     head_start: Mutex<Option<HeadStart>>,
+    /// What was allowed to every process.
+    session_grants: Grants,
     /// The spawner has been asked for its share in audit.
     audit_shared: AtomicBool,
     /// Cleared by a shutdown. Whoever starts something holds this until the supervisor's mailbox has it, so that a
@@ -152,6 +155,7 @@ impl Tree {
             found,
             prepared: Mutex::default(),
             head_start: Mutex::new(head_start),
+            session_grants: Grants::default(),
             audit_shared: AtomicBool::new(false),
             accepts: Mutex::new(true),
         })
@@ -224,6 +228,7 @@ impl Tree {
             link: self.link.clone(),
             log: log.clone(),
             stdin: stdin.clone(),
+            session_grants: self.session_grants.clone(),
         });
         let (reply, accepted) = oneshot::channel();
         let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());

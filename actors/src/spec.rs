@@ -37,6 +37,8 @@ pub struct ProcessSpec {
     pub drain: Duration,
     /// What happens at a denial.
     pub on_denial: OnDenial,
+    /// How long a call waits for an answer where the policy asks before it refuses.
+    pub ask_timeout: Duration,
     /// Watch opens for reading too, where the kernel does not report refusals of its own.
     pub observe_reads: bool,
     /// How much output is kept.
@@ -94,6 +96,7 @@ impl ProcessSpec {
             tree: TreeRule::Kill,
             drain: Duration::from_millis(500),
             on_denial: OnDenial::Report,
+            ask_timeout: Duration::from_secs(60),
             observe_reads: false,
             retention: LogLimits::default(),
             labels: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! The command line: flags in, exit code out. One verb, one file.
 
 mod args;
+mod ask;
 mod completions;
 mod config;
 mod doctor;

@@ -5,9 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use provost_actors::approval::Verdict;
+use provost_actors::event::EventBody;
 use provost_actors::{ProcessCommand, ProcessLink, ShutdownReport, SpawnRefused, Tree};
+use provost_sandbox::denial::Denial;
 use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::kernel::KernelSupport;
+
+use tokio::task::JoinSet;
 
 use crate::{Builder, EventStream, ProcessId, ProcessSpec, TerminalRecord};
 
@@ -48,6 +53,17 @@ impl Supervisor {
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
         self.tree.shutdown(deadline).await
     }
+}
+
+/// A call of a process that waits for an answer.
+#[derive(Debug, Clone)]
+pub struct ApprovalRequest {
+    /// Its number within the process.
+    pub approval: u64,
+    /// The denial that it will be if nobody allows it.
+    pub attempt: Box<Denial>,
+    /// When it is refused for want of an answer.
+    pub deadline: jiff::Timestamp,
 }
 
 /// One supervised process. Clones are the same process; dropping one stops nothing.
@@ -117,6 +133,71 @@ impl ProcessHandle {
         let (sent, on_its_way) = tokio::sync::oneshot::channel();
         let told = self.link.tell(ProcessCommand::Signal { signal, scope, sent });
         Ok(told && on_its_way.await.is_ok())
+    }
+
+    /// Answers one of its approval requests. False when that does not wait for an answer any more: it was answered
+    /// before, its deadline has passed, or whoever asked is gone. `by` says in the record who answered.
+    pub async fn decide(&self, approval: u64, verdict: Verdict, by: impl Into<String>) -> bool {
+        let (reply, decided) = tokio::sync::oneshot::channel();
+        let told = self.link.tell(ProcessCommand::Decide {
+            approval,
+            verdict,
+            by: by.into(),
+            reply,
+        });
+        told && decided.await.unwrap_or(false)
+    }
+
+    /// Answers its approval requests by a callback, from the first one on; `by` says in the record who answered. To be
+    /// awaited or spawned: it is done when the process has ended. Each request is answered on a task of its own, so
+    /// one that takes long holds up no other.
+    ///
+    /// ```no_run
+    /// # async fn example(process: provost::ProcessHandle) {
+    /// use provost::{ApprovalScope, Verdict};
+    /// tokio::spawn(process.answer_approvals("my rules", async |request| {
+    ///     match request.attempt.target.address {
+    ///         Some(address) if address.is_loopback() => Verdict::Allow(ApprovalScope::Process),
+    ///         _ => Verdict::Deny,
+    ///     }
+    /// }));
+    /// # }
+    /// ```
+    pub fn answer_approvals<By, F, Answer>(
+        &self,
+        by: By,
+        callback: F,
+    ) -> impl Future<Output = ()> + Send + use<By, F, Answer>
+    where
+        By: Into<String>,
+        F: Fn(ApprovalRequest) -> Answer + Send,
+        Answer: Future<Output = Verdict> + Send + 'static,
+    {
+        let (process, by) = (self.clone(), by.into());
+        let mut events = self.events();
+        async move {
+            let mut answers = JoinSet::new();
+            while let Some(event) = events.next().await {
+                if let EventBody::ApprovalRequested {
+                    approval,
+                    attempt,
+                    deadline,
+                } = event.body
+                {
+                    let answer = callback(ApprovalRequest {
+                        approval,
+                        attempt,
+                        deadline,
+                    });
+                    let (process, by) = (process.clone(), by.clone());
+                    answers.spawn(async move {
+                        let verdict = answer.await;
+                        process.decide(approval, verdict, by).await;
+                    });
+                    while answers.try_join_next().is_some() {}
+                }
+            }
+        }
     }
 
     /// Writes all of `bytes` to its standard input, waiting while it does not read. Only with

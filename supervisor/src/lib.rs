@@ -42,7 +42,8 @@ mod handle;
 mod stream;
 
 pub use builder::Builder;
-pub use handle::{ProcessHandle, Supervisor};
+pub use handle::{ApprovalRequest, ProcessHandle, Supervisor};
+pub use provost_actors::approval::{ApprovalScope, ApprovalSummary, GrantRecord, Verdict};
 pub use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
 pub use provost_actors::ledger::{OnDenial, StopCause, TreeRule};
 pub use provost_actors::log::LogLimits;
@@ -57,8 +58,8 @@ pub use provost_sandbox::keeper::run_if_asked as run_spawner_if_asked;
 pub use provost_sandbox::keeper::wire::SignalScope;
 pub use provost_sandbox::kernel::{KernelSupport, Probe};
 pub use provost_sandbox::policy::{
-    Degrade, FilePolicy, Limits, NetMode, NetPolicy, NetRule, PRESETS, PathRule, Policy, PolicyError,
-    PresetContext,
+    AskPolicy, Degrade, FilePolicy, Limits, NetMode, NetPolicy, NetRule, PRESETS, PathRule, Policy,
+    PolicyError, PresetContext,
 };
 pub use provost_sandbox::report::{
     Containment, Degradation, FileObservation, SandboxReport, UnsupportedError,

@@ -1,8 +1,10 @@
 //! What the actors around a process observe.
 
-use provost_sandbox::denial::{Denial, DenialClass};
+use jiff::Timestamp;
+use provost_sandbox::denial::{Decision, Denial, DenialClass};
 use provost_sandbox::report::SandboxReport;
 
+use crate::approval::GrantRecord;
 use crate::event::StreamName;
 use crate::record::{Closed, Outcome, Usage};
 
@@ -53,6 +55,22 @@ pub enum Fact {
     },
     /// An attempt was denied.
     Denied(Denial),
+    /// A call waits for an answer.
+    ApprovalRequested {
+        /// The number of the request.
+        approval: u64,
+        /// The denial that it will be if nobody allows it.
+        attempt: Box<Denial>,
+        /// When it is refused for want of an answer.
+        deadline: Timestamp,
+    },
+    /// A request was answered.
+    ApprovalDecided {
+        /// Which, on what, by whom; and how far it reaches.
+        grant: Box<GrantRecord>,
+        /// The answer.
+        decision: Decision,
+    },
     /// More attempts of a class were denied, of which only the number is known.
     DenialsCounted {
         /// Their class.

@@ -37,6 +37,7 @@ impl Ledger {
             duration_ms: u64::try_from(duration).unwrap_or(0),
             output: self.streams.summary(),
             denials,
+            approvals: self.approvals.clone(),
             usage: tree.and_then(|tree| tree.usage),
             tree: tree.map_or_else(TreeSummary::default, |tree| TreeSummary {
                 killed: tree.killed,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-use provost_sandbox::denial::{Denial, DenialClass};
+use provost_sandbox::denial::{Denial, DenialClass, DenialTarget};
 
 use crate::record::DenialSummary;
 
@@ -151,27 +151,30 @@ impl DenialTally {
 }
 
 /// Bounds every text, whoever made it.
-fn clip_texts(denial: &mut Denial) {
-    let target = &mut denial.target;
-    let optional = [
-        &mut target.protocol,
-        &mut target.path,
-        &mut target.syscall,
-        &mut denial.comm,
-    ];
+pub(super) fn clip_texts(denial: &mut Denial) {
+    clip_target(&mut denial.target);
     let always = [&mut denial.operation, &mut denial.rule, &mut denial.errno];
-    for text in optional.into_iter().flatten().chain(always) {
-        if text.len() > TEXT_MAX {
-            text.truncate(text.floor_char_boundary(TEXT_MAX));
-            text.push('…');
-        }
+    for text in denial.comm.iter_mut().chain(always) {
+        clip(text);
+    }
+}
+
+pub(super) fn clip_target(target: &mut DenialTarget) {
+    let optional = [&mut target.protocol, &mut target.path, &mut target.syscall];
+    for text in optional.into_iter().flatten() {
+        clip(text);
+    }
+}
+
+fn clip(text: &mut String) {
+    if text.len() > TEXT_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        text.push('…');
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use provost_sandbox::denial::DenialTarget;
-
     use super::*;
     use crate::record::tests::denial;
 

@@ -61,6 +61,7 @@ pub(crate) fn record() -> TerminalRecord {
         ended_at: at("2026-01-02T03:04:06.5Z"),
         duration_ms: 1500,
         output: [(StreamName::Stdout, stdout)].into(),
+        approvals: ApprovalSummary::default(),
         denials: DenialSummary {
             total: 1,
             by_class: [(DenialClass::Filesystem, 1)].into(),

@@ -44,6 +44,7 @@ Examples:
   provost run --write ~/.cache/pip -- pip install --no-index ./pkg.whl
   provost run --net isolated -- cargo test
   provost run --allow-net 10.0.0.0/8:443 --timeout 5m -- ./fetch.sh
+  provost run --net ask -- npm install
   provost run --policy read-only --record result.json -- ./untrusted
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {
@@ -65,12 +66,28 @@ pub(crate) struct RunArgs {
     /// Refuse reading and writing this file or directory
     #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
     pub(crate) deny: Vec<PathBuf>,
-    /// The network: off (none), isolated (a private loopback), open (the machine's own)
+    /// The network: off (none), isolated (a private loopback), open (the machine's own), ask (off, but --ask net)
     #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
     pub(crate) net: Option<String>,
     /// Allow TCP connections to ADDRESS:PORT or CIDR:PORT ([IPv6]:PORT, * for any port); repeatable
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
     pub(crate) allow_net: Vec<String>,
+    /// Ask before refusing what no rule speaks about: net (TCP and unix connections), files (opening and creating)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        value_delimiter = ',',
+        help_heading = "Sandbox"
+    )]
+    pub(crate) ask: Vec<AskArg>,
+    /// Who is asked: this command reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
+    /// [default: the terminal]
+    #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
+    pub(crate) ask_command: Option<String>,
+    /// How long a request waits before it is denied
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
+    pub(crate) ask_timeout: Duration,
     /// Start with less where this machine cannot hold the policy; the record says what is missing
     #[arg(long, help_heading = "Sandbox")]
     pub(crate) best_effort: bool,
@@ -148,6 +165,12 @@ pub(crate) struct RunArgs {
 pub(crate) enum OnDenialArg {
     Report,
     Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AskArg {
+    Net,
+    Files,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

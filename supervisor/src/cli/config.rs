@@ -10,7 +10,8 @@ use provost_actors::log::LogLimits;
 use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
 use provost_sandbox::policy::{Degrade, NetMode, NetRule, PathRule, Policy, PresetContext};
 
-use super::args::{ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
+use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
+use super::ask::{Asked, Terminal};
 use super::environment::{self, EnvironmentRules};
 
 /// How a run reports.
@@ -27,6 +28,8 @@ pub(super) struct Reporting {
 pub(super) struct RunConfig {
     pub(super) spec: ProcessSpec,
     pub(super) reporting: Reporting,
+    /// Who answers what the policy asks about.
+    pub(super) asked: Option<Asked>,
     /// Something worth a word to the user before it starts.
     pub(super) note: Option<String>,
 }
@@ -53,7 +56,9 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     };
     let env = environment::build(&rules, std::env::vars_os())?;
     let (stdin, note) = stdin(args.stdin)?;
+    let asked = asked(&args, &policy, &here)?;
     let mut spec = ProcessSpec::new(args.command, cwd, policy);
+    spec.ask_timeout = args.ask_timeout;
     spec.env = env;
     spec.stdin = stdin;
     spec.timeout = args.timeout;
@@ -83,6 +88,7 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
             record: args.record,
             quiet: args.quiet,
         },
+        asked,
         note,
     })
 }
@@ -94,9 +100,10 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
     let mut policy =
         Policy::preset(&args.policy, &context).map_err(|error| format!("--policy: {error}"))?;
     let rules = !args.read.is_empty() || !args.write.is_empty() || !args.deny.is_empty();
-    if !policy.confined && (rules || args.net.is_some() || !args.allow_net.is_empty()) {
+    let asks = !args.ask.is_empty() || args.ask_command.is_some();
+    if !policy.confined && (rules || asks || args.net.is_some() || !args.allow_net.is_empty()) {
         return Err(
-            "--policy unconfined has no sandbox: --read, --write, --deny, --net and --allow-net do nothing there; leave them out or choose another policy"
+            "--policy unconfined has no sandbox: --read, --write, --deny, --net, --allow-net and --ask do nothing there; leave them out or choose another policy"
                 .to_owned(),
         );
     }
@@ -126,7 +133,16 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
             .iter()
             .any(|named| named.explicit && named.path == rule.path)
     });
-    if let Some(mode) = &args.net {
+    for what in &args.ask {
+        match what {
+            AskArg::Net => policy.ask.net = true,
+            AskArg::Files => policy.ask.files = true,
+        }
+    }
+    if args.net.as_deref() == Some("ask") {
+        policy.net.mode = NetMode::Off;
+        policy.ask.net = true;
+    } else if let Some(mode) = &args.net {
         policy.net.mode = mode
             .parse::<NetMode>()
             .map_err(|error| format!("--net: {error}"))?;
@@ -136,6 +152,12 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
             .parse::<NetRule>()
             .map_err(|error| format!("--allow-net: {error}"))?;
         policy.net.allow.push(rule);
+    }
+    if policy.ask.net && policy.net.mode != NetMode::Off {
+        return Err(format!(
+            "--ask net cannot be combined with --net {}: only where the network is off is there something to ask about",
+            policy.net.mode.as_str()
+        ));
     }
     if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
         return Err(
@@ -150,6 +172,38 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
         policy.degrade = Degrade::BestEffort;
     }
     Ok(policy)
+}
+
+/// Who answers. That nobody can is an error before anything runs.
+fn asked(args: &RunArgs, policy: &Policy, here: &Path) -> Result<Option<Asked>, String> {
+    let asks = policy.ask.net || policy.ask.files;
+    match (&args.ask_command, asks) {
+        (None, false) => Ok(None),
+        (Some(_), false) => {
+            Err("--ask-command answers nothing here: add --ask net, --ask files or both".to_owned())
+        }
+        (Some(command), true) => {
+            let argv = shell_words::split(command)
+                .map_err(|error| format!("--ask-command {command}: {error}"))?;
+            if argv.is_empty() {
+                return Err("--ask-command: no command".to_owned());
+            }
+            Ok(Some(Asked::Command {
+                argv,
+                cwd: here.to_owned(),
+                timeout: args.ask_timeout,
+            }))
+        }
+        (None, true) if args.stdin == StdinArg::Inherit && std::io::stdin().is_terminal() => Err(
+            "--stdin inherit gives the terminal to the command, so it cannot answer; use --ask-command"
+                .to_owned(),
+        ),
+        (None, true) => Terminal::open()
+            .map(|terminal| Some(Asked::Terminal(terminal)))
+            .ok_or_else(|| {
+                "the policy asks, and there is no terminal to ask at; use --ask-command".to_owned()
+            }),
+    }
 }
 
 /// Standard input is given only where it was asked for or piped: a loop around `provost run` keeps its own.

@@ -12,7 +12,7 @@ use super::args::RunArgs;
 use super::config::{self, Reporting, RunConfig};
 use super::report_file::ReportFile;
 use super::signals::{self, Interrupted};
-use super::{CliResult, EXIT_PROVOST, output, summary};
+use super::{CliResult, EXIT_PROVOST, ask, output, summary};
 use crate::{ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
@@ -23,6 +23,7 @@ pub(super) fn run(args: RunArgs) -> CliResult {
     let RunConfig {
         spec,
         reporting,
+        asked,
         note,
     } = config::resolve(args)?;
     let mut sink = Sink::open(&reporting)?;
@@ -46,7 +47,13 @@ pub(super) fn run(args: RunArgs) -> CliResult {
         let interrupted = Interrupted::default();
         let passing = signals::pass_on(signals, process.clone(), interrupted.clone());
         let passing = tokio::spawn(passing);
+        let answering =
+            asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
         let record = follow(&process, &mut sink).await;
+        if let Some(answering) = answering {
+            answering.abort();
+            let _ = answering.await;
+        }
         passing.abort();
         let _ = passing.await; // it holds the process, and with it the tree
         let record = record.ok_or("the event stream ended without a record")?;

@@ -62,7 +62,7 @@ fn denials(record: &TerminalRecord) {
     }
 }
 
-fn line(denial: &Denial) -> String {
+pub(super) fn line(denial: &Denial) -> String {
     let mut text = denial.operation.clone();
     let target = &denial.target;
     match (&target.address, &target.path, &target.syscall) {
@@ -91,7 +91,7 @@ fn line(denial: &Denial) -> String {
 
 /// A program chooses its paths and its name: nothing of them may reach the terminal as a control sequence, nor change
 /// the order in which the rest of the line is read.
-fn visible(text: &str) -> String {
+pub(super) fn visible(text: &str) -> String {
     text.chars()
         .map(|c| if is_deceptive(c) { '\u{fffd}' } else { c })
         .collect()

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::opening::HeldOpen;
-use super::{Answer, BlockingConnect, Observation, Response};
+use super::{Answer, BlockingConnect, Response};
 use crate::denial::Denial;
 
 /// Permissions that are remembered; more are not (each is then asked about again).
@@ -118,8 +118,8 @@ impl Question {
     }
 
     /// The answer is no.
-    pub fn refuse(self) -> (Response, Observation) {
-        (Response::Errno(self.errno), Observation::Denial(self.denial))
+    pub fn refuse(self) -> (Response, Denial) {
+        (Response::Errno(self.errno), self.denial)
     }
 
     /// The answer is yes.

@@ -36,13 +36,6 @@ pub(super) fn read_exact(tid: i32, address: u64, buffer: &mut [u8]) -> Result<()
     }
 }
 
-/// Copies one native-endian `u64`.
-pub(super) fn read_u64(tid: i32, address: u64) -> Result<u64, Unread> {
-    let mut bytes = [0; 8];
-    read_exact(tid, address, &mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
 /// Copies a NUL-terminated path, without the NUL.
 pub(super) fn read_path(tid: i32, address: u64) -> Result<Vec<u8>, Unread> {
     let mut path = Vec::with_capacity(256);
@@ -141,11 +134,10 @@ mod tests {
     fn what_is_not_mapped_is_a_fault_and_never_a_panic() {
         for address in [0, 1, 4095, u64::MAX, u64::MAX - 3, 1 << 63, 0xffff_8000_0000_0000] {
             assert_eq!(read_path(me(), address), Err(Unread::Fault), "{address:#x}");
-            assert_eq!(read_u64(me(), address), Err(Unread::Fault), "{address:#x}");
             assert_eq!(read_proc_mem(me(), address, &mut [0; 8]), Err(Unread::Fault));
         }
-        assert_eq!(read_u64(0, me() as u64), Err(Unread::Forbidden));
-        assert_eq!(read_u64(-1, 4096), Err(Unread::Forbidden));
+        assert_eq!(read_exact(0, me() as u64, &mut [0; 8]), Err(Unread::Forbidden));
+        assert_eq!(read_exact(-1, 4096, &mut [0; 8]), Err(Unread::Forbidden));
     }
 
     #[test]
