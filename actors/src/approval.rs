@@ -76,7 +76,7 @@ pub struct ApprovalSummary {
 pub(crate) struct Waiting {
     /// What the listener knows the call by.
     pub(crate) call: u64,
-    pub(crate) question: Question,
+    pub(crate) question: Box<Question>,
     deadline: Instant,
 }
 
@@ -117,8 +117,8 @@ impl Approvals {
     pub(crate) fn ask(
         &mut self,
         call: u64,
-        question: Question,
-    ) -> Result<u64, (Question, &'static str)> {
+        question: Box<Question>,
+    ) -> Result<u64, (Box<Question>, &'static str)> {
         if self.closed {
             return Err((question, "the process is being stopped"));
         }

@@ -347,7 +347,7 @@ impl Server {
                         self.say(observation).await;
                     }
                     match decided.answer {
-                        Answer::Ask(question) => self.ask(listener, notification.id, *question).await,
+                        Answer::Ask(question) => self.ask(listener, notification.id, question).await,
                         answer => self.answer(listener, notification.id, answer),
                     }
                 }
@@ -366,7 +366,7 @@ impl Server {
         false
     }
 
-    async fn ask(&mut self, listener: &SharedListener, call: u64, question: Question) {
+    async fn ask(&mut self, listener: &SharedListener, call: u64, question: Box<Question>) {
         let attempt = Box::new(question.denial().clone());
         match self.approvals.ask(call, question) {
             Ok(approval) => {

@@ -451,7 +451,7 @@ fn escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too(world: &Wo
         .directory(temp.path())
         .finish();
     assert_eq!(done.text(), "gitdir: /somewhere", "\n{done}");
-    done.denial(&filesystem().path(&file.display().to_string()));
+    done.denial(&filesystem().path(file.display().to_string()));
     assert_eq!(
         std::fs::read_to_string(&file).ok().as_deref(),
         Some("gitdir: /somewhere")

@@ -94,6 +94,7 @@ fn a_record_is_written_so() {
         r#""operation":"open","target":{"path":"/etc/shadow"},"pid":9,"comm":"curl","#,
         r#""rule":"net = off","errno":"EACCES","certainty":"observed","decision":"deny"}],"#,
         r#""probes":{"io_uring_setup":2},"complete":false,"unobserved":["filesystem reads"]},"#,
+        r#""approvals":{"requested":0,"allowed":0,"refused":0,"grants":[]},"#,
         r#""usage":{"user_ms":1,"system_ms":2,"max_rss_bytes":3},"tree":{"killed":0},"#,
         r#""sandbox":null,"last_seq":5}"#
     );
