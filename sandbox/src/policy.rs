@@ -112,6 +112,31 @@ pub struct NetPolicy {
     pub allow: Vec<NetRule>,
 }
 
+/// What a policy says about one TCP destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetVerdict {
+    /// Whether a connection is allowed.
+    pub allowed: bool,
+    /// The deciding rule for people.
+    pub rule: String,
+}
+
+impl NetPolicy {
+    /// Whether a TCP connection to this destination is allowed, and by which rule. A decision by asking counts as refused.
+    pub fn decide_tcp(&self, address: IpAddr, port: u16) -> NetVerdict {
+        let mode = || format!("net = {}", self.mode.as_str());
+        let (allowed, rule) = match self.mode {
+            NetMode::Open => (true, mode()),
+            NetMode::Isolated => (address.to_canonical().is_loopback(), mode()),
+            NetMode::Off => match self.allow.iter().find(|rule| rule.covers(address, port)) {
+                Some(rule) => (true, rule.source.clone()),
+                None => (false, mode()),
+            },
+        };
+        NetVerdict { allowed, rule }
+    }
+}
+
 /// The ground rule for sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -39,7 +39,9 @@ mod builder;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod handle;
+pub mod policy_file;
 mod stream;
+mod units;
 
 pub use builder::Builder;
 pub use handle::{ApprovalRequest, ProcessHandle, Supervisor};

@@ -13,6 +13,7 @@ use provost_sandbox::policy::{Degrade, NetMode, NetRule, PathRule, Policy, Prese
 use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
 use super::ask::{Asked, Terminal};
 use super::environment::{self, EnvironmentRules};
+use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 
 /// How a run reports.
 #[derive(Debug)]
@@ -48,10 +49,12 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     if !cwd.is_dir() {
         return Err(format!("--cwd {}: not a directory", cwd.display()));
     }
-    let policy = policy(&args, &here, &cwd)?;
+    let loaded = policy(&args, &here, &cwd)?;
+    let policy = loaded.policy;
     let rules = EnvironmentRules {
         everything: !policy.confined,
         clean: args.clean_env,
+        policy: &loaded.environment,
         named: &args.env,
     };
     let env = environment::build(&rules, std::env::vars_os())?;
@@ -61,8 +64,8 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     spec.ask_timeout = args.ask_timeout;
     spec.env = env;
     spec.stdin = stdin;
-    spec.timeout = args.timeout;
-    spec.idle_timeout = args.idle_timeout;
+    spec.timeout = args.timeout.or(loaded.timeout);
+    spec.idle_timeout = args.idle_timeout.or(loaded.idle_timeout);
     spec.stop = StopRule {
         signal: args.stop_signal,
         grace: args.grace,
@@ -93,12 +96,12 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     })
 }
 
-fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
-    let mut context =
-        PresetContext::here().map_err(|error| format!("the working directory: {error}"))?;
-    context.cwd = cwd.to_path_buf();
-    let mut policy =
-        Policy::preset(&args.policy, &context).map_err(|error| format!("--policy: {error}"))?;
+/// The policy that `--policy` names, and the flags on top of it.
+fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, String> {
+    let context = policy_context(Some(cwd))?;
+    let mut loaded = policy_file::load(&PolicyName::parse(&args.policy), &context)
+        .map_err(|error| format!("--policy {}: {error}", args.policy))?;
+    let policy = &mut loaded.policy;
     let rules = !args.read.is_empty() || !args.write.is_empty() || !args.deny.is_empty();
     let asks = !args.ask.is_empty() || args.ask_command.is_some();
     if !policy.confined && (rules || asks || args.net.is_some() || !args.allow_net.is_empty()) {
@@ -113,32 +116,16 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
         let real = absolute.canonicalize().unwrap_or(absolute);
         PathRule::explicit(real, format!("--{flag} {}", path.display()))
     };
-    policy
-        .files
+    let files = &mut policy.files;
+    files
         .read
         .extend(args.read.iter().map(|path| explicit("read", path)));
-    policy
-        .files
+    files
         .write
         .extend(args.write.iter().map(|path| explicit("write", path)));
-    policy
-        .files
+    files
         .deny
         .extend(args.deny.iter().map(|path| explicit("deny", path)));
-    // Named outright, a protected path is meant to be written.
-    let files = &mut policy.files;
-    files.protect.retain(|rule| {
-        !files
-            .write
-            .iter()
-            .any(|named| named.explicit && named.path == rule.path)
-    });
-    for what in &args.ask {
-        match what {
-            AskArg::Net => policy.ask.net = true,
-            AskArg::Files => policy.ask.files = true,
-        }
-    }
     if args.net.as_deref() == Some("ask") {
         policy.net.mode = NetMode::Off;
         policy.ask.net = true;
@@ -146,32 +133,41 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
         policy.net.mode = mode
             .parse::<NetMode>()
             .map_err(|error| format!("--net: {error}"))?;
+        policy.ask.net = false;
+    }
+    for what in &args.ask {
+        match what {
+            AskArg::Net => policy.ask.net = true,
+            AskArg::Files => policy.ask.files = true,
+        }
     }
     for text in &args.allow_net {
         let rule = text
             .parse::<NetRule>()
             .map_err(|error| format!("--allow-net: {error}"))?;
-        policy.net.allow.push(rule);
+        let source = format!("--allow-net {}", rule.source);
+        policy.net.allow.push(NetRule { source, ..rule });
     }
-    if policy.ask.net && policy.net.mode != NetMode::Off {
-        return Err(format!(
-            "--ask net cannot be combined with --net {}: only where the network is off is there something to ask about",
-            policy.net.mode.as_str()
-        ));
-    }
-    if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
-        return Err(
-            "--allow-net cannot be combined with --net isolated: a private loopback has no way to that address; use --net off with --allow-net"
-                .to_owned(),
-        );
-    }
-    policy.limits.memory_bytes = args.memory;
-    policy.limits.tasks = args.tasks;
-    policy.limits.cpu_seconds = args.cpu_time.map(|time| time.as_secs().max(1));
+    let limits = &mut policy.limits;
+    limits.memory_bytes = args.memory.or(limits.memory_bytes);
+    limits.tasks = args.tasks.or(limits.tasks);
+    let cpu_seconds = args.cpu_time.map(|time| time.as_secs().max(1));
+    limits.cpu_seconds = cpu_seconds.or(limits.cpu_seconds);
     if args.best_effort {
         policy.degrade = Degrade::BestEffort;
     }
-    Ok(policy)
+    loaded.settle()?;
+    Ok(loaded)
+}
+
+/// What policies are looked up and read for.
+pub(super) fn policy_context(cwd: Option<&Path>) -> Result<PolicyFileContext, String> {
+    let mut preset = PresetContext::here().map_err(|error| format!("the working directory: {error}"))?;
+    if let Some(cwd) = cwd {
+        preset.cwd = cwd.to_path_buf();
+    }
+    let config_home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    Ok(PolicyFileContext::new(preset, config_home))
 }
 
 /// Who answers. That nobody can is an error before anything runs.

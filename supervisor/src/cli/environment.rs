@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
+use crate::policy_file::EnvironmentPolicy;
+
 /// Always passed: who and where the user is.
 const BASE: [&str; 5] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL"];
 
@@ -66,8 +68,47 @@ pub(super) struct EnvironmentRules<'a> {
     pub(super) everything: bool,
     /// Nothing but the base is passed.
     pub(super) clean: bool,
+    /// What the policy passes and sets.
+    pub(super) policy: &'a EnvironmentPolicy,
     /// `KEY` or `KEY=VALUE`.
     pub(super) named: &'a [OsString],
+}
+
+/// Parts of names, between underscores, that say that the value is a secret.
+const SECRET: [&str; 16] = [
+    "TOKEN",
+    "TOKENS",
+    "SECRET",
+    "SECRETS",
+    "KEY",
+    "KEYS",
+    "APIKEY",
+    "PASSWORD",
+    "PASSWD",
+    "PASS",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "AUTH",
+    "COOKIE",
+    "PAT",
+];
+
+/// Whether a variable's name looks like that of a secret.
+fn looks_secret(key: &OsStr) -> bool {
+    let key = key.to_string_lossy().to_ascii_uppercase();
+    key.split('_').any(|part| SECRET.contains(&part))
+}
+
+impl EnvironmentPolicy {
+    fn passes(&self, key: &OsStr) -> bool {
+        self.pass.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => {
+                key.as_encoded_bytes().starts_with(beginning.as_bytes()) && !looks_secret(key)
+            }
+            None => key == pattern.as_str(),
+        })
+    }
 }
 
 /// The command's environment.
@@ -80,13 +121,17 @@ pub(super) fn build(
         let base = BASE.iter().any(|name| key == *name);
         let usual =
             || USUAL.iter().any(|name| key == *name) || key.as_encoded_bytes().starts_with(b"LC_");
-        base || (!rules.clean && (rules.everything || usual()))
+        let clean = rules.clean || rules.policy.clean;
+        base || rules.policy.passes(key) || (!clean && (rules.everything || usual()))
     };
     let mut result: BTreeMap<OsString, OsString> = ours
         .iter()
         .filter(|(key, _)| passes(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
+    for (key, value) in &rules.policy.set {
+        result.insert(key.into(), value.into());
+    }
     for named in rules.named {
         match split(named) {
             Some((key, value)) if !key.is_empty() => drop(result.insert(key, value)),
@@ -138,6 +183,7 @@ mod tests {
         let mut rules = EnvironmentRules {
             everything: false,
             clean: false,
+            policy: &EnvironmentPolicy::default(),
             named: &[],
         };
         assert_eq!(names(&rules), ["CARGO_HOME=/c", "LC_ALL=C", "PATH=/bin"]);
@@ -146,6 +192,33 @@ mod tests {
         let named = ["GITHUB_TOKEN".into(), "A=b=c".into()];
         rules.named = &named;
         assert_eq!(names(&rules), ["A=b=c", "GITHUB_TOKEN=s3cret", "PATH=/bin"]);
+        let policy = EnvironmentPolicy {
+            clean: true,
+            pass: vec!["GITHUB_*".to_owned(), "C*".to_owned(), "UNSET".to_owned()],
+            set: [("MODE".to_owned(), "test".to_owned())].into(),
+        };
+        let rules_of_a_file = EnvironmentRules {
+            everything: false,
+            clean: false,
+            policy: &policy,
+            named: &[],
+        };
+        assert_eq!(
+            names(&rules_of_a_file),
+            ["CARGO_HOME=/c", "MODE=test", "PATH=/bin"]
+        );
+        let exact = EnvironmentPolicy {
+            pass: vec!["GITHUB_TOKEN".to_owned()],
+            ..policy.clone()
+        };
+        let rules_of_a_file = EnvironmentRules {
+            policy: &exact,
+            ..rules_of_a_file
+        };
+        assert_eq!(
+            names(&rules_of_a_file),
+            ["GITHUB_TOKEN=s3cret", "MODE=test", "PATH=/bin"]
+        );
         let missing = ["NO_SUCH".into()];
         rules.named = &missing;
         assert!(build(&rules, []).is_err());

@@ -174,15 +174,15 @@ impl Decider {
 
     fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {
         let net = &self.setup.net;
-        let by_rule = || kind.is_tcp() && net.allow.iter().any(|rule| rule.covers(address, port));
-        match net.mode {
-            NetMode::Open => Ok(()),
-            NetMode::Isolated if address.is_loopback() => Ok(()),
-            // No rule helps: nothing but loopback exists in the namespace.
-            NetMode::Isolated => Err(Errno::ENETUNREACH),
-            NetMode::Off if by_rule() => Ok(()),
-            NetMode::Off => Err(Errno::EACCES),
+        // Rules are about TCP; the ground rule is about UDP, too.
+        if net.decide_tcp(address, port).allowed && (kind.is_tcp() || net.mode != NetMode::Off) {
+            return Ok(());
         }
+        Err(match net.mode {
+            // No rule helps: nothing but loopback exists in the namespace.
+            NetMode::Isolated => Errno::ENETUNREACH,
+            NetMode::Open | NetMode::Off => Errno::EACCES,
+        })
     }
 
     /// A netlink socket may be connected to the kernel, which is what everybody wants. Other ports and

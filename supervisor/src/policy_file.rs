@@ -1,0 +1,31 @@
+//! Policy files: a policy as TOML, on top of a preset or of another file.
+//!
+//! ```toml
+//! version = 1
+//! extends = "workspace-write"
+//!
+//! [files]
+//! write = ["~/.cache/pip"]
+//! deny = ["secrets/**"]
+//!
+//! [net]
+//! allow = ["127.0.0.1:5432"]
+//! ```
+//!
+//! A file is read once, checked as a whole, and turned into a [`Policy`](crate::Policy) whose rules say from which line
+//! they come: denials quote it. Every error names the file, the line and the key.
+
+mod error;
+mod find;
+mod format;
+mod merge;
+
+pub use error::PolicyFileError;
+pub use find::{PolicyName, names};
+pub use merge::{EnvironmentPolicy, LoadedPolicy, PolicyFileContext, load};
+
+/// The JSON schema of policy files.
+#[cfg(feature = "cli")]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(format::PolicyFile).to_value()
+}
