@@ -449,12 +449,11 @@ fn rule(sandbox: &PreparedSandbox, target: &str, wanted: &str) -> String {
         "write" => FileAccess::Write,
         "execute" => FileAccess::Execute,
         "connect" | "bind" => {
-            let (mode, name) = (sandbox.policy.net.mode.as_str(), &sandbox.policy.name);
-            return format!("net = {mode} (preset {name})");
+            return sandbox.policy.net.ground_rule();
         }
         other => {
             return format!(
-                "{other} does not leave the sandbox (preset {})",
+                "{other} does not leave the sandbox (policy {})",
                 sandbox.policy.name
             );
         }

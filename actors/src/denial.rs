@@ -244,7 +244,6 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
     let namespaced = sandbox.report.containment == Containment::PidNamespace;
     DeciderSetup {
         net: sandbox.policy.net.clone(),
-        policy_name: sandbox.policy.name.clone(),
         access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
         masked: sandbox.masked.clone(),
         observe_reads: sandbox.opens == OpenObservation::All,

@@ -108,6 +108,9 @@ pub struct FilePolicy {
 pub struct NetPolicy {
     /// The ground rule.
     pub mode: NetMode,
+    /// The words that put it there, quoted by denials: `preset workspace-write`, `--net off`.
+    #[serde(default)]
+    pub source: String,
     /// TCP destinations allowed on top of it.
     pub allow: Vec<NetRule>,
 }
@@ -124,16 +127,20 @@ pub struct NetVerdict {
 impl NetPolicy {
     /// Whether a TCP connection to this destination is allowed, and by which rule. A decision by asking counts as refused.
     pub fn decide_tcp(&self, address: IpAddr, port: u16) -> NetVerdict {
-        let mode = || format!("net = {}", self.mode.as_str());
         let (allowed, rule) = match self.mode {
-            NetMode::Open => (true, mode()),
-            NetMode::Isolated => (address.to_canonical().is_loopback(), mode()),
+            NetMode::Open => (true, self.ground_rule()),
+            NetMode::Isolated => (address.to_canonical().is_loopback(), self.ground_rule()),
             NetMode::Off => match self.allow.iter().find(|rule| rule.covers(address, port)) {
                 Some(rule) => (true, rule.source.clone()),
-                None => (false, mode()),
+                None => (false, self.ground_rule()),
             },
         };
         NetVerdict { allowed, rule }
+    }
+
+    /// The ground rule in words.
+    pub fn ground_rule(&self) -> String {
+        format!("net = {} ({})", self.mode.as_str(), self.source)
     }
 }
 
@@ -263,6 +270,7 @@ impl Policy {
             files: FilePolicy::default(),
             net: NetPolicy {
                 mode: NetMode::Open,
+                source: "preset unconfined".to_owned(),
                 allow: Vec::new(),
             },
             limits: Limits::default(),

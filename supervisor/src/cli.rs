@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod environment;
 mod output;
+mod policy;
 mod report_file;
 mod run;
 mod signals;
@@ -39,6 +40,7 @@ pub fn main() -> ExitCode {
             Some(option) => Err(option),
             None => run::run(*run),
         },
+        args::Verb::Policy(policy) => policy::run(policy),
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),
     };

@@ -24,6 +24,9 @@ pub use error::PolicyFileError;
 pub use find::{PolicyName, names};
 pub use merge::{EnvironmentPolicy, LoadedPolicy, PolicyFileContext, load};
 
+#[cfg(test)]
+mod tests;
+
 /// The JSON schema of policy files.
 #[cfg(feature = "cli")]
 pub fn schema() -> serde_json::Value {

@@ -148,8 +148,8 @@ impl AccessMap {
         }
     }
 
-    /// Whether no rule speaks about this access, neither for nor against.
-    pub(crate) fn is_unmentioned(&self, path: &Path, access: FileAccess) -> bool {
+    /// Whether no rule speaks about this access, neither for nor against: a policy that asks asks about it.
+    pub fn is_asked(&self, path: &Path, access: FileAccess) -> bool {
         let question = match access {
             FileAccess::Read | FileAccess::Execute => Question::Reading,
             FileAccess::Write | FileAccess::Create | FileAccess::Remove => Question::Writing,

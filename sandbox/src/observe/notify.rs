@@ -38,7 +38,7 @@ use nix::errno::Errno;
 
 use crate::compile::access::AccessMap;
 use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget, errno_name};
-use crate::policy::{AskPolicy, NetMode, NetPolicy};
+use crate::policy::{AskPolicy, NetPolicy};
 use crate::syscalls::{self, Entry, Handling};
 
 pub use ask::{Grant, Grants, Question};
@@ -52,8 +52,6 @@ pub use tree::Tree;
 pub struct DeciderSetup {
     /// Sockets and addresses.
     pub net: NetPolicy,
-    /// The policy's name, which denials quote.
-    pub policy_name: String,
     /// Present where opens and directory changes are notified, to be observed: what the policy says about
     /// files. Landlock enforces it.
     pub access: Option<AccessMap>,
@@ -132,10 +130,9 @@ enum Unavailable {
 impl Decider {
     /// A decider for one process.
     pub fn new(setup: DeciderSetup) -> Self {
-        let net_rule = match setup.net.mode {
-            NetMode::Off if setup.ask.net => "net = ask: not allowed".to_owned(),
-            NetMode::Off => format!("net = off (preset {})", setup.policy_name),
-            mode => format!("net = {}", mode.as_str()),
+        let net_rule = match setup.ask.net {
+            true => "net = ask: not allowed".to_owned(),
+            false => setup.net.ground_rule(),
         };
         Self {
             setup,

@@ -125,6 +125,7 @@ impl Policy {
             },
             net: NetPolicy {
                 mode: NetMode::Off,
+                source,
                 allow: Vec::new(),
             },
             limits: Limits::default(),

@@ -24,6 +24,8 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
     Run(Box<RunArgs>),
+    /// Look at policies, check them, ask them, begin new ones
+    Policy(PolicyArgs),
     /// Say what this machine offers and which guarantees hold
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -202,6 +204,105 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Look at policies, check them, ask them, begin new ones
+///
+/// A policy is a preset, a file, or a name that is looked up as NAME.toml in ~/.config/provost/policies and
+/// /etc/provost/policies. Everything is said for a command that is started in this directory by this user.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  provost policy new web > web.toml
+  provost policy check web.toml
+  provost policy explain -p web.toml ~/.ssh/id_ed25519 10.0.0.1:443
+  provost policy diff workspace-write web.toml
+  provost policy learn -o web.toml -- npm test
+  provost run -p web.toml -- npm test")]
+pub(crate) struct PolicyArgs {
+    #[command(subcommand)]
+    pub(crate) verb: PolicyVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// List the presets and the policies that can be named
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a policy comes to, with the origin of each rule
+    Show {
+        /// A preset, a name or a file
+        #[arg(default_value = "workspace-write")]
+        policy: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check policy files; exit code 1 if one has a mistake
+    Check {
+        /// The files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a path or an address is allowed, and by which rule
+    Explain(ExplainArgs),
+    /// Show the rules that only one of two policies has; exit code 1 if there are any
+    Diff {
+        /// A preset, a name or a file
+        one: String,
+        /// Another one
+        other: String,
+    },
+    /// Begin a policy: print a commented file, or write it to the policy directory under a name
+    New {
+        /// The name; without it the file is printed
+        name: Option<String>,
+    },
+    /// Run a command, allow what no rule speaks about, and write a policy that allows the same
+    Learn(LearnArgs),
+    /// Print the JSON schema of policy files
+    Schema,
+}
+
+/// Say whether a path or an address is allowed, and by which rule
+///
+/// It asks what the sandbox will ask; plain file permissions are not looked at.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// A preset, a name or a file
+    #[arg(long, short = 'p', default_value = "workspace-write")]
+    pub(crate) policy: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Paths, and addresses with a port (192.0.2.1:443, [::1]:80)
+    #[arg(required = true, value_name = "PATH|ADDRESS:PORT")]
+    pub(crate) what: Vec<String>,
+}
+
+/// Run a command, allow what no rule speaks about, and write a policy that allows the same
+///
+/// The command runs in the sandbox of the policy that it begins with: what that denies stays denied. Everything else that it
+/// opens, creates or connects to is allowed and noted. Run it only on what you would run without a sandbox, and review what it
+/// writes.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  provost policy learn -o web.toml -- npm test")]
+pub(crate) struct LearnArgs {
+    /// The policy to begin with
+    #[arg(long, short = 'p', default_value = "workspace-write")]
+    pub(crate) policy: String,
+    /// Write the policy here instead of to stdout
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Print a completion script for a shell

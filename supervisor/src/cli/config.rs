@@ -128,11 +128,13 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
         .extend(args.deny.iter().map(|path| explicit("deny", path)));
     if args.net.as_deref() == Some("ask") {
         policy.net.mode = NetMode::Off;
+        policy.net.source = "--net ask".to_owned();
         policy.ask.net = true;
     } else if let Some(mode) = &args.net {
         policy.net.mode = mode
             .parse::<NetMode>()
             .map_err(|error| format!("--net: {error}"))?;
+        policy.net.source = format!("--net {mode}");
         policy.ask.net = false;
     }
     for what in &args.ask {

@@ -13,19 +13,30 @@ use super::config::{self, Reporting, RunConfig};
 use super::report_file::ReportFile;
 use super::signals::{self, Interrupted};
 use super::{CliResult, EXIT_PROVOST, ask, output, summary};
-use crate::{ProcessHandle, Supervisor};
+use crate::{Builder, ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
     // First of all: the spawner takes its time to start, and has it while the rest is looked at.
-    let supervisor = Supervisor::builder()
-        .launch()
-        .map_err(|error| error.to_string())?;
+    let supervisor = launch()?;
+    supervise_with(supervisor, config::resolve(args)?).map(|(_, code)| code)
+}
+
+/// Runs a command to its end; its record, and the exit code that stands for it.
+pub(super) fn supervise(config: RunConfig) -> Result<(Box<TerminalRecord>, u8), String> {
+    supervise_with(launch()?, config)
+}
+
+fn launch() -> Result<Builder, String> {
+    Supervisor::builder().launch().map_err(|error| error.to_string())
+}
+
+fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<TerminalRecord>, u8), String> {
     let RunConfig {
         spec,
         reporting,
         asked,
         note,
-    } = config::resolve(args)?;
+    } = config;
     let mut sink = Sink::open(&reporting)?;
     if let (Some(note), false) = (note, reporting.quiet) {
         output::note(&note);
@@ -61,7 +72,8 @@ pub(super) fn run(args: RunArgs) -> CliResult {
         if !reporting.quiet {
             summary::print(&record);
         }
-        Ok(exit_code(&record, interrupted.signal()))
+        let code = exit_code(&record, interrupted.signal());
+        Ok((record, code))
     });
     // What is left are idle threads; a thread that waits for a slow disk must not hold the exit up.
     runtime.shutdown_background();

@@ -155,7 +155,8 @@ fn deserialize<T: DeserializeOwned>(text: &Text) -> Result<T, PolicyFileError> {
     serde_path_to_error::deserialize(toml).map_err(|error| {
         let key = match error.path().to_string() {
             root if root == "." => String::new(),
-            key => key,
+            // A detail of how places in the file are learned of.
+            key => key.replace(".$__serde_spanned_private_value", ""),
         };
         plain(text, error.inner(), &key)
     })

@@ -89,6 +89,11 @@ pub fn load(name: &PolicyName, context: &PolicyFileContext) -> Result<LoadedPoli
         // Nothing but what the files grant; what presets deny stays denied.
         loaded.policy.files.read.clear();
         loaded.layers.clear();
+        let built_in = || "built-in".to_owned();
+        for rule in &mut loaded.policy.files.deny {
+            rule.source = built_in();
+        }
+        loaded.policy.net.source = built_in();
     }
     // The base comes first, so the last one read is the first applied.
     for (text, file) in chain.files.iter().rev() {
@@ -209,6 +214,10 @@ impl Layer<'_> {
                 NetModeName::Open => (NetMode::Open, false),
                 NetModeName::Ask => (NetMode::Off, true),
             };
+        }
+        if let Some(mode) = &file.net.mode {
+            let (line, _) = self.text.place(mode.span().start);
+            policy.net.source = format!("{}:{line}: net.mode", self.text.file);
         }
         for (index, text) in file.net.allow.iter().enumerate() {
             let key = format!("net.allow[{index}]");

@@ -62,7 +62,7 @@ impl Decider {
         };
         let askable = opening.resolved.kind == kind
             && opening.resolve == 0
-            && judge.access.is_unmentioned(&refused.path, access);
+            && judge.access.is_asked(&refused.path, access);
         if !askable {
             return None;
         }

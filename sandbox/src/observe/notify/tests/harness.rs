@@ -40,9 +40,9 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
     DeciderSetup {
         net: NetPolicy {
             mode,
+            source: "preset test".to_owned(),
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
         },
-        policy_name: "test".to_owned(),
         access: None,
         masked: Vec::new(),
         observe_reads: false,

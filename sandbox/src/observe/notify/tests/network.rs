@@ -141,7 +141,7 @@ fn isolated_permits_loopback_and_nothing_beyond() {
             DenialTarget::inet(there, 53, "udp")
         ]
     );
-    assert_eq!(ran.denials[0].rule, "net = isolated");
+    assert_eq!(ran.denials[0].rule, "net = isolated (preset test)");
 }
 
 #[test]
