@@ -245,6 +245,7 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
     DeciderSetup {
         net: sandbox.policy.net.clone(),
         access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
+        metadata: sandbox.access.clone(),
         masked: sandbox.masked.clone(),
         observe_reads: sandbox.opens == OpenObservation::All,
         tree: Tree {
@@ -495,7 +496,9 @@ impl Server {
             return false;
         };
         let path = denial.target.path.as_deref().map(Path::new);
+        // What was refused here, no audit record tells of.
         denial.class == DenialClass::Filesystem
+            && denial.certainty == Certainty::Inferred
             && !path.is_some_and(|path| held.iter().any(|root| path.starts_with(root)))
     }
 

@@ -93,6 +93,8 @@ pub enum Handling {
     /// `mkdir`, `unlink`, `rename`, `link`, `symlink`, `mknod` with their `at` forms, `rmdir`, `truncate`:
     /// observed, never granted here. See [`Entry::makes_device`].
     DirectoryChange,
+    /// `chmod`, `chown`, `utimes`, `setxattr`, `removexattr` and their like: refused, or performed on behalf.
+    Metadata,
     /// A call that acts on a process named by a pid. See [`Entry::named_process`].
     PidArgument {
         /// Which argument (0 to 5) holds the pid.

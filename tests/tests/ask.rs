@@ -221,7 +221,7 @@ fn nobody_to_ask_is_an_error_before_anything_runs(world: &World) {
         (&["--ask-command", "echo allow"], "--ask net"),
         (
             &["--net", "open", "--ask", "net", "--ask-command", "true"],
-            "--net open",
+            "network open",
         ),
         (&["--ask", "net", "--ask-command", "'"], "--ask-command"),
         (&["-p", "unconfined", "--ask", "net"], "unconfined"),

@@ -3,6 +3,8 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use std::os::unix::fs::MetadataExt;
+
 use provost_tests::{Finished, Wanted, World, both_users, filesystem, needs, require};
 
 /// How a refused write is known: the kernel says so to root, others see the attempt.
@@ -165,6 +167,57 @@ fn escape_15_a_descriptor_cannot_be_reopened_for_writing(world: &World) {
     world
         .escape(&["reopen", &path])
         .denied(&write_denial(world, &path));
+}
+
+fn escape_31_owner_mode_times_and_attributes_outside_stay(world: &World) {
+    let path = world.file("outside/file", "kept");
+    let before = std::fs::metadata(&path).expect("the file");
+    for name in ["chmod", "fchmod", "chown", "utimes", "xattr"] {
+        world
+            .escape(&[name, &path])
+            .denied(&filesystem().path(&path).certainty("observed"));
+    }
+    let after = std::fs::metadata(&path).expect("the file");
+    assert_eq!(before.mode(), after.mode());
+    assert_eq!(
+        (before.ctime(), before.ctime_nsec()),
+        (after.ctime(), after.ctime_nsec())
+    );
+    let own = world.file("work/file", "mine");
+    for name in ["chmod", "fchmod", "chown", "utimes", "xattr"] {
+        let done = world.escape(&[name, &own]).finish();
+        assert_eq!(done.result(), "ok", "{name}\n{done}");
+        assert_eq!(done.denials_total(), 0, "{name}\n{done}");
+    }
+    // A file of somebody else's is refused by plain permissions already.
+    if !world.is_root() {
+        let done = world.escape(&["chmod", "/etc/passwd"]).finish();
+        assert_eq!(done.denials_total(), 0, "\n{done}");
+    }
+}
+
+fn escape_31_protected_names_and_devices_keep_their_metadata(world: &World) {
+    require!(needs::pid_namespaces(world), "a mount namespace for this user");
+    let config = world.file("work/.git/config", "kept");
+    world
+        .escape(&["chmod", &config])
+        .denied(&filesystem().path(&config));
+    if world.is_root() {
+        let before = std::fs::metadata("/dev/null").expect("it is there");
+        world
+            .escape(&["chmod", "/dev/null"])
+            .denied(&filesystem().path("/dev/null"));
+        let after = std::fs::metadata("/dev/null").expect("it is there");
+        assert_eq!((before.mode(), before.ctime()), (after.mode(), after.ctime()));
+    }
+    // Its own directories are its own.
+    let done = world
+        .shell(
+            "touch -d @5 /tmp/x && chmod 700 /tmp/x && stat -c '%a %Y' /tmp/x; chmod 755 . && touch .",
+        )
+        .finish();
+    assert_eq!(done.text(), "700 5\n", "\n{done}");
+    assert_eq!(done.denials_total(), 0, "\n{done}");
 }
 
 fn escape_32_inode_flags_are_refused(world: &World) {
@@ -475,6 +528,8 @@ both_users!(
     credentials_are_refused_also_where_the_home_is_the_working_directory,
     a_secret_cannot_be_moved_into_view,
     escape_15_a_descriptor_cannot_be_reopened_for_writing,
+    escape_31_owner_mode_times_and_attributes_outside_stay,
+    escape_31_protected_names_and_devices_keep_their_metadata,
     escape_32_inode_flags_are_refused,
     escape_33_truncation_is_a_write,
     escape_34_links_and_renames_do_not_cross_the_border,

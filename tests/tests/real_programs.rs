@@ -93,6 +93,18 @@ fn git_works_in_the_workspace(world: &World) {
     assert_eq!(done.code, Some(0), "\n{done}");
 }
 
+fn archives_keep_modes_times_and_links(world: &World) {
+    require!(needs::command("tar"), "tar");
+    let script = "set -e; mkdir -p src/d; echo a > src/a; echo b > src/d/b; ln -s a src/link; ln src/a src/hard; \
+                  chmod 751 src/d; chmod 640 src/a; touch -d @1000000000 src/a src/d; touch -h -d @1000000001 src/link; \
+                  tar cf src.tar src; mkdir out; tar xpf src.tar -C out; cp -a src copy; \
+                  for d in out/src copy; do stat -c '%a %Y %h' $d/a; stat -c '%a %Y' $d/d; stat -c %Y $d/link; done";
+    let done = world.shell(script).finish();
+    let expected = "640 1000000000 2\n751 1000000000\n1000000001\n";
+    assert_eq!(done.text(), expected.repeat(2), "\n{done}");
+    done.assert_harmless();
+}
+
 fn make_runs_jobs_in_parallel(world: &World) {
     require!(needs::command("make"), "make");
     world.file("work/Makefile", "all: a b c d\na b c d:\n\t@echo $@ > $@\n");
@@ -150,6 +162,7 @@ both_users!(
     asyncio_runs_a_subprocess,
     multiprocessing_finds_its_semaphores_and_shared_memory,
     git_works_in_the_workspace,
+    archives_keep_modes_times_and_links,
     make_runs_jobs_in_parallel,
     a_compiler_builds_a_program_that_runs,
 );

@@ -148,6 +148,15 @@ impl AccessMap {
         }
     }
 
+    /// Whether the mode, owner, times and attributes of what is at `path` may be changed: what may be written may be, but
+    /// for devices, which are the machine's.
+    pub fn decide_metadata(&self, path: &Path) -> Verdict {
+        match self.winner(path, Question::Writing) {
+            Some(entry) if entry.kind == Kind::Device => refused("built-in: devices stay as they are"),
+            _ => self.decide(path, FileAccess::Write),
+        }
+    }
+
     /// Whether no rule speaks about this access, neither for nor against: a policy that asks asks about it.
     pub fn is_asked(&self, path: &Path, access: FileAccess) -> bool {
         let question = match access {

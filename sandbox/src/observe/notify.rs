@@ -17,11 +17,13 @@
 
 mod address;
 mod ask;
+mod attributes;
 mod connect;
 mod diag;
 mod files;
 mod listener;
 mod memory;
+mod metadata;
 mod opening;
 mod paths;
 mod socket;
@@ -55,6 +57,8 @@ pub struct DeciderSetup {
     /// Present where opens and directory changes are notified, to be observed: what the policy says about
     /// files. Landlock enforces it.
     pub access: Option<AccessMap>,
+    /// What the policy says about files, for changes of their metadata, which nothing else holds.
+    pub metadata: AccessMap,
     /// Denied paths that an empty mount covers: nothing can be looked up below them.
     pub masked: Vec<PathBuf>,
     /// Opens for reading are judged too.
@@ -181,6 +185,7 @@ impl Decider {
             Handling::Receive => self.receive(call),
             Handling::SetSockOpt => call.refuse_socket_option(entry),
             Handling::Open => self.open(call),
+            Handling::Metadata => self.metadata(call),
             Handling::DirectoryChange => self.directory_change(call, entry),
         }
     }

@@ -58,6 +58,20 @@ const OPENS: &str = "opened for writing, where the policy may refuse it";
 const CHANGES: &str = "changes a directory, which the policy may refuse";
 const NODES: &str = "changes a directory; device nodes are refused everywhere";
 
+const METADATA: &str =
+    "changes a file's mode, owner, times or attributes, for which Landlock has no right";
+const METADATA_NEW: &str = "as setxattr and removexattr, which programs fall back on";
+
+/// A change of metadata.
+const fn metadata(name: &'static str) -> Row {
+    Row::new(name, Handling::Metadata, METADATA)
+}
+
+/// A newer form of one, which is answered as a kernel would that does not have it.
+const fn metadata_probe(name: &'static str) -> Row {
+    Row::new(name, Handling::Probe { errno: libc::ENOSYS }, METADATA_NEW)
+}
+
 /// A directory change, observed where opens are.
 const fn change(name: &'static str) -> Row {
     Row::new(name, Handling::DirectoryChange, CHANGES)
@@ -85,6 +99,26 @@ pub(super) const ROWS: &[Row] = &[
     Row::new("mknod", Handling::DirectoryChange, NODES).only(&[&[either(1, S_IFMT, S_IFCHR, S_IFBLK)]]),
     Row::new("mknodat", Handling::DirectoryChange, NODES)
         .only(&[&[either(2, S_IFMT, S_IFCHR, S_IFBLK)]]),
+    metadata("chmod"),
+    metadata("fchmod"),
+    metadata("fchmodat"),
+    metadata("fchmodat2"),
+    metadata("chown"),
+    metadata("fchown"),
+    metadata("lchown"),
+    metadata("fchownat"),
+    metadata("utime"),
+    metadata("utimes"),
+    metadata("futimesat"),
+    metadata("utimensat"),
+    metadata("setxattr"),
+    metadata("lsetxattr"),
+    metadata("fsetxattr"),
+    metadata("removexattr"),
+    metadata("lremovexattr"),
+    metadata("fremovexattr"),
+    metadata_probe("setxattrat"),
+    metadata_probe("removexattrat"),
     Row::refuse(
         "file_setattr",
         "sets the flags of a file (immutable, append-only) that the policy lets it only read",

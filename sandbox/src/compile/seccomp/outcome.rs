@@ -100,6 +100,7 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
         | Handling::Receive
         | Handling::SetSockOpt
         | Handling::Ioctl
+        | Handling::Metadata
         | Handling::PidArgument { .. } => Some(entry.calls),
     }
 }

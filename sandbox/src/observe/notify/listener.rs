@@ -1,6 +1,6 @@
 //! The seccomp listener and the few raw calls that answering it takes.
 //!
-//! Contract of this file: it is the only one of the module that may hold unsafe code. Every function is
+//! Contract of this file: beside `attributes` it is the only one of the module that may hold unsafe code. Every function is
 //! one system call on memory that this file owns or borrows for the length of the call; descriptors that
 //! the kernel hands out become an `OwnedFd` at once; nothing here decides anything.
 #![allow(unsafe_code)]

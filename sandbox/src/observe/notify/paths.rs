@@ -106,6 +106,15 @@ impl View {
         self.link(&format!("fd/{fd}"))
     }
 
+    /// Where the file of a descriptor is for the target; nothing where it is in no file system.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn path_of(&self, file: &OwnedFd) -> Result<Option<PathBuf>, Errno> {
+        let path = path_of(file)?;
+        Ok((path.is_absolute() && !is_memory(&path)).then(|| self.within_root(path)))
+    }
+
     /// Looks a path up below the target's root. Links of the kind that `/proc` has are followed only where
     /// the path names one of the target's own outright; `ELOOP` for others.
     pub(super) fn lookup(&self, path: &Path, follow_last: bool) -> Result<Found, Errno> {

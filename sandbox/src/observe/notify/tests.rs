@@ -4,6 +4,7 @@ mod ask;
 mod calls;
 mod files;
 mod harness;
+mod metadata;
 mod network;
 mod race;
 mod unix;

@@ -9,8 +9,9 @@ use std::thread;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::{Answer, Decider, DeciderSetup, Listener, Observation, Question, Received, Tree};
+use crate::compile::access::AccessMap;
 use crate::denial::Denial;
-use crate::policy::{AskPolicy, NetMode, NetPolicy};
+use crate::policy::{AskPolicy, FilePolicy, NetMode, NetPolicy};
 
 /// What came of a run.
 pub(super) struct Ran<T> {
@@ -44,6 +45,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
         },
         access: None,
+        metadata: AccessMap::new(&FilePolicy::default(), &[]),
         masked: Vec::new(),
         observe_reads: false,
         tree: Tree {
