@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nix::poll::PollTimeout;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
@@ -20,7 +21,7 @@ use provost_sandbox::observe::notify::{
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -38,6 +39,13 @@ const BLOCKING_MAX: usize = 64;
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Notifications answered before other work of the runtime gets its turn.
 const BATCH_MAX: usize = 64;
+/// So many calls within this time are worth a thread of their own.
+const BURST: u32 = 64;
+const BURST_MAX: Duration = Duration::from_millis(20);
+/// How long that thread waits for the next one.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// How many such threads there may be. Who finds none free is served as everybody else.
+static CLOSE: Semaphore = Semaphore::const_new(16);
 /// Facts that may wait in the process's mailbox.
 const IN_FLIGHT_MAX: usize = 1024;
 
@@ -145,6 +153,9 @@ impl Actor for DenialActor {
             let server = Server {
                 decider: Decider::new(setup),
                 approvals,
+                taken: 0,
+                burst: 0,
+                burst_began: Instant::now(),
                 only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
                 read_only: read_only(sandbox),
                 process: args.process,
@@ -282,8 +293,23 @@ impl AsRawFd for SharedListener {
     }
 }
 
+/// How far a look at the listener came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// There may be more.
+    Batch,
+    /// More may come.
+    AllThereWere,
+    /// Nothing will come any more.
+    Last,
+}
+
 struct Server {
     decider: Decider,
+    /// Calls taken in all, and since when how many of them.
+    taken: u64,
+    burst: u32,
+    burst_began: Instant,
     approvals: Approvals,
     /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
     only_under: Option<Vec<PathBuf>>,
@@ -298,29 +324,60 @@ impl Server {
     /// Answers until the listener hangs up.
     async fn serve(
         mut self,
-        listener: AsyncFd<SharedListener>,
+        mut listener: AsyncFd<SharedListener>,
         mut answered: mpsc::UnboundedReceiver<Answered>,
     ) {
         loop {
             let deadline = self.approvals.next_deadline();
-            let over = tokio::select! {
+            let taken = tokio::select! {
                 ready = listener.readable() => match ready {
-                    Ok(ready) => self.take_waiting_calls(listener.get_ref(), ready).await,
-                    Err(_) => true,
+                    Ok(mut ready) => {
+                        let taken = self.take_calls(listener.get_ref(), PollTimeout::ZERO).await;
+                        if taken == Taken::AllThereWere {
+                            ready.clear_ready();
+                        }
+                        taken
+                    }
+                    Err(_) => Taken::Last,
                 },
                 Some(answer) = answered.recv() => {
                     self.take_answer(listener.get_ref(), answer).await;
-                    false
+                    Taken::AllThereWere
                 }
                 () = sleep_until(deadline) => {
                     while let Some((approval, waiting)) = self.approvals.take_expired(Instant::now()) {
                         self.refuse(listener.get_ref(), approval, waiting, "deadline").await;
                     }
-                    false
+                    Taken::AllThereWere
                 }
             };
-            if over {
-                break;
+            match taken {
+                Taken::Last => break,
+                Taken::Batch => tokio::task::yield_now().await,
+                Taken::AllThereWere => {}
+            }
+            if self.is_busy()
+                && let Ok(thread) = CLOSE.try_acquire()
+            {
+                // Not watched meanwhile: every call would wake the runtime, too.
+                let shared = listener.into_inner();
+                let closely = move || {
+                    let server = self.serve_closely(&shared);
+                    drop(thread);
+                    (server, shared)
+                };
+                // The runtime shuts down, or no descriptor is left to watch with.
+                let Ok((server, shared)) = tokio::task::spawn_blocking(closely).await else {
+                    return;
+                };
+                self = server;
+                listener = match crate::readiness::watch(shared, Interest::READABLE) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot watch a listener any more");
+                        return;
+                    }
+                };
             }
         }
         while let Some((approval, waiting)) = self.approvals.take_last_ones() {
@@ -329,16 +386,40 @@ impl Server {
         }
     }
 
-    /// Takes what waits now; true when nothing will any more.
-    async fn take_waiting_calls(
-        &mut self,
-        listener: &SharedListener,
-        mut ready: AsyncFdReadyGuard<'_, SharedListener>,
-    ) -> bool {
+    /// Many calls came in a short time, and nobody is being asked.
+    fn is_busy(&mut self) -> bool {
+        if self.burst < BURST || self.approvals.next_deadline().is_some() {
+            return false;
+        }
+        self.burst = 0;
+        self.burst_began.elapsed() < BURST_MAX
+    }
+
+    /// Serves on a thread of its own while calls come close upon each other: there the answer takes a third of the time,
+    /// because the thread waits in the kernel for the call itself. Goes back when there is a pause, or somebody is to be
+    /// asked.
+    fn serve_closely(mut self, listener: &SharedListener) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        let pause = PollTimeout::try_from(PAUSE_MAX).unwrap_or(PollTimeout::ZERO);
+        while self.approvals.next_deadline().is_none() {
+            let before = self.taken;
+            let taken = runtime.block_on(self.take_calls(listener, pause));
+            // Nothing came; or nothing will, which the other loop finds out as well.
+            if taken == Taken::Last || self.taken == before {
+                break;
+            }
+        }
+        self.burst = 0;
+        self
+    }
+
+    /// Takes what waits now, or comes in this time, and what comes close after it.
+    async fn take_calls(&mut self, listener: &SharedListener, wait: PollTimeout) -> Taken {
         // In batches, that other work of the runtime gets its turn, and answers are heard.
         for _ in 0..BATCH_MAX {
-            match listener.0.receive() {
+            match listener.0.receive_within(wait) {
                 Ok(Received::Notification(notification)) => {
+                    self.count();
                     let decided = self.decider.decide(&listener.0, &notification);
                     // Said before it is answered: the fact precedes whatever the program does next.
                     if let Some(observation) = decided.observation
@@ -351,19 +432,23 @@ impl Server {
                         answer => self.answer(listener, notification.id, answer),
                     }
                 }
-                Ok(Received::Empty) => {
-                    ready.clear_ready();
-                    return false;
-                }
-                Ok(Received::HungUp) => return true,
+                Ok(Received::Empty) => return Taken::AllThereWere,
+                Ok(Received::HungUp) => return Taken::Last,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read a seccomp notification");
-                    return true;
+                    return Taken::Last;
                 }
             }
         }
-        tokio::task::yield_now().await;
-        false
+        Taken::Batch
+    }
+
+    fn count(&mut self) {
+        self.taken += 1;
+        if self.burst == 0 {
+            self.burst_began = Instant::now();
+        }
+        self.burst += 1;
     }
 
     async fn ask(&mut self, listener: &SharedListener, call: u64, question: Box<Question>) {

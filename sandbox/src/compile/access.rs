@@ -15,6 +15,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -183,9 +184,14 @@ impl AccessMap {
         question: Question,
         counts: impl Fn(&Entry) -> bool,
     ) -> Option<&Entry> {
+        let bytes = plain_bytes(path);
+        let covers = |entry: &Entry| match bytes {
+            Some(bytes) => entry.covers(bytes),
+            None => is_at_or_below(path, &entry.path),
+        };
         self.entries
             .iter()
-            .filter(|entry| entry.answers(question) && is_at_or_below(path, &entry.path))
+            .filter(|entry| entry.answers(question) && covers(entry))
             .filter(|entry| counts(entry))
             .max_by_key(|entry| (entry.depth, entry.rank()))
     }
@@ -271,6 +277,13 @@ impl Entry {
         }
     }
 
+    /// Whether a path that is written plainly is this one or below it. Many are asked, so bytes are compared.
+    fn covers(&self, path: &[u8]) -> bool {
+        let own = self.path.as_os_str().as_bytes();
+        path.strip_prefix(own)
+            .is_some_and(|rest| rest.is_empty() || own == b"/" || rest[0] == b'/')
+    }
+
     pub(crate) fn grants(&self) -> bool {
         matches!(self.kind, Kind::Read | Kind::Write | Kind::Device)
     }
@@ -310,6 +323,17 @@ impl Entry {
             }
         }
     }
+}
+
+/// The bytes of a path that has no empty parts, no `.` in it and no slash at its end; of others nothing.
+fn plain_bytes(path: &Path) -> Option<&[u8]> {
+    let bytes = path.as_os_str().as_bytes();
+    let end = |at: usize| matches!(bytes.get(at), None | Some(b'/'));
+    let odd = bytes
+        .iter()
+        .enumerate()
+        .any(|(at, byte)| *byte == b'/' && (end(at + 1) || bytes[at + 1] == b'.' && end(at + 2)));
+    (bytes == b"/" || !odd).then_some(bytes)
 }
 
 /// A private directory is writable unless the policy denies it by name. What was hidden below it is not

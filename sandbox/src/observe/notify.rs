@@ -35,6 +35,7 @@ mod walk;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 
@@ -80,6 +81,8 @@ pub struct Decider {
     setup: DeciderSetup,
     net_rule: String,
     own_sockets: unix::OwnSockets,
+    /// The root of the file system, once it is known. It is every task's: nothing under the filter can change it.
+    root: OnceLock<Arc<paths::Root>>,
 }
 
 /// What to do about one notification.
@@ -142,6 +145,7 @@ impl Decider {
             setup,
             net_rule,
             own_sockets: unix::OwnSockets::default(),
+            root: OnceLock::new(),
         }
     }
 
@@ -231,6 +235,19 @@ impl Decided {
 }
 
 impl Decider {
+    /// The file system as the calling task sees it.
+    fn view(&self, call: Call<'_>) -> Result<paths::View, Errno> {
+        if let Some(root) = self.root.get() {
+            return Ok(paths::View::within(call.tid(), root.clone()));
+        }
+        let view = paths::View::open(call.tid())?;
+        // Else it may be the root of somebody who was given that number.
+        if call.is_valid() {
+            let _ = self.root.set(view.root());
+        }
+        Ok(view)
+    }
+
     /// Whether this was allowed before, when it was asked about.
     fn is_granted(&self, grant: &Grant) -> bool {
         self.setup.grants.iter().any(|grants| grants.covers(grant))

@@ -272,3 +272,14 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn comparing_bytes_is_comparing_components(path in "/?[ab./]{0,10}", root in "/?[ab./]{0,6}") {
+        let (path, root) = (Path::new(&path), lexically_plain(Path::new(&root)));
+        if let Some(bytes) = plain_bytes(path) {
+            let entry = Entry::built_in(root.clone(), Kind::Read);
+            prop_assert_eq!(entry.covers(bytes), is_at_or_below(path, &root));
+        }
+    }
+}

@@ -124,7 +124,12 @@ impl Decider {
 impl Decider {
     fn judge<'a>(&'a self, call: Call<'a>, access: &'a AccessMap) -> Judge<'a> {
         let masked = &self.setup.masked;
-        Judge { call, access, masked }
+        Judge {
+            decider: self,
+            call,
+            access,
+            masked,
+        }
     }
 }
 
@@ -150,6 +155,7 @@ impl Call<'_> {
 
 /// One call before the policy.
 struct Judge<'a> {
+    decider: &'a Decider,
     call: Call<'a>,
     access: &'a AccessMap,
     masked: &'a [PathBuf],
@@ -382,7 +388,7 @@ impl Judge<'_> {
     }
 
     fn view(&self) -> Result<View, Moot> {
-        View::open(self.call.tid()).map_err(|_| Moot)
+        self.decider.view(self.call).map_err(|_| Moot)
     }
 
     fn refused(&self, operation: &'static str, access: FileAccess, path: &Path) -> Option<Refused> {

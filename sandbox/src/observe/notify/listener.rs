@@ -128,9 +128,17 @@ impl Listener {
     /// # Errors
     /// The descriptor is no listener, or the kernel is out of memory.
     pub fn receive(&self) -> io::Result<Received> {
+        self.receive_within(PollTimeout::ZERO)
+    }
+
+    /// The same, but waits this long for one.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_within(&self, timeout: PollTimeout) -> io::Result<Received> {
         loop {
             let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::ZERO) {
+            match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }

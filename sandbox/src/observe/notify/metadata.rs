@@ -11,7 +11,6 @@ use nix::sys::stat::fstat;
 
 use super::attributes::{Change, Held, change};
 use super::memory::{self, Unread};
-use super::paths::View;
 use super::{Call, Decided, Decider, Unavailable, listener};
 use crate::denial::{DenialClass, DenialTarget};
 
@@ -47,7 +46,7 @@ impl Decider {
         };
         let subject = match self.subject(call, &named) {
             Ok(subject) => subject,
-            Err(decided) => return decided,
+            Err(decided) => return *decided,
         };
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
@@ -86,15 +85,38 @@ impl Decider {
         call.deny(DenialClass::Filesystem, Errno::EPERM, target, rule)
     }
 
-    fn subject(&self, call: Call<'_>, named: &Named) -> Result<Subject, Decided> {
+    /// The file behind a descriptor of the target's.
+    fn descriptor(&self, call: Call<'_>, fd: i32) -> Result<Subject, Box<Decided>> {
+        if fd < 0 {
+            return Err(Box::new(Decided::error(Errno::EBADF)));
+        }
+        let duplicated =
+            listener::pidfd_of_thread(call.tid()).and_then(|pidfd| listener::pidfd_getfd(&pidfd, fd));
+        let file = match duplicated {
+            Ok(file) => file,
+            Err(Errno::EBADF) => return Err(Box::new(Decided::error(Errno::EBADF))),
+            Err(_) => return Err(Box::new(call.deny_unreadable())),
+        };
+        let view = self.view(call).map_err(|_| Box::new(call.deny_unreadable()))?;
+        let path = view
+            .path_of(&file)
+            .map_err(|errno| Box::new(Decided::error(errno)))?;
+        Ok(Subject {
+            file,
+            held: Held::Open,
+            path,
+        })
+    }
+
+    fn subject(&self, call: Call<'_>, named: &Named) -> Result<Subject, Box<Decided>> {
         match named {
-            Named::Descriptor(fd) => call.descriptor(*fd),
+            Named::Descriptor(fd) => self.descriptor(call, *fd),
             Named::Path {
                 directory,
                 path,
                 follow,
             } => {
-                let view = View::open(call.tid()).map_err(|_| call.deny_unreadable())?;
+                let view = self.view(call).map_err(|_| Box::new(call.deny_unreadable()))?;
                 let found = view
                     .absolute(*directory, path)
                     .and_then(|path| view.lookup(&path, *follow));
@@ -114,8 +136,8 @@ impl Decider {
                         match plain
                             .filter(|path| self.setup.masked.iter().any(|mask| path.starts_with(mask)))
                         {
-                            Some(path) => Err(self.deny_metadata(call, &path)),
-                            None => Err(Decided::error(errno)),
+                            Some(path) => Err(Box::new(self.deny_metadata(call, &path))),
+                            None => Err(Box::new(Decided::error(errno))),
                         }
                     }
                 }
@@ -248,27 +270,6 @@ impl Call<'_> {
             return Err(Unavailable::Errno(Errno::ERANGE));
         }
         CString::new(name).map_err(|_| Unavailable::Errno(Errno::EINVAL))
-    }
-
-    /// The file behind a descriptor of the target's.
-    fn descriptor(&self, fd: i32) -> Result<Subject, Decided> {
-        if fd < 0 {
-            return Err(Decided::error(Errno::EBADF));
-        }
-        let duplicated =
-            listener::pidfd_of_thread(self.tid()).and_then(|pidfd| listener::pidfd_getfd(&pidfd, fd));
-        let file = match duplicated {
-            Ok(file) => file,
-            Err(Errno::EBADF) => return Err(Decided::error(Errno::EBADF)),
-            Err(_) => return Err(self.deny_unreadable()),
-        };
-        let view = View::open(self.tid()).map_err(|_| self.deny_unreadable())?;
-        let path = view.path_of(&file).map_err(Decided::error)?;
-        Ok(Subject {
-            file,
-            held: Held::Open,
-            path,
-        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
@@ -21,9 +22,15 @@ const LINKS_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct View {
     tid: i32,
-    root: OwnedFd,
-    /// Where that root is, as paths of the target's mount namespace read.
-    root_path: PathBuf,
+    root: Arc<Root>,
+}
+
+/// The root of a target's file system.
+#[derive(Debug)]
+pub(super) struct Root {
+    file: OwnedFd,
+    /// Where it is, as paths of the target's mount namespace read.
+    path: PathBuf,
 }
 
 /// A file that was looked up.
@@ -66,9 +73,19 @@ pub(super) struct Moot;
 impl View {
     pub(super) fn open(tid: i32) -> Result<Self, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = open(format!("/proc/{tid}/root").as_str(), flags, Mode::empty())?;
-        let root_path = path_of(&root)?;
-        Ok(Self { tid, root, root_path })
+        let file = open(format!("/proc/{tid}/root").as_str(), flags, Mode::empty())?;
+        let path = path_of(&file)?;
+        let root = Arc::new(Root { file, path });
+        Ok(Self { tid, root })
+    }
+
+    /// The view of a task whose root is known.
+    pub(super) fn within(tid: i32, root: Arc<Root>) -> Self {
+        Self { tid, root }
+    }
+
+    pub(super) fn root(&self) -> Arc<Root> {
+        self.root.clone()
     }
 
     /// A path argument made absolute: relative ones begin at the working directory or at `directory`.
@@ -148,7 +165,7 @@ impl View {
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         let mut attempts = 0;
         loop {
-            match openat2(self.root.as_fd(), path, how) {
+            match openat2(self.root.file.as_fd(), path, how) {
                 Err(Errno::EAGAIN | Errno::EINTR) if attempts < ATTEMPTS_MAX => attempts += 1,
                 result => return result,
             }
@@ -284,7 +301,7 @@ impl View {
     }
 
     fn within_root(&self, path: PathBuf) -> PathBuf {
-        match path.strip_prefix(&self.root_path) {
+        match path.strip_prefix(&self.root.path) {
             Ok(rest) => Path::new("/").join(rest),
             Err(_) => path,
         }

@@ -16,7 +16,6 @@ use nix::sys::stat::fstat;
 
 use super::address::{SocketAddress, UnixName};
 use super::diag::{BoundSocket, Diag, Sought};
-use super::paths::View;
 use super::socket::SocketKind;
 use super::{Answer, BlockingConnect, Call, Decided, Decider, Grant, Tree, listener};
 use crate::denial::DenialTarget;
@@ -64,7 +63,7 @@ impl Decider {
             let rule = format!("{}; sockets of other programs are closed", self.net_rule);
             call.deny_net(errno, target, rule)
         };
-        let Ok(view) = View::open(call.tid()) else {
+        let Ok(view) = self.view(call) else {
             return call.deny_unreadable();
         };
         let looked_up = view
