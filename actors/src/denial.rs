@@ -14,7 +14,7 @@ use std::time::Duration;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::denial::{Certainty, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
-    Answer, Canceller, Decider, DeciderSetup, Listener, Observation, Received, Response, Tree,
+    Answer, Canceller, Decider, DeciderSetup, Listener, Observation, Received, Report, Response, Tree,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
@@ -110,18 +110,31 @@ impl Actor for DenialActor {
         };
         // Without a listener nothing tells when the last task is gone; the end of the tree will.
         if let Some(fd) = args.listener {
+            let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
             let server = Server {
-                decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace)),
+                decider: Decider::new(setup(sandbox, args.init_pid, args.pid_namespace))
+                    .resolving(reporter(args.process.clone(), permits.clone())),
                 only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
                 read_only: read_only(sandbox),
                 process: args.process,
                 blocking: Blocking::default(),
-                permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+                permits,
             };
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
             state.serve = Some(tokio::spawn(async move {
+                let outstanding = server.decider.outstanding_names();
                 server.serve(listener).await;
-                let _ = myself.send_message(DenialMsg::HungUp);
+                let complete = match outstanding {
+                    Some(wait) => tokio::task::spawn_blocking(move || wait(DRAIN_MAX))
+                        .await
+                        .unwrap_or(false),
+                    None => true,
+                };
+                let _ = myself.send_message(if complete {
+                    DenialMsg::HungUp
+                } else {
+                    DenialMsg::DrainExpired
+                });
             }));
         }
         Ok(state)
@@ -198,6 +211,15 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
         },
         tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
     }
+}
+
+/// What takes the refusals of names, on the resolver's own threads, which wait where the ledger is slower.
+fn reporter(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> Report {
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |denial| {
+        let permit = runtime.block_on(permits.clone().acquire_owned()).ok();
+        let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
+    })
 }
 
 fn read_only(sandbox: &PreparedSandbox) -> Vec<PathBuf> {
@@ -321,7 +343,7 @@ impl Server {
                 let late = listener.clone();
                 let thread = std::thread::Builder::new().name("provost-connect".to_owned());
                 let started = thread.spawn(move || {
-                    let response = connect.run();
+                    let response = connect.run(&late.0);
                     let _ = late.0.respond(id, response);
                     drop(slot);
                 });

@@ -4,6 +4,7 @@
 //! that against a [`crate::kernel::KernelSupport`]. Every rule carries the words that put it there
 //! (`--write out/`, `preset workspace-write`), because a denial quotes them.
 
+mod name;
 mod preset;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use name::{Destination, FixedName, NamePolicy, NameRule};
 pub use preset::{PRESETS, PresetContext};
 
 /// What a process may touch.
@@ -96,6 +98,9 @@ pub struct NetPolicy {
     pub mode: NetMode,
     /// TCP destinations allowed on top of it.
     pub allow: Vec<NetRule>,
+    /// TCP destinations allowed by their names.
+    #[serde(default)]
+    pub names: NamePolicy,
 }
 
 /// The ground rule for sockets.
@@ -124,6 +129,13 @@ impl FromStr for NetMode {
                 "not one of off, isolated, open",
             )),
         }
+    }
+}
+
+impl NetPolicy {
+    /// Whether there are names to be resolved: only where other destinations are refused.
+    pub fn resolves_names(&self) -> bool {
+        self.mode == NetMode::Off && !self.names.rules.is_empty()
     }
 }
 
@@ -225,6 +237,7 @@ impl Policy {
             net: NetPolicy {
                 mode: NetMode::Open,
                 allow: Vec::new(),
+                names: NamePolicy::default(),
             },
             limits: Limits::default(),
             degrade: Degrade::Required,

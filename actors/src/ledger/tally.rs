@@ -88,6 +88,7 @@ impl DenialTally {
         let hash = self.key.hash_one((
             denial.class,
             &denial.operation,
+            &target.host,
             target.address,
             target.port,
             &target.protocol,
@@ -154,6 +155,7 @@ impl DenialTally {
 fn clip_texts(denial: &mut Denial) {
     let target = &mut denial.target;
     let optional = [
+        &mut target.host,
         &mut target.protocol,
         &mut target.path,
         &mut target.syscall,

@@ -18,11 +18,15 @@
 mod address;
 mod connect;
 mod diag;
+mod dns;
 mod files;
 mod listener;
 mod memory;
+mod names;
 mod paths;
+mod receive;
 mod socket;
+mod stand_in;
 mod syscall;
 mod transfer;
 mod tree;
@@ -31,6 +35,8 @@ mod walk;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -41,6 +47,7 @@ use crate::syscalls::{self, Entry, Handling};
 
 pub use connect::{BlockingConnect, Canceller};
 pub use listener::{Listener, Notification, Received, Response};
+pub use names::Report;
 pub use tree::Tree;
 
 /// What a [`Decider`] decides by.
@@ -70,6 +77,8 @@ pub struct Decider {
     setup: DeciderSetup,
     net_rule: String,
     own_sockets: unix::OwnSockets,
+    /// Present where names are resolved.
+    names: Option<Arc<names::Names>>,
 }
 
 /// What to do about one notification.
@@ -91,6 +100,7 @@ pub enum Answer {
 }
 
 /// What a notification shows.
+#[expect(clippy::large_enum_variant, reason = "made once per refusal and handed on")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
     /// An attempt was refused.
@@ -128,7 +138,26 @@ impl Decider {
             setup,
             net_rule,
             own_sockets: unix::OwnSockets::default(),
+            names: None,
         }
+    }
+
+    /// Resolves the names that the policy allows, if it allows any. Refused ones are told to `report`. Without
+    /// this no name is resolved and no address of one reached.
+    #[must_use]
+    pub fn resolving(mut self, report: Report) -> Self {
+        let net = &self.setup.net;
+        self.names = net
+            .resolves_names()
+            .then(|| names::Names::new(net.clone(), self.net_rule.clone(), report));
+        self
+    }
+
+    /// What waits until every question about names has been answered, after the last program is gone. It blocks
+    /// for at most the given time, and says whether nothing is outstanding.
+    pub fn outstanding_names(&self) -> Option<impl FnOnce(Duration) -> bool + Send + use<>> {
+        let names = self.names.clone()?;
+        Some(move |patience| names.finish(patience))
     }
 
     /// Decides about one notification. Never blocks on what the target controls, and never panics.
@@ -169,7 +198,7 @@ impl Decider {
             Handling::Listen => self.listen(call),
             Handling::Send => self.send(call),
             Handling::Receive => self.receive(call),
-            Handling::SetSockOpt => call.refuse_socket_option(entry),
+            Handling::SetSockOpt => self.set_socket_option(call, entry),
             Handling::Open => self.open(call),
             Handling::DirectoryChange => self.directory_change(call, entry),
         }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Degrade, FilePolicy, Limits, NetMode, NetPolicy, PathRule, Policy, PolicyError};
+use super::{
+    Degrade, FilePolicy, Limits, NamePolicy, NetMode, NetPolicy, PathRule, Policy, PolicyError,
+};
 
 /// The presets' names, the default first.
 pub const PRESETS: [&str; 3] = ["workspace-write", "read-only", "unconfined"];
@@ -126,6 +128,7 @@ impl Policy {
             net: NetPolicy {
                 mode: NetMode::Off,
                 allow: Vec::new(),
+                names: NamePolicy::default(),
             },
             limits: Limits::default(),
             degrade: Degrade::Required,

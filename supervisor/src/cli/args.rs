@@ -68,9 +68,12 @@ pub(crate) struct RunArgs {
     /// The network: off (none), isolated (a private loopback), open (the machine's own)
     #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
     pub(crate) net: Option<String>,
-    /// Allow TCP connections to ADDRESS:PORT or CIDR:PORT ([IPv6]:PORT, * for any port); repeatable
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
+    /// Allow TCP connections to ADDRESS:PORT, CIDR:PORT ([IPv6]:PORT, * for any port), HOST:PORT or *.HOST:PORT; repeatable
+    #[arg(long, value_name = "DESTINATION:PORT", help_heading = "Sandbox")]
     pub(crate) allow_net: Vec<String>,
+    /// Do not look this allowed name up but give it these addresses (HOST=ADDRESS[,ADDRESS]); repeatable
+    #[arg(long, value_name = "HOST=ADDRESS", help_heading = "Sandbox")]
+    pub(crate) resolve: Vec<String>,
     /// Start with less where this machine cannot hold the policy; the record says what is missing
     #[arg(long, help_heading = "Sandbox")]
     pub(crate) best_effort: bool,

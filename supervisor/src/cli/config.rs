@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use provost_actors::ledger::{OnDenial, TreeRule};
 use provost_actors::log::LogLimits;
 use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
-use provost_sandbox::policy::{Degrade, NetMode, NetRule, PathRule, Policy, PresetContext};
+use provost_sandbox::policy::{
+    Degrade, Destination, FixedName, NetMode, PathRule, Policy, PresetContext,
+};
 
 use super::args::{ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
 use super::environment::{self, EnvironmentRules};
@@ -132,12 +134,27 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<Policy, String> {
             .map_err(|error| format!("--net: {error}"))?;
     }
     for text in &args.allow_net {
-        let rule = text
-            .parse::<NetRule>()
-            .map_err(|error| format!("--allow-net: {error}"))?;
-        policy.net.allow.push(rule);
+        match text.parse::<Destination>() {
+            Ok(Destination::Address(rule)) => policy.net.allow.push(rule),
+            Ok(Destination::Name(rule)) => policy.net.names.rules.push(rule),
+            Err(error) => return Err(format!("--allow-net: {error}")),
+        }
     }
-    if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
+    for text in &args.resolve {
+        let fixed = text
+            .parse::<FixedName>()
+            .map_err(|error| format!("--resolve: {error}"))?;
+        let names = &mut policy.net.names;
+        if !names.rules.iter().any(|rule| rule.covers_name(&fixed.name)) {
+            return Err(format!(
+                "--resolve {text}: no --allow-net allows that name; add --allow-net {}:PORT",
+                fixed.name
+            ));
+        }
+        names.fixed.push(fixed);
+    }
+    let destinations = !policy.net.allow.is_empty() || !policy.net.names.rules.is_empty();
+    if policy.net.mode == NetMode::Isolated && destinations {
         return Err(
             "--allow-net cannot be combined with --net isolated: a private loopback has no way to that address; use --net off with --allow-net"
                 .to_owned(),

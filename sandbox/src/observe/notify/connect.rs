@@ -9,8 +9,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::address::{SocketAddress, effective};
+use super::receive::Receive;
 use super::socket::SocketKind;
-use super::{Answer, Call, Decided, Decider, Response, listener};
+use super::{Answer, Call, Decided, Decider, Listener, Response, listener};
 use crate::denial::DenialTarget;
 use crate::policy::NetMode;
 
@@ -23,30 +24,49 @@ use crate::policy::NetMode;
 #[derive(Debug)]
 pub struct BlockingConnect {
     socket: OwnedFd,
-    address: SocketAddress,
-    /// What the address names by descriptor, if it does.
-    named: Option<OwnedFd>,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Connect {
+        address: SocketAddress,
+        /// What the address names by descriptor, if it does.
+        named: Option<OwnedFd>,
+    },
+    Receive(Receive),
 }
 
 impl BlockingConnect {
     pub(super) fn new(socket: OwnedFd, address: SocketAddress, named: Option<OwnedFd>) -> Self {
         Self {
             socket,
-            address,
-            named,
+            work: Work::Connect { address, named },
+        }
+    }
+
+    /// A receive from a socket that stands in for a UDP one, which may take its time, too.
+    pub(super) fn receiving(socket: OwnedFd, receive: Receive) -> Self {
+        Self {
+            socket,
+            work: Work::Receive(receive),
         }
     }
 
     /// Connects, and says what to answer. Blocks as long as the target's own call would have.
-    pub fn run(self) -> Response {
+    pub fn run(self, listener: &Listener) -> Response {
+        let (address, named) = match self.work {
+            Work::Connect { address, named } => (address, named),
+            Work::Receive(receive) => return receive.run(&self.socket, listener, true),
+        };
         let result = loop {
-            match listener::connect(self.socket.as_fd(), self.address.as_bytes()) {
+            match listener::connect(self.socket.as_fd(), address.as_bytes()) {
                 // A signal of ours, not of the target's: go on waiting for the same attempt.
                 Err(Errno::EINTR) => {}
                 result => break result,
             }
         };
-        drop(self.named);
+        drop(named);
         response(result)
     }
 
@@ -96,6 +116,9 @@ impl Decider {
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
         }
+        if let Some(stand_in) = self.stand_in(&socket) {
+            return self.connect_stand_in(call, &stand_in, &address);
+        }
         if kind.is_unix() && address.family() != Some(libc::AF_UNSPEC) {
             return self.connect_unix(call, socket, kind, address);
         }
@@ -128,7 +151,11 @@ impl Decider {
             Err(errno) => return Decided::error(errno),
         };
         if let Err(errno) = self.permits(kind, effective(given), port) {
-            return call.deny_net(errno, self.target(kind, &address), self.net_rule.as_str());
+            let target = DenialTarget {
+                host: self.host_of(effective(given)),
+                ..self.target(kind, &address)
+            };
+            return call.deny_net(errno, target, self.net_rule.as_str());
         }
         let address = match self.setup.net.mode {
             NetMode::Open => address,
@@ -146,7 +173,12 @@ impl Decider {
 
     fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {
         let net = &self.setup.net;
-        let by_rule = || kind.is_tcp() && net.allow.iter().any(|rule| rule.covers(address, port));
+        let by_name = || {
+            let names = self.names.as_ref();
+            names.is_some_and(|names| names.permits(address, port))
+        };
+        let by_rule =
+            || kind.is_tcp() && (net.allow.iter().any(|rule| rule.covers(address, port)) || by_name());
         match net.mode {
             NetMode::Open => Ok(()),
             NetMode::Isolated if address.is_loopback() => Ok(()),

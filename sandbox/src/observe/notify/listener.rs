@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 const SYNC_WAKE_UP: u64 = 1;
 /// `ioctl_unix_file(2)`: an `O_PATH` descriptor of the file that a unix socket is bound to.
 const SIOCUNIXFILE: u64 = 0x89e0;
+/// `_IOW('!', 3, struct seccomp_notif_addfd)`; not every version of libc has it.
+const SECCOMP_IOCTL_NOTIF_ADDFD: u64 = 0x4018_2103;
 /// The longest socket address of any family that the kernel takes.
 pub(super) const SOCKADDR_BYTES_MAX: usize = 128;
 
@@ -242,6 +244,31 @@ impl Listener {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl Listener {
+    /// Puts a duplicate of `fd` into the table of the task whose call waits, and lets that call return its
+    /// number: at once, or not at all. Since Linux 5.14.
+    pub(super) fn give(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<i64, Errno> {
+        let mut request = libc::seccomp_notif_addfd {
+            id,
+            flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+            srcfd: fd.as_raw_fd().cast_unsigned(),
+            newfd: 0,
+            newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
+        };
+        // SAFETY: `request` is a valid, exclusively borrowed `struct seccomp_notif_addfd`, whose size is part of
+        // the request's number; `fd` is open for the length of the call.
+        // WHY: nix has no seccomp ioctls.
+        let given = unsafe {
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                SECCOMP_IOCTL_NOTIF_ADDFD as libc::Ioctl,
+                &raw mut request,
+            )
+        };
+        Errno::result(given).map(i64::from)
     }
 }
 

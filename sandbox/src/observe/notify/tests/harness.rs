@@ -41,6 +41,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
         net: NetPolicy {
             mode,
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
+            names: crate::policy::NamePolicy::default(),
         },
         policy_name: "test".to_owned(),
         access: None,
@@ -89,7 +90,7 @@ pub(super) fn run<T: Send>(
                 Answer::Now(response) => listener.respond(id, response).unwrap(),
                 Answer::Blocking(connect) => {
                     let listener = Arc::clone(&listener);
-                    scope.spawn(move || listener.respond(id, connect.run()).unwrap());
+                    scope.spawn(move || listener.respond(id, connect.run(&listener)).unwrap());
                 }
             }
         }
