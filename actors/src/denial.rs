@@ -27,6 +27,7 @@ use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 use crate::spawner::lock;
+use crate::workers::Workers;
 
 /// Connects that may wait at the same time, per process.
 const BLOCKING_MAX: usize = 64;
@@ -118,6 +119,7 @@ impl Actor for DenialActor {
                 read_only: read_only(sandbox),
                 process: args.process,
                 blocking: Blocking::default(),
+                workers: Workers::default(),
                 permits,
             };
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
@@ -253,6 +255,7 @@ struct Server {
     read_only: Vec<PathBuf>,
     process: ActorRef<ProcessMsg>,
     blocking: Blocking,
+    workers: Workers,
     permits: Arc<Semaphore>,
 }
 
@@ -341,13 +344,12 @@ impl Server {
                     return respond(Response::Errno(nix::libc::EAGAIN));
                 };
                 let late = listener.clone();
-                let thread = std::thread::Builder::new().name("provost-connect".to_owned());
-                let started = thread.spawn(move || {
+                let started = self.workers.run(Box::new(move || {
                     let response = connect.run(&late.0);
                     let _ = late.0.respond(id, response);
                     drop(slot);
-                });
-                if started.is_err() {
+                }));
+                if !started {
                     respond(Response::Errno(nix::libc::EAGAIN));
                 }
             }
