@@ -17,7 +17,7 @@ use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
     Answer, Canceller, Decider, DeciderSetup, Grants, HeldOpen, Listener, Observation, Question,
-    Received, Response, Tree,
+    Received, Report, Response, Tree,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
@@ -32,6 +32,7 @@ use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 use crate::spawner::lock;
+use crate::workers::Workers;
 
 /// Calls that may be performed on threads at the same time, per process.
 const BLOCKING_MAX: usize = 64;
@@ -150,8 +151,9 @@ impl Actor for DenialActor {
             let approvals = Approvals::new(args.ask_timeout, args.session_grants);
             let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
             setup.grants = approvals.grants();
+            let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
             let server = Server {
-                decider: Decider::new(setup),
+                decider: Decider::new(setup).resolving(reporter(args.process.clone(), permits.clone())),
                 approvals,
                 taken: 0,
                 burst: 0,
@@ -160,14 +162,26 @@ impl Actor for DenialActor {
                 read_only: read_only(sandbox),
                 process: args.process,
                 blocking: Blocking::default(),
-                permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+                workers: Workers::default(),
+                permits,
             };
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
             let (answers, answered) = mpsc::unbounded_channel();
             state.answers = Some(answers);
             state.serve = Some(tokio::spawn(async move {
+                let outstanding = server.decider.outstanding_names();
                 server.serve(listener, answered).await;
-                let _ = myself.send_message(DenialMsg::HungUp);
+                let complete = match outstanding {
+                    Some(wait) => tokio::task::spawn_blocking(move || wait(DRAIN_MAX))
+                        .await
+                        .unwrap_or(false),
+                    None => true,
+                };
+                let _ = myself.send_message(if complete {
+                    DenialMsg::HungUp
+                } else {
+                    DenialMsg::DrainExpired
+                });
             }));
         }
         Ok(state)
@@ -270,6 +284,15 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
     }
 }
 
+/// What takes the refusals of names, on the resolver's own threads, which wait where the ledger is slower.
+fn reporter(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> Report {
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |denial| {
+        let permit = runtime.block_on(permits.clone().acquire_owned()).ok();
+        let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
+    })
+}
+
 fn read_only(sandbox: &PreparedSandbox) -> Vec<PathBuf> {
     let held = sandbox.held_by_mount.iter();
     held.filter(|path| !sandbox.masked.contains(path))
@@ -317,6 +340,7 @@ struct Server {
     read_only: Vec<PathBuf>,
     process: ActorRef<ProcessMsg>,
     blocking: Blocking,
+    workers: Workers,
     permits: Arc<Semaphore>,
 }
 
@@ -599,14 +623,14 @@ impl Server {
                 let canceller = connect.canceller().ok();
                 let slot = canceller.and_then(|canceller| self.blocking.take(id, Some(canceller)));
                 let late = listener.clone();
-                let started = slot.and_then(|slot| {
-                    on_a_thread("provost-connect", move || {
-                        let response = connect.run();
+                let started = slot.is_some_and(|slot| {
+                    self.workers.run(Box::new(move || {
+                        let response = connect.run(&late.0);
                         let _ = late.0.respond(id, response);
                         drop(slot);
-                    })
+                    }))
                 });
-                if started.is_none() {
+                if !started {
                     respond(Response::Errno(nix::libc::EAGAIN));
                 }
             }
@@ -632,14 +656,11 @@ impl Server {
 fn give(listener: &SharedListener, id: u64, open: HeldOpen) {
     let close_on_exec = open.close_on_exec();
     let given = match open.run() {
-        Ok(file) => listener
-            .0
-            .give(id, file.as_fd(), close_on_exec)
-            .map_err(|error| error.raw_os_error().unwrap_or(nix::libc::EIO)),
-        Err(errno) => Err(errno as i32),
+        Ok(file) => listener.0.give(id, file.as_fd(), close_on_exec).map(drop),
+        Err(errno) => Err(errno),
     };
     if let Err(errno) = given {
-        let _ = listener.0.respond(id, Response::Errno(errno));
+        let _ = listener.0.respond(id, Response::Errno(errno as i32));
     }
 }
 

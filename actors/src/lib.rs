@@ -36,6 +36,7 @@ mod stream;
 mod supervisor;
 #[cfg(test)]
 mod testing;
+mod workers;
 
 pub use head_start::Expected;
 pub use process::ProcessCommand;

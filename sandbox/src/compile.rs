@@ -156,6 +156,7 @@ pub fn compile(
     let opens = observation(audit, context, &masked, &held_by_mount).max(asked(&policy));
     let filter = compile_filter(&FilterPlan {
         net: policy.net.mode,
+        names: policy.net.resolves_names(),
         opens,
         pid_namespace: mounts,
     })?;

@@ -70,6 +70,9 @@ pub enum Decision {
 /// What a refused attempt was aimed at. Only the fields that apply are present.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenialTarget {
+    /// Host name, in lower case: one that was asked for and refused, or the one whose address this is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
     /// Internet address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub address: Option<IpAddr>,
@@ -110,6 +113,15 @@ impl DenialTarget {
             address: Some(address),
             port: Some(port),
             protocol: Some(protocol.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// A host name that was asked of the resolver.
+    pub fn host(name: impl Into<String>) -> Self {
+        Self {
+            host: Some(name.into()),
+            protocol: Some("dns".to_owned()),
             ..Self::default()
         }
     }

@@ -4,6 +4,7 @@
 //! that against a [`crate::kernel::KernelSupport`]. Every rule carries the words that put it there
 //! (`--write out/`, `preset workspace-write`), because a denial quotes them.
 
+mod name;
 mod preset;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use name::{Destination, FixedName, NamePolicy, NameRule};
 pub use preset::{PRESETS, PresetContext};
 
 /// What a process may touch.
@@ -113,6 +115,9 @@ pub struct NetPolicy {
     pub source: String,
     /// TCP destinations allowed on top of it.
     pub allow: Vec<NetRule>,
+    /// TCP destinations allowed by their names.
+    #[serde(default)]
+    pub names: NamePolicy,
 }
 
 /// What a policy says about one TCP destination.
@@ -136,6 +141,26 @@ impl NetPolicy {
             },
         };
         NetVerdict { allowed, rule }
+    }
+
+    /// Whether TCP connections to the addresses of this name are allowed, and by which rule. The name is in lower case and
+    /// has no final dot.
+    pub fn decide_name(&self, name: &str, port: u16) -> NetVerdict {
+        let rule = self
+            .names
+            .rules
+            .iter()
+            .find(|rule| rule.covers_name(name) && rule.covers_port(port));
+        match (self.mode, rule) {
+            (NetMode::Off, Some(rule)) => NetVerdict {
+                allowed: true,
+                rule: rule.source.clone(),
+            },
+            (mode, _) => NetVerdict {
+                allowed: mode == NetMode::Open,
+                rule: self.ground_rule(),
+            },
+        }
     }
 
     /// The ground rule in words.
@@ -170,6 +195,13 @@ impl FromStr for NetMode {
                 "not one of off, isolated, open",
             )),
         }
+    }
+}
+
+impl NetPolicy {
+    /// Whether there are names to be resolved: only where other destinations are refused.
+    pub fn resolves_names(&self) -> bool {
+        self.mode == NetMode::Off && !self.names.rules.is_empty()
     }
 }
 
@@ -272,6 +304,7 @@ impl Policy {
                 mode: NetMode::Open,
                 source: "preset unconfined".to_owned(),
                 allow: Vec::new(),
+                names: NamePolicy::default(),
             },
             limits: Limits::default(),
             ask: AskPolicy::default(),

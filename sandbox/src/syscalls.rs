@@ -137,6 +137,15 @@ impl Entry {
         }
     }
 
+    /// Whether this call is of those that are refused whatever the socket (`setsockopt`).
+    pub(crate) fn is_refused(&self, args: &[u64; 6]) -> bool {
+        match self.calls {
+            Calls::All => true,
+            Calls::Only(rules) => condition::any_holds(rules, args),
+            Calls::Except(rules) => !condition::any_holds(rules, args),
+        }
+    }
+
     /// The one process on which a [`Handling::PidArgument`] call acts; 0 is the caller. `None` where the call
     /// names a process group or all processes of a user, for which no single check can speak: refuse it.
     pub fn named_process(&self, args: &[u64; 6]) -> Option<i32> {

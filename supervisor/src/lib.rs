@@ -60,8 +60,8 @@ pub use provost_sandbox::keeper::run_if_asked as run_spawner_if_asked;
 pub use provost_sandbox::keeper::wire::SignalScope;
 pub use provost_sandbox::kernel::{KernelSupport, Probe};
 pub use provost_sandbox::policy::{
-    AskPolicy, Degrade, FilePolicy, Limits, NetMode, NetPolicy, NetRule, PRESETS, PathRule, Policy,
-    PolicyError, PresetContext,
+    AskPolicy, Degrade, Destination, FilePolicy, FixedName, Limits, NamePolicy, NameRule, NetMode,
+    NetPolicy, NetRule, PRESETS, PathRule, Policy, PolicyError, PresetContext,
 };
 pub use provost_sandbox::report::{
     Containment, Degradation, FileObservation, SandboxReport, UnsupportedError,

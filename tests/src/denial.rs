@@ -9,6 +9,7 @@ use serde_json::Value;
 pub struct Wanted {
     class: &'static str,
     operations: Vec<&'static str>,
+    host: Option<&'static str>,
     addresses: Vec<String>,
     port: Option<u16>,
     protocol: Option<&'static str>,
@@ -47,6 +48,12 @@ impl Wanted {
     /// Another operation will do as well.
     pub fn or(mut self, operation: &'static str) -> Self {
         self.operations.push(operation);
+        self
+    }
+
+    /// Aimed at this name.
+    pub fn host(mut self, host: &'static str) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -98,6 +105,7 @@ impl Wanted {
             && (self.operations.is_empty()
                 || self.operations.iter().any(|name| denial["operation"] == *name))
             && (self.addresses.is_empty() || self.addresses.contains(&text("address")))
+            && self.host.is_none_or(|host| target["host"] == host)
             && self.port.is_none_or(|port| target["port"] == port)
             && self
                 .protocol

@@ -31,11 +31,13 @@ fn a_missing_directory_in_a_flag_is_rejected(world: &World) {
 
 fn a_malformed_destination_is_rejected_with_the_right_form(world: &World) {
     for bad in [
-        "example.com:80",
+        "example.com",
+        "*.com:80",
         "127.0.0.1",
         "127.0.0.1:0",
         "127.0.0.1:65536",
         "::1:80",
+        "x-.com:80",
         "10.0.0.0/33:80",
     ] {
         rejected(

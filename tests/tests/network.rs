@@ -244,7 +244,7 @@ fn escape_28_an_address_that_changes_while_it_is_checked_reaches_nothing_else(wo
         address.to_string(),
         [address.port().to_string(), forbidden.port_text()],
     );
-    let words = ["swap-address", &ports[0], &ports[1], "1000"];
+    let words = ["swap-address", &ports[0], &ports[1], "100000"];
     let done = world.escape(&words).with(["--allow-net", &rule]).finish();
     assert!(done.code.is_some_and(|code| code == 0 || code == 3), "\n{done}");
     assert_eq!(

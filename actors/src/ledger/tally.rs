@@ -88,6 +88,7 @@ impl DenialTally {
         let hash = self.key.hash_one((
             denial.class,
             &denial.operation,
+            &target.host,
             target.address,
             target.port,
             &target.protocol,
@@ -160,7 +161,12 @@ pub(super) fn clip_texts(denial: &mut Denial) {
 }
 
 pub(super) fn clip_target(target: &mut DenialTarget) {
-    let optional = [&mut target.protocol, &mut target.path, &mut target.syscall];
+    let optional = [
+        &mut target.host,
+        &mut target.protocol,
+        &mut target.path,
+        &mut target.syscall,
+    ];
     for text in optional.into_iter().flatten() {
         clip(text);
     }

@@ -43,6 +43,8 @@ const PROGRAM_LEN_MAX: usize = 4096;
 pub struct FilterPlan {
     /// Which sockets exist, and whether every datagram is looked at.
     pub net: NetMode,
+    /// Names are resolved by the supervisor: calls of the sockets that stand in for UDP are notified too.
+    pub names: bool,
     /// Which file calls are shown to the listener.
     pub opens: OpenObservation,
     /// Whether the process has a PID and IPC namespace of its own. Without one, calls that may name a process

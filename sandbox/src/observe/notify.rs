@@ -20,13 +20,17 @@ mod ask;
 mod attributes;
 mod connect;
 mod diag;
+mod dns;
 mod files;
 mod listener;
 mod memory;
 mod metadata;
+mod names;
 mod opening;
 mod paths;
+mod receive;
 mod socket;
+mod stand_in;
 mod syscall;
 mod transfer;
 mod tree;
@@ -36,6 +40,7 @@ mod walk;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -47,6 +52,7 @@ use crate::syscalls::{self, Entry, Handling};
 pub use ask::{Grant, Grants, Question};
 pub use connect::{BlockingConnect, Canceller};
 pub use listener::{Listener, Notification, Received, Response};
+pub use names::Report;
 pub use opening::HeldOpen;
 pub use tree::Tree;
 
@@ -83,6 +89,8 @@ pub struct Decider {
     own_sockets: unix::OwnSockets,
     /// The root of the file system, once it is known. It is every task's: nothing under the filter can change it.
     root: OnceLock<Arc<paths::Root>>,
+    /// Present where names are resolved.
+    names: Option<Arc<names::Names>>,
 }
 
 /// What to do about one notification.
@@ -108,6 +116,7 @@ pub enum Answer {
 }
 
 /// What a notification shows.
+#[expect(clippy::large_enum_variant, reason = "made once per refusal and handed on")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
     /// An attempt was refused.
@@ -146,7 +155,26 @@ impl Decider {
             net_rule,
             own_sockets: unix::OwnSockets::default(),
             root: OnceLock::new(),
+            names: None,
         }
+    }
+
+    /// Resolves the names that the policy allows, if it allows any. Refused ones are told to `report`. Without
+    /// this no name is resolved and no address of one reached.
+    #[must_use]
+    pub fn resolving(mut self, report: Report) -> Self {
+        let net = &self.setup.net;
+        self.names = net
+            .resolves_names()
+            .then(|| names::Names::new(net.clone(), self.net_rule.clone(), report));
+        self
+    }
+
+    /// What waits until every question about names has been answered, after the last program is gone. It blocks
+    /// for at most the given time, and says whether nothing is outstanding.
+    pub fn outstanding_names(&self) -> Option<impl FnOnce(Duration) -> bool + Send + use<>> {
+        let names = self.names.clone()?;
+        Some(move |patience| names.finish(patience))
     }
 
     /// Decides about one notification. Never blocks on what the target controls, and never panics.
@@ -187,7 +215,7 @@ impl Decider {
             Handling::Listen => self.listen(call),
             Handling::Send => self.send(call),
             Handling::Receive => self.receive(call),
-            Handling::SetSockOpt => call.refuse_socket_option(entry),
+            Handling::SetSockOpt => self.set_socket_option(call, entry),
             Handling::Open => self.open(call),
             Handling::Metadata => self.metadata(call),
             Handling::DirectoryChange => self.directory_change(call, entry),

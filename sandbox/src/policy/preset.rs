@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{AskPolicy, Degrade, FilePolicy, Limits, NetMode, NetPolicy, PathRule, Policy, PolicyError};
+use super::{
+    AskPolicy, Degrade, FilePolicy, Limits, NamePolicy, NetMode, NetPolicy, PathRule, Policy,
+    PolicyError,
+};
 
 /// The presets' names, the default first.
 pub const PRESETS: [&str; 3] = ["workspace-write", "read-only", "unconfined"];
@@ -127,6 +130,7 @@ impl Policy {
                 mode: NetMode::Off,
                 source,
                 allow: Vec::new(),
+                names: NamePolicy::default(),
             },
             limits: Limits::default(),
             ask: AskPolicy::default(),

@@ -72,8 +72,8 @@ pub(crate) struct RunArgs {
     /// The network: off (none), isolated (a private loopback), open (the machine's own), ask (off, but --ask net)
     #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
     pub(crate) net: Option<String>,
-    /// Allow TCP connections to ADDRESS:PORT or CIDR:PORT ([IPv6]:PORT, * for any port); repeatable
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
+    /// Allow TCP connections to ADDRESS:PORT, CIDR:PORT ([IPv6]:PORT, * for any port), HOST:PORT or *.HOST:PORT; repeatable
+    #[arg(long, value_name = "DESTINATION:PORT", help_heading = "Sandbox")]
     pub(crate) allow_net: Vec<String>,
     /// Ask before refusing what no rule speaks about: net (TCP and unix connections), files (opening and creating)
     #[arg(
@@ -91,6 +91,9 @@ pub(crate) struct RunArgs {
     /// How long a request waits before it is denied
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
     pub(crate) ask_timeout: Duration,
+    /// Do not look this allowed name up but give it these addresses (HOST=ADDRESS[,ADDRESS]); repeatable
+    #[arg(long, value_name = "HOST=ADDRESS", help_heading = "Sandbox")]
+    pub(crate) resolve: Vec<String>,
     /// Start with less where this machine cannot hold the policy; the record says what is missing
     #[arg(long, help_heading = "Sandbox")]
     pub(crate) best_effort: bool,
@@ -280,8 +283,8 @@ pub(crate) struct ExplainArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Paths, and addresses with a port (192.0.2.1:443, [::1]:80)
-    #[arg(required = true, value_name = "PATH|ADDRESS:PORT")]
+    /// Paths, and addresses or names with a port (192.0.2.1:443, [::1]:80, example.com:443)
+    #[arg(required = true, value_name = "PATH|DESTINATION:PORT")]
     pub(crate) what: Vec<String>,
 }
 

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use provost_actors::ledger::{OnDenial, TreeRule};
 use provost_actors::log::LogLimits;
 use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
-use provost_sandbox::policy::{Degrade, NetMode, NetRule, PathRule, Policy, PresetContext};
+use provost_sandbox::policy::{
+    Degrade, Destination, FixedName, NameRule, NetMode, NetRule, PathRule, Policy, PresetContext,
+};
 
 use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
 use super::ask::{Asked, Terminal};
@@ -144,11 +146,25 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
         }
     }
     for text in &args.allow_net {
-        let rule = text
-            .parse::<NetRule>()
-            .map_err(|error| format!("--allow-net: {error}"))?;
-        let source = format!("--allow-net {}", rule.source);
-        policy.net.allow.push(NetRule { source, ..rule });
+        let source = format!("--allow-net {text}");
+        match text.parse::<Destination>() {
+            Ok(Destination::Address(rule)) => policy.net.allow.push(NetRule { source, ..rule }),
+            Ok(Destination::Name(rule)) => policy.net.names.rules.push(NameRule { source, ..rule }),
+            Err(error) => return Err(format!("--allow-net: {error}")),
+        }
+    }
+    for text in &args.resolve {
+        let fixed = text
+            .parse::<FixedName>()
+            .map_err(|error| format!("--resolve: {error}"))?;
+        let names = &mut policy.net.names;
+        if !names.rules.iter().any(|rule| rule.covers_name(&fixed.name)) {
+            return Err(format!(
+                "--resolve {text}: nothing allows that name; add --allow-net {}:PORT",
+                fixed.name
+            ));
+        }
+        names.fixed.push(fixed);
     }
     let limits = &mut policy.limits;
     limits.memory_bytes = args.memory.or(limits.memory_bytes);

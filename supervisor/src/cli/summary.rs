@@ -78,6 +78,14 @@ pub(super) fn line(denial: &Denial) -> String {
         }
         _ => {}
     }
+    if let Some(host) = &target.host {
+        let (open, close) = if target.address.is_some() {
+            (" (", ")")
+        } else {
+            (" ", "")
+        };
+        let _ = write!(text, "{open}{}{close}", visible(host));
+    }
     if let (Some(protocol), None) = (&target.protocol, &target.path) {
         let mark = if target.address.is_some() { "/" } else { " " };
         let _ = write!(text, "{mark}{protocol}");
@@ -113,6 +121,7 @@ pub(super) fn allowing_flag(denial: &Denial) -> Option<String> {
         DenialClass::Network => {
             let protocol = target.protocol.as_deref().unwrap_or_default();
             match (denial.operation.as_str(), target.address, protocol) {
+                ("resolve", ..) => Some(format!("--allow-net {}:443", target.host.as_deref()?)),
                 ("connect", Some(address), "tcp") => {
                     // A private loopback leads nowhere else.
                     let mode = if denial.errno == "ENETUNREACH" {

@@ -82,7 +82,8 @@ pub(super) struct Net {
     /// off (none), isolated (a private loopback), open (the machine's own), ask (off, but ask before refusing).
     #[cfg_attr(feature = "cli", schemars(with = "Option<NetModeName>"))]
     pub(super) mode: Option<Spanned<NetModeName>>,
-    /// TCP destinations allowed with off or ask: `ADDRESS:PORT`, `CIDR:PORT`, `[IPv6]:PORT`, `*` for any port.
+    /// TCP destinations allowed with off or ask: `ADDRESS:PORT`, `CIDR:PORT`, `[IPv6]:PORT`, `HOST:PORT`, `*.HOST:PORT`; `*` for
+    /// any port.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) allow: Vec<Spanned<String>>,
 }

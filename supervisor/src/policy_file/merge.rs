@@ -9,7 +9,9 @@ use toml::Spanned;
 use super::error::{PolicyFileError, Text};
 use super::find::{PolicyName, read};
 use super::format::{self, NetModeName, PolicyFile};
-use crate::{AskPolicy, Degrade, NetMode, NetRule, PathRule, Policy, PresetContext};
+use crate::{
+    AskPolicy, Degrade, Destination, NameRule, NetMode, NetRule, PathRule, Policy, PresetContext,
+};
 
 /// How many files may extend each other.
 const DEPTH_MAX: usize = 8;
@@ -221,7 +223,7 @@ impl Layer<'_> {
         }
         for (index, text) in file.net.allow.iter().enumerate() {
             let key = format!("net.allow[{index}]");
-            let rule: NetRule = self.value(text, &key)?;
+            let destination: Destination = self.value(text, &key)?;
             if policy.net.mode == NetMode::Isolated {
                 let why = "nothing can be allowed where net.mode is isolated: a private loopback leads nowhere";
                 return Err(self
@@ -229,10 +231,11 @@ impl Layer<'_> {
                     .error(text.span(), &key, why)
                     .help("use net.mode = \"off\""));
             }
-            policy.net.allow.push(NetRule {
-                source: self.rule(text, "net.allow"),
-                ..rule
-            });
+            let source = self.rule(text, "net.allow");
+            match destination {
+                Destination::Address(rule) => policy.net.allow.push(NetRule { source, ..rule }),
+                Destination::Name(rule) => policy.net.names.rules.push(NameRule { source, ..rule }),
+            }
         }
         if let Some(best_effort) = file.best_effort {
             policy.degrade = if best_effort {
@@ -434,7 +437,8 @@ impl LoadedPolicy {
                 .any(|named| named.explicit && named.path == rule.path)
         };
         files.protect.retain(|rule| rule.explicit || !named(rule));
-        if policy.net.mode == NetMode::Isolated && !policy.net.allow.is_empty() {
+        let destinations = !policy.net.allow.is_empty() || !policy.net.names.rules.is_empty();
+        if policy.net.mode == NetMode::Isolated && destinations {
             return Err(
                 "nothing can be allowed with the network isolated: a private loopback has no way to that address; use off"
                     .to_owned(),

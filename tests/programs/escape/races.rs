@@ -37,6 +37,16 @@ fn swap_address(arguments: &Arguments) -> Outcome {
         });
         for _ in 0..times {
             let Ok(fd) = stream() else { break };
+            // Closing forgets the connection at once: there are fewer local ports than tries.
+            let linger = [1_i32, 0];
+            let _ = sys!(
+                libc::SYS_setsockopt,
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                linger.as_ptr(),
+                8
+            );
             let outcome = sys!(libc::SYS_connect, fd, shared.as_ptr(), shared.len());
             if let Err(errno) = outcome {
                 refused = Err(errno);

@@ -54,6 +54,16 @@ const SOCKETS_WITH_NETWORK: Rules = &[TCP_UNNAMED, TCP, UNIX, UDP_UNNAMED, UDP, 
 /// `send` as libc makes it: neither flags that we refuse nor an address.
 const SENDTO_WITHOUT_ADDRESS: Rules = &[&[bits(3, REFUSED_SEND_FLAGS, 0), null(4)]];
 
+/// `recv` as libc makes it.
+const RECVFROM_WITHOUT_ADDRESS: Rules = &[&[bits(3, libc::MSG_OOB as u32, 0), null(4)]];
+
+/// The refused options, and all of a level that the socket in UDP's place does not have.
+const OPTIONS_OF_INTERNET_SOCKETS: Rules = &[
+    &[int(1, libc::SOL_TCP as u32), int(2, libc::TCP_ULP as u32)],
+    &[int(1, libc::SOL_IP as u32)],
+    &[int(1, libc::SOL_IPV6 as u32)],
+];
+
 /// In a PID namespace of its own a process sees one stranger: our init, whose limits and priorities are not its
 /// business.
 const INIT_FIRST: Rules = &[&[int(0, 1)]];
@@ -81,6 +91,16 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
             "sendto" => Calls::Except(SENDTO_WITHOUT_ADDRESS),
             _ => Calls::All,
         }),
+        // A socket that stands in for a UDP one is told to whom a message goes, and tells from whom one comes.
+        Handling::Send if plan.names => Some(match entry.name {
+            "sendto" => Calls::Except(SENDTO_WITHOUT_ADDRESS),
+            _ => Calls::All,
+        }),
+        Handling::Receive if plan.names => Some(match entry.name {
+            "recvfrom" => Calls::Except(RECVFROM_WITHOUT_ADDRESS),
+            _ => Calls::All,
+        }),
+        Handling::SetSockOpt if plan.names => Some(Calls::Only(OPTIONS_OF_INTERNET_SOCKETS)),
         Handling::Open => match plan.opens {
             OpenObservation::None => None,
             OpenObservation::Writes => Some(entry.calls),

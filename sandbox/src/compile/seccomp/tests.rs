@@ -21,9 +21,13 @@ fn plans() -> Vec<FilterPlan> {
             OpenObservation::Writes,
             OpenObservation::All,
         ] {
-            for pid_namespace in [true, false] {
+            for (pid_namespace, names) in [(true, false), (false, false), (true, true), (false, true)] {
+                if names && net != NetMode::Off {
+                    continue;
+                }
                 plans.push(FilterPlan {
                     net,
+                    names,
                     opens,
                     pid_namespace,
                 });
@@ -37,6 +41,7 @@ fn plans() -> Vec<FilterPlan> {
 fn default_plan() -> FilterPlan {
     FilterPlan {
         net: NetMode::Off,
+        names: false,
         opens: OpenObservation::None,
         pid_namespace: true,
     }
@@ -50,12 +55,18 @@ fn number(abi: &Abi, name: &str) -> u32 {
 struct Filter {
     abi: Abi,
     program: Vec<sock_filter>,
+    /// Whether names are resolved under the plan.
+    names: bool,
 }
 
 impl Filter {
     fn new(abi: Abi, plan: &FilterPlan) -> Self {
         let program = compile_for(&abi, plan).unwrap();
-        Self { abi, program }
+        Self {
+            abi,
+            program,
+            names: plan.names,
+        }
     }
 
     fn x86_64(plan: &FilterPlan) -> Self {

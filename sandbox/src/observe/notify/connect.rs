@@ -9,8 +9,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::address::{SocketAddress, effective};
+use super::receive::Receive;
 use super::socket::SocketKind;
-use super::{Answer, Call, Decided, Decider, Grant, Question, Response, listener};
+use super::{Answer, Call, Decided, Decider, Grant, Listener, Question, Response, listener};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::policy::NetMode;
 
@@ -23,30 +24,49 @@ use crate::policy::NetMode;
 #[derive(Debug)]
 pub struct BlockingConnect {
     socket: OwnedFd,
-    address: SocketAddress,
-    /// What the address names by descriptor, if it does.
-    named: Option<OwnedFd>,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Connect {
+        address: SocketAddress,
+        /// What the address names by descriptor, if it does.
+        named: Option<OwnedFd>,
+    },
+    Receive(Receive),
 }
 
 impl BlockingConnect {
     pub(super) fn new(socket: OwnedFd, address: SocketAddress, named: Option<OwnedFd>) -> Self {
         Self {
             socket,
-            address,
-            named,
+            work: Work::Connect { address, named },
+        }
+    }
+
+    /// A receive from a socket that stands in for a UDP one, which may take its time, too.
+    pub(super) fn receiving(socket: OwnedFd, receive: Receive) -> Self {
+        Self {
+            socket,
+            work: Work::Receive(receive),
         }
     }
 
     /// Connects, and says what to answer. Blocks as long as the target's own call would have.
-    pub fn run(self) -> Response {
+    pub fn run(self, listener: &Listener) -> Response {
+        let (address, named) = match self.work {
+            Work::Connect { address, named } => (address, named),
+            Work::Receive(receive) => return receive.run(&self.socket, listener, true),
+        };
         let result = loop {
-            match listener::connect(self.socket.as_fd(), self.address.as_bytes()) {
+            match listener::connect(self.socket.as_fd(), address.as_bytes()) {
                 // A signal of ours, not of the target's: go on waiting for the same attempt.
                 Err(Errno::EINTR) => {}
                 result => break result,
             }
         };
-        drop(self.named);
+        drop(named);
         response(result)
     }
 
@@ -96,6 +116,9 @@ impl Decider {
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
         }
+        if let Some(stand_in) = self.stand_in(&socket) {
+            return self.connect_stand_in(call, &stand_in, &address);
+        }
         if kind.is_unix() && address.family() != Some(libc::AF_UNSPEC) {
             return self.connect_unix(call, socket, kind, address);
         }
@@ -134,7 +157,10 @@ impl Decider {
         let refused = self.permits(kind, effective(given), port).err();
         let asks = self.setup.ask.net && kind.is_tcp() && self.setup.net.mode == NetMode::Off;
         let granted = asks && self.is_granted(&grant);
-        let shown = self.target(kind, &address);
+        let shown = DenialTarget {
+            host: self.host_of(effective(given)),
+            ..self.target(kind, &address)
+        };
         if let Some(errno) = refused
             && !asks
         {
@@ -174,8 +200,14 @@ impl Decider {
 
     fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {
         let net = &self.setup.net;
+        let by_name = || {
+            let names = self.names.as_ref();
+            kind.is_tcp() && names.is_some_and(|names| names.permits(address, port))
+        };
         // Rules are about TCP; the ground rule is about UDP, too.
-        if net.decide_tcp(address, port).allowed && (kind.is_tcp() || net.mode != NetMode::Off) {
+        let by_address =
+            net.decide_tcp(address, port).allowed && (kind.is_tcp() || net.mode != NetMode::Off);
+        if by_address || net.mode == NetMode::Off && by_name() {
             return Ok(());
         }
         Err(match net.mode {

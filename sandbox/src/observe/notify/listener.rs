@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 const SYNC_WAKE_UP: u64 = 1;
 /// `ioctl_unix_file(2)`: an `O_PATH` descriptor of the file that a unix socket is bound to.
 const SIOCUNIXFILE: u64 = 0x89e0;
+/// `_IOW('!', 3, struct seccomp_notif_addfd)`; not every version of libc has it.
+const SECCOMP_IOCTL_NOTIF_ADDFD: u64 = 0x4018_2103;
 /// The longest socket address of any family that the kernel takes.
 pub(super) const SOCKADDR_BYTES_MAX: usize = 128;
 
@@ -254,40 +256,30 @@ impl Listener {
 }
 
 impl Listener {
-    /// Puts a descriptor into the target's table and answers the call with its number, in one step. That its thread
-    /// died meanwhile is no error.
+    /// Puts a duplicate of `fd` into the table of the task whose call waits, and lets that call return its
+    /// number: at once, or not at all. Since Linux 5.14.
     ///
     /// # Errors
-    /// The target has no room for it, or the kernel cannot do it in one step (before 5.14): the call still waits.
-    pub fn give(&self, id: u64, file: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
-        const ADDFD_FLAG_SEND: u32 = 2;
-        let request = libc::seccomp_notif_addfd {
+    /// The target has no room for it, its thread died, or the kernel cannot do it in one step.
+    pub fn give(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<i64, Errno> {
+        let mut request = libc::seccomp_notif_addfd {
             id,
-            flags: ADDFD_FLAG_SEND,
-            srcfd: file.as_raw_fd().cast_unsigned(),
+            flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+            srcfd: fd.as_raw_fd().cast_unsigned(),
             newfd: 0,
-            newfd_flags: if close_on_exec {
-                libc::O_CLOEXEC.cast_unsigned()
-            } else {
-                0
-            },
+            newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
         };
-        loop {
-            // SAFETY: the request is read for the length of the call; `file` is open as long.
-            // WHY: nix has no seccomp ioctls.
-            let given = unsafe {
-                libc::ioctl(
-                    self.fd.as_raw_fd(),
-                    libc::SECCOMP_IOCTL_NOTIF_ADDFD,
-                    &raw const request,
-                )
-            };
-            match Errno::result(given) {
-                Ok(_) | Err(Errno::ENOENT) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        // SAFETY: `request` is a valid, exclusively borrowed `struct seccomp_notif_addfd`, whose size is part of
+        // the request's number; `fd` is open for the length of the call.
+        // WHY: nix has no seccomp ioctls.
+        let given = unsafe {
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                SECCOMP_IOCTL_NOTIF_ADDFD as libc::Ioctl,
+                &raw mut request,
+            )
+        };
+        Errno::result(given).map(i64::from)
     }
 }
 

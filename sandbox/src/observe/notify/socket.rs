@@ -149,6 +149,16 @@ impl Decider {
             type_: call.int(1) & TYPE_MASK,
             protocol: call.int(2),
         };
+        if let Some(decided) = self.make_stand_in(call, kind) {
+            return decided;
+        }
+        // libc asks for the machine's addresses before it resolves a name, and can do without.
+        if self.names.is_some()
+            && kind.family == libc::AF_NETLINK
+            && kind.protocol == libc::NETLINK_ROUTE
+        {
+            return Decided::probe(kind.refusal(), "netlink_route".to_owned());
+        }
         let rule = match self.setup.net.mode {
             NetMode::Off => self.net_rule.clone(),
             _ => format!("{} covers TCP, UDP and unix streams only", self.net_rule),

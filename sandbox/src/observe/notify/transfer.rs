@@ -31,11 +31,12 @@ impl Decider {
         if self.setup.net.mode != NetMode::Off {
             return self.socket_file(call);
         }
-        let (_socket, kind) = match self.duplicate(call) {
+        let (socket, kind) = match self.duplicate(call) {
             Ok(duplicate) => duplicate,
             Err(unavailable) => return call.fail(unavailable),
         };
-        if kind.is_unix() {
+        let stand_in = self.stand_in(&socket);
+        if kind.is_unix() && stand_in.is_none() {
             return self.socket_file(call);
         }
         let address = match SocketAddress::copy(call.tid(), call.arg(1), call.int(2)) {
@@ -44,6 +45,9 @@ impl Decider {
         };
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
+        }
+        if stand_in.is_some() {
+            return self.bind_stand_in(call, &address);
         }
         call.deny_net(Errno::EACCES, self.target(kind, &address), self.net_rule.as_str())
     }
@@ -94,6 +98,9 @@ impl Decider {
         }
         if flags & libc::MSG_OOB != 0 {
             return self.deny_out_of_band(call);
+        }
+        if self.names.is_some() {
+            return self.send_by_stand_in(call);
         }
         if self.setup.net.mode != NetMode::Isolated {
             return Decided::CONTINUE;
@@ -153,8 +160,12 @@ impl Decider {
         (!effective(ip).is_loopback()).then(|| DenialTarget::inet(ip.to_canonical(), port, "udp"))
     }
 
-    /// Receiving out of band.
+    /// Receiving out of band, or where names are resolved.
     pub(super) fn receive(&self, call: Call<'_>) -> Decided {
+        let flags = call.int(if call.name == "recvmsg" { 2 } else { 3 });
+        if self.names.is_some() && flags & libc::MSG_OOB == 0 {
+            return self.receive_by_stand_in(call);
+        }
         self.deny_out_of_band(call)
     }
 
@@ -180,7 +191,7 @@ impl Decider {
 }
 
 /// The address of the first (or only) message of a send, if it carries one.
-fn destination(call: Call<'_>) -> Result<Option<SocketAddress>, Unavailable> {
+pub(super) fn destination(call: Call<'_>) -> Result<Option<SocketAddress>, Unavailable> {
     match call.name {
         "sendto" if call.arg(4) == 0 => Ok(None),
         "sendto" => SocketAddress::copy(call.tid(), call.arg(4), call.int(5)).map(Some),

@@ -32,7 +32,11 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
     let loaded = load(&args.policy, &context)?;
     let policy = loaded.policy;
     let mut answers = Vec::new();
-    let paths: Vec<&String> = args.what.iter().filter(|what| address(what).is_none()).collect();
+    let paths: Vec<&String> = args
+        .what
+        .iter()
+        .filter(|what| destination(what).is_none())
+        .collect();
     if policy.confined && !paths.is_empty() {
         let kernel = kernel()?;
         let compiled = compile(
@@ -47,8 +51,8 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
         )
         .map_err(|error| error.to_string())?;
         for what in &args.what {
-            match address(what) {
-                Some(address) => answers.push(connect(&policy, address)),
+            match destination(what) {
+                Some(destination) => answers.push(connect(&policy, &destination)),
                 None => {
                     let path = real(&context.preset.cwd, what);
                     for (act, access) in [
@@ -70,8 +74,8 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
         }
     } else {
         for what in &args.what {
-            answers.push(match address(what) {
-                Some(address) => connect(&policy, address),
+            answers.push(match destination(what) {
+                Some(destination) => connect(&policy, &destination),
                 None => Answer {
                     subject: what.clone(),
                     act: "all",
@@ -106,15 +110,39 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
     print(&text)
 }
 
-/// `192.0.2.1:443`, `[::1]:80`.
-fn address(what: &str) -> Option<SocketAddr> {
-    what.parse().ok()
+/// Where a connection would go.
+enum Destination {
+    Address(SocketAddr),
+    Name(String, u16),
 }
 
-fn connect(policy: &Policy, address: SocketAddr) -> Answer {
-    let verdict = policy.net.decide_tcp(address.ip(), address.port());
+/// `192.0.2.1:443`, `[::1]:80`, `example.com:443`; what has a slash in it is a path.
+fn destination(what: &str) -> Option<Destination> {
+    if let Ok(address) = what.parse() {
+        return Some(Destination::Address(address));
+    }
+    let (name, port) = what.rsplit_once(':')?;
+    let plain = |name: &str| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty() && plain(name))
+        .then(|| port.parse().ok())
+        .flatten()
+        .map(|port| Destination::Name(name.to_ascii_lowercase(), port))
+}
+
+fn connect(policy: &Policy, destination: &Destination) -> Answer {
+    let (subject, verdict) = match destination {
+        Destination::Address(address) => (
+            address.to_string(),
+            policy.net.decide_tcp(address.ip(), address.port()),
+        ),
+        Destination::Name(name, port) => (format!("{name}:{port}"), policy.net.decide_name(name, *port)),
+    };
     Answer {
-        subject: address.to_string(),
+        subject,
         act: "connect",
         allowed: verdict.allowed,
         asked: !verdict.allowed && policy.ask.net,

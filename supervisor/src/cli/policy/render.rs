@@ -42,7 +42,7 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
         policy.net.mode.as_str()
     };
     text += &format!("\n[net]\nmode = {}\n", quoted(mode));
-    if !policy.net.allow.is_empty() {
+    if !policy.net.allow.is_empty() || !policy.net.names.rules.is_empty() {
         text += "allow = [\n";
         for rule in &policy.net.allow {
             let port = rule.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
@@ -51,6 +51,15 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
                 net @ ipnet::IpNet::V4(_) => net.to_string(),
             };
             line(&mut text, &format!("{host}:{port}"), &rule.source);
+        }
+        for rule in &policy.net.names.rules {
+            let port = rule.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
+            let wildcard = if rule.wildcard { "*." } else { "" };
+            line(
+                &mut text,
+                &format!("{wildcard}{}:{port}", rule.name),
+                &rule.source,
+            );
         }
         text += "]\n";
     }

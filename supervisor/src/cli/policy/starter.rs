@@ -25,7 +25,7 @@ extends = "workspace-write"
 
 [net]
 mode = "off"                     # off, isolated (a private loopback), open, ask
-# allow = ["127.0.0.1:5432", "10.0.0.0/8:443"]
+# allow = ["127.0.0.1:5432", "10.0.0.0/8:443", "*.example.com:443"]
 
 [env]
 # pass = ["CI_*"]                # what looks like a secret is left out unless it is named in full

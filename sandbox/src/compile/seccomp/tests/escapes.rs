@@ -9,6 +9,7 @@ const HIGH: u64 = 0xFFFF_FFFF_0000_0000;
 fn with(net: NetMode, opens: OpenObservation, pid_namespace: bool) -> Filter {
     Filter::x86_64(&FilterPlan {
         net,
+        names: false,
         opens,
         pid_namespace,
     })

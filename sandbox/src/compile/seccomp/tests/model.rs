@@ -10,6 +10,7 @@ pub(super) fn notifies(plan: &FilterPlan, name: &str, args: &[u64; 6]) -> bool {
     let visible = !plan.pid_namespace;
     let fastopen_or_oob = libc::MSG_FASTOPEN | libc::MSG_OOB;
     let isolated = plan.net == NetMode::Isolated;
+    let names = plan.names;
     let observed = plan.opens != OpenObservation::None;
     let opens_all = plan.opens == OpenObservation::All;
     let writes = |at| opens_all || observed && flags(at, 0o3 | libc::O_CREAT | libc::O_TRUNC);
@@ -19,11 +20,13 @@ pub(super) fn notifies(plan: &FilterPlan, name: &str, args: &[u64; 6]) -> bool {
         "socket" => !socket_is_plain(plan.net, int(0), int(1) & 0xF, int(2)),
         "socketpair" => !(int(0) == libc::AF_UNIX && matches!(int(1) & 0xF, 1 | 5)),
         "connect" | "bind" | "listen" => true,
-        "sendto" => flags(3, fastopen_or_oob) || isolated && args[4] != 0,
-        "sendmsg" => isolated || flags(2, fastopen_or_oob),
-        "sendmmsg" => isolated || flags(3, fastopen_or_oob),
-        "recvmsg" => flags(2, libc::MSG_OOB),
-        "recvfrom" | "recvmmsg" => flags(3, libc::MSG_OOB),
+        "sendto" => flags(3, fastopen_or_oob) || (isolated || names) && args[4] != 0,
+        "sendmsg" => isolated || names || flags(2, fastopen_or_oob),
+        "sendmmsg" => isolated || names || flags(3, fastopen_or_oob),
+        "recvmsg" => names || flags(2, libc::MSG_OOB),
+        "recvfrom" => names && args[4] != 0 || flags(3, libc::MSG_OOB),
+        "recvmmsg" => names || flags(3, libc::MSG_OOB),
+        "setsockopt" if names && matches!(int(1), 0 | 41) => true,
         "setsockopt" => matches!((int(1), int(2)), (6, 31) | (0, 4) | (41, 57 | 6)),
         "ioctl" => matches!(
             args[1] as u32,

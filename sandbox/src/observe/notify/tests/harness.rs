@@ -43,6 +43,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
             mode,
             source: "preset test".to_owned(),
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
+            names: crate::policy::NamePolicy::default(),
         },
         access: None,
         metadata: AccessMap::new(&FilePolicy::default(), &[]),
@@ -111,13 +112,13 @@ pub(super) fn run_asked<T: Send>(
             match answer {
                 Answer::Now(response) => listener.respond(id, response).unwrap(),
                 Answer::Blocking(connect) => {
-                    scope.spawn(move || listener.respond(id, connect.run()).unwrap());
+                    scope.spawn(move || listener.respond(id, connect.run(&listener)).unwrap());
                 }
                 Answer::Open(open) => {
                     scope.spawn(move || {
                         let close_on_exec = open.close_on_exec();
                         match open.run() {
-                            Ok(file) => listener.give(id, file.as_fd(), close_on_exec).unwrap(),
+                            Ok(file) => drop(listener.give(id, file.as_fd(), close_on_exec).unwrap()),
                             Err(errno) => listener
                                 .respond(id, super::super::Response::Errno(errno as i32))
                                 .unwrap(),

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::connect::BlockingConnect;
-use super::super::listener;
+use super::super::listener::{self, Listener};
 use super::super::{Response, address::SocketAddress};
 use super::harness::{connect, inet, raw, run, setup, socket};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
@@ -316,8 +316,10 @@ fn a_waiting_connect_ends_when_it_is_cancelled() {
     let waiting = BlockingConnect::new(socket(libc::AF_INET, libc::SOCK_STREAM), address, None);
     let canceller = waiting.canceller().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
+    // A connect asks nothing of the listener: any descriptor will do.
+    let listener = Listener::new(socket(libc::AF_UNIX, libc::SOCK_STREAM)).unwrap();
     let thread = std::thread::spawn(move || {
-        sender.send(waiting.run()).unwrap();
+        sender.send(waiting.run(&listener)).unwrap();
     });
     // It may not have begun to wait yet: cancel until it has ended.
     let response = loop {
