@@ -75,6 +75,8 @@ pub struct Ledger {
     /// The stop request that came before the exit.
     stop: Option<StopCause>,
     stop_told: bool,
+    /// Memory was at its limit and the kernel killed.
+    out_of_memory: bool,
     streams: Streams,
     tree: Option<TreeEnd>,
     kill_told: bool,
@@ -121,6 +123,7 @@ impl Ledger {
             tree_lost: None,
             stop: None,
             stop_told: false,
+            out_of_memory: false,
             streams,
             tree: None,
             kill_told: false,
@@ -184,6 +187,7 @@ impl Ledger {
                 self.stop_at_denial(out);
             }
             Fact::Probed(name) => self.denials.probed(name),
+            Fact::OutOfMemory => self.out_of_memory = true,
             Fact::DenialsDrained { complete, unobserved } => self.denials.drained(complete, unobserved),
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),

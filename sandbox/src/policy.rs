@@ -289,8 +289,14 @@ pub struct Limits {
     pub memory_bytes: Option<u64>,
     /// Processes and threads.
     pub tasks: Option<u64>,
-    /// Seconds of CPU time.
+    /// Seconds of CPU time, of each process by itself.
     pub cpu_seconds: Option<u64>,
+    /// Descriptors that each process may have open.
+    #[serde(default)]
+    pub open_files: Option<u64>,
+    /// Bytes that a file may be long which it writes.
+    #[serde(default)]
+    pub file_bytes: Option<u64>,
 }
 
 impl Policy {

@@ -44,6 +44,8 @@ pub enum Fact {
     },
     /// The command ended.
     Exited(Exit),
+    /// The kernel killed tasks of the tree because memory was at its limit. Comes before [`Fact::TreeEmpty`].
+    OutOfMemory,
     /// Nothing of the tree lives any more (but for what is named here).
     TreeEmpty {
         /// How many had to be killed.

@@ -57,6 +57,11 @@ impl Ledger {
                 Outcome::SpawnFailed
             }
             (None, Some((_, Exit::Code(_)))) => Outcome::Exited,
+            // Tasks were killed for memory, and it was killed: nobody else kills without saying so.
+            (None, Some((_, Exit::Signal(signal)))) if self.out_of_memory && signal == "SIGKILL" => {
+                reasons.push("killed by the kernel at its memory limit".to_owned());
+                Outcome::OutOfMemory
+            }
             (None, Some((_, Exit::Signal(_)))) => Outcome::Signaled,
             (None, None) => {
                 reasons.extend(self.lost.clone());

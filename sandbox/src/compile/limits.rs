@@ -57,9 +57,22 @@ pub(super) fn plan(
         }
     }
     if let Some(seconds) = policy.limits.cpu_seconds {
+        // At the soft limit SIGXCPU says why it ends; a little later it is killed.
         plan.rlimits.push((libc::RLIMIT_CPU, seconds));
         plan.described.push(format!(
             "cpu-time={seconds}s (RLIMIT_CPU, for each process by itself)"
+        ));
+    }
+    if let Some(files) = policy.limits.open_files {
+        plan.rlimits.push((libc::RLIMIT_NOFILE, files));
+        plan.described.push(format!(
+            "open-files={files} (RLIMIT_NOFILE, for each process by itself)"
+        ));
+    }
+    if let Some(bytes) = policy.limits.file_bytes {
+        plan.rlimits.push((libc::RLIMIT_FSIZE, bytes));
+        plan.described.push(format!(
+            "file-size={bytes} (RLIMIT_FSIZE, for each process by itself)"
         ));
     }
     Ok(plan)

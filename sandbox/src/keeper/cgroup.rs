@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::plan::CgroupPlan;
+use super::wire::LimitHits;
 
 /// A group of one tree. Dropping it removes the directory.
 #[derive(Debug)]
@@ -62,6 +63,27 @@ impl Group {
     /// The file that tells when the group is empty (`EPOLLPRI`).
     pub(super) fn events(&self) -> Option<&File> {
         self.events.as_ref()
+    }
+
+    /// How often its limits were hit, as far as it has any.
+    pub(super) fn hits(&self) -> LimitHits {
+        let count = |file: &str, key: &str| {
+            let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
+            let found = text
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
+            found.unwrap_or(0)
+        };
+        // v1 has the one, v2 the other; a group without the controller has neither.
+        let memory = if self.unified {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        LimitHits {
+            out_of_memory: count(memory, "oom_kill"),
+            tasks: count("pids.events", "max"),
+        }
     }
 
     /// Whether anything lives in it. Reading also re-arms the event.

@@ -440,6 +440,7 @@ fn ended(tree: &mut Tree) -> io::Result<()> {
             process: tree.process,
             killed,
             usage,
+            hits: tree.limit_hits(),
         },
         &[],
     )

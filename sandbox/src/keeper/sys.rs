@@ -307,7 +307,9 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
 /// Sets both limits, as far as the hard one allows.
 pub(crate) fn set_rlimit(resource: u32, value: u64) -> Result<(), Errno> {
     let [_, hard] = rlimit(resource)?;
-    change_rlimit(resource, [value.min(hard), value.min(hard)])
+    // SIGXCPU comes at the soft limit and says why; a second later, at the hard one, SIGKILL.
+    let later = u64::from(resource == libc::RLIMIT_CPU);
+    change_rlimit(resource, [value.min(hard), value.saturating_add(later).min(hard)])
 }
 
 /// Sets the soft limit, as far as the hard one allows, and says what it was.

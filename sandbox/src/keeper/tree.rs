@@ -15,7 +15,7 @@ use super::packet;
 use super::program::{Program, Unwritten};
 use super::sys::{self, CloneArgs};
 use super::warm;
-use super::wire::{SignalScope, SpawnRequest, Stdin, Usage};
+use super::wire::{LimitHits, SignalScope, SpawnRequest, Stdin, Usage};
 use crate::report::Containment;
 
 /// Room in each output pipe; the kernel gives less to users who hold many.
@@ -208,6 +208,16 @@ impl Tree {
         };
         tree.join_groups()?;
         Ok(tree)
+    }
+
+    /// How often its limits held it back.
+    pub(super) fn limit_hits(&self) -> LimitHits {
+        let mut all = LimitHits::default();
+        for hits in self.groups.iter().map(Group::hits) {
+            all.out_of_memory += hits.out_of_memory;
+            all.tasks += hits.tasks;
+        }
+        all
     }
 
     /// v1 groups are joined by pid while the init waits.

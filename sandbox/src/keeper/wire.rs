@@ -21,7 +21,7 @@ use super::{Step, packet};
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;
@@ -143,7 +143,18 @@ pub enum Notice {
         killed: u64,
         /// What the whole tree used; absent where its init was killed, who alone could count.
         usage: Option<Usage>,
+        /// How often its groups held it back.
+        hits: LimitHits,
     },
+}
+
+/// How often the limits of a tree's groups held it back, as the kernel counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHits {
+    /// Tasks that the kernel killed because memory was at its limit.
+    pub out_of_memory: u64,
+    /// Forks that were refused because there were as many tasks as there may be.
+    pub tasks: u64,
 }
 
 /// A command that runs. Descriptors beside it, in order: the command's pidfd, stdout, stderr, then the writing

@@ -145,6 +145,12 @@ pub(crate) struct RunArgs {
     /// Limit CPU time of each process
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
     pub(crate) cpu_time: Option<Duration>,
+    /// Limit the descriptors that each process may have open
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..), help_heading = "Limits")]
+    pub(crate) open_files: Option<u64>,
+    /// Limit the size of a file that is written: 512M, 2G
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
+    pub(crate) file_size: Option<u64>,
     /// How much output of each stream the log keeps (what passes through is never cut)
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
     pub(crate) max_output: Option<u64>,

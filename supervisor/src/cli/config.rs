@@ -171,6 +171,8 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     limits.tasks = args.tasks.or(limits.tasks);
     let cpu_seconds = args.cpu_time.map(|time| time.as_secs().max(1));
     limits.cpu_seconds = cpu_seconds.or(limits.cpu_seconds);
+    limits.open_files = args.open_files.or(limits.open_files);
+    limits.file_bytes = args.file_size.or(limits.file_bytes);
     if args.best_effort {
         policy.degrade = Degrade::BestEffort;
     }

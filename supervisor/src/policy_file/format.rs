@@ -128,6 +128,12 @@ pub(super) struct Limits {
     /// CPU time of each process: `90s`, `10m`.
     #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
     pub(super) cpu_time: Option<Spanned<String>>,
+    /// Descriptors that each process may have open; at least 16.
+    #[cfg_attr(feature = "cli", schemars(with = "Option<u64>", range(min = 16)))]
+    pub(super) open_files: Option<Spanned<u64>>,
+    /// The size of a file that is written: `512M`, `2G`.
+    #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
+    pub(super) file_size: Option<Spanned<String>>,
     /// End the command when it has run this long: `90s`, `1h30m`.
     #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
     pub(super) timeout: Option<Spanned<String>>,

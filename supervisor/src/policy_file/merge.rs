@@ -300,6 +300,17 @@ impl Layer<'_> {
             }
             limits.tasks = Some(*tasks.get_ref());
         }
+        if let Some(files) = &given.open_files {
+            if *files.get_ref() < 16 {
+                return Err(self
+                    .text
+                    .error(files.span(), "limits.open_files", "must be at least 16"));
+            }
+            limits.open_files = Some(*files.get_ref());
+        }
+        if let Some(size) = &given.file_size {
+            limits.file_bytes = Some(self.parsed(size, "limits.file_size", crate::units::bytes)?);
+        }
         let time = |text: &Option<Spanned<String>>, key: &str| {
             text.as_ref()
                 .map(|text| self.parsed(text, key, crate::units::duration))

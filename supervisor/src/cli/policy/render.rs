@@ -157,6 +157,10 @@ fn limits(text: &mut String, loaded: &LoadedPolicy) {
         limits
             .cpu_seconds
             .map(|seconds| format!("cpu_time = \"{seconds}s\"\n")),
+        limits.open_files.map(|files| format!("open_files = {files}\n")),
+        limits
+            .file_bytes
+            .map(|bytes| format!("file_size = \"{bytes}\"\n")),
         loaded
             .timeout
             .map(|timeout| format!("timeout = {}\n", time(timeout))),
