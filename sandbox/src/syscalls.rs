@@ -95,6 +95,8 @@ pub enum Handling {
     DirectoryChange,
     /// `chmod`, `chown`, `utimes`, `setxattr`, `removexattr` and their like: refused, or performed on behalf.
     Metadata,
+    /// `inotify_add_watch`: refused where the path may not be read, else performed on behalf.
+    Watch,
     /// A call that acts on a process named by a pid. See [`Entry::named_process`].
     PidArgument {
         /// Which argument (0 to 5) holds the pid.

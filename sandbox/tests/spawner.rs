@@ -126,8 +126,9 @@ fn a_host_that_talks_nonsense_loses_everything() {
 
 fn another_version_is_refused() {
     let spawner = Spawner::launch(&SpawnerSource::Auto).expect("a spawner");
-    // A hello of version 2.
-    send_raw(&spawner, b"\x02\x00\x00\x01");
+    // A hello of another version.
+    let [low, high] = (provost_sandbox::keeper::wire::VERSION + 1).to_le_bytes();
+    send_raw(&spawner, &[low, high, 0, 1]);
     assert!(receive(&spawner).is_none(), "it was answered");
 }
 

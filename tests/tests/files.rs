@@ -511,7 +511,64 @@ fn escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too(world: &Wo
     );
 }
 
+fn escape_38_what_may_not_be_read_cannot_be_watched_either(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let secret = world.file("home/.ssh/id", "secret");
+    let script = "import ctypes, os, sys\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        fd = libc.inotify_init1(0o4000)\n\
+        for path in sys.argv[1:]:\n\
+        \x20   watch = libc.inotify_add_watch(fd, path.encode(), 0xfff)\n\
+        \x20   print(os.path.basename(path), 'watched' if watch >= 0 else os.strerror(ctypes.get_errno()))\n\
+        open(sys.argv[1] + '/new', 'w').close()\n\
+        print(b'new' in os.read(fd, 4096))\n";
+    let own = world.work().display().to_string();
+    let home = world.text("home/.ssh");
+    let done = world
+        .run(["python3", "-c", script, &own, &secret, &home])
+        .finish();
+    let refused = "Permission denied";
+    assert_eq!(
+        done.text(),
+        format!("work watched\nid {refused}\n.ssh {refused}\nTrue\n"),
+        "\n{done}"
+    );
+    done.denial(&filesystem().path(&secret));
+    done.denial(&filesystem().path(&home));
+}
+
+fn escape_41_devices_take_no_ioctls_unless_they_are_harmless(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let control = std::path::Path::new("/dev/loop-control");
+    if world.is_root() && control.exists() {
+        // A device that happens to lie in the workspace can be opened, and still no ioctl reaches it.
+        let number = std::fs::metadata(control).expect("the device").rdev();
+        let node = world.path("work/device");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::sys::stat::mknod(&node, nix::sys::stat::SFlag::S_IFCHR, mode, number).expect("a node");
+        let script = "import fcntl, os\n\
+            fd = os.open('device', os.O_RDONLY)\n\
+            try: print('got', fcntl.ioctl(fd, 0x4c82))\n\
+            except OSError as error: print(error.strerror)\n";
+        let done = world.run(["python3", "-c", script]).finish();
+        assert_eq!(done.text(), "Permission denied\n", "\n{done}");
+        done.denial(&filesystem().path(node.display().to_string()));
+    }
+    // A block device is not even opened.
+    let done = world.shell("cat /dev/vda /dev/loop0 /dev/kmsg").finish();
+    assert_eq!(
+        (done.text().as_str(), done.code != Some(0)),
+        ("", true),
+        "\n{done}"
+    );
+    if world.is_root() {
+        assert!(done.denials_total() > 0, "\n{done}");
+    }
+}
+
 both_users!(
+    escape_38_what_may_not_be_read_cannot_be_watched_either,
+    escape_41_devices_take_no_ioctls_unless_they_are_harmless,
     escape_44_a_worktrees_file_is_read_only_in_a_private_directory_too,
     writing_to_ones_own_streams_by_name_is_no_denial,
     escape_56_the_users_other_terminals_are_out_of_sight,

@@ -90,7 +90,7 @@ fn curl_reaches_an_allowed_name(world: &World) {
     answering.join().expect("the server's thread");
 }
 
-fn a_forbidden_name_is_refused_with_its_name(world: &World) {
+fn escape_19_a_forbidden_name_is_refused_with_its_name(world: &World) {
     require!(needs::command("python3"), "python3");
     let known = named("db.provost.example");
     for name in ["secret.evil.example", "x.db.provost.example", "provost.example"] {
@@ -177,7 +177,7 @@ fn resolvers_with_connected_sockets_are_answered(world: &World) {
     assert_eq!(done.record()["denied"], false, "\n{done}");
 }
 
-fn nothing_but_questions_gets_out_of_a_datagram_socket(world: &World) {
+fn escape_19_nothing_but_questions_gets_out_of_a_datagram_socket(world: &World) {
     require!(needs::command("python3"), "python3");
     let mailbox = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     mailbox.set_nonblocking(true).expect("no waiting");
@@ -260,11 +260,11 @@ fn floods_of_sockets_and_questions_are_bounded(world: &World) {
 both_users!(
     an_allowed_name_is_reached_by_libc_and_nothing_is_recorded,
     curl_reaches_an_allowed_name,
-    a_forbidden_name_is_refused_with_its_name,
+    escape_19_a_forbidden_name_is_refused_with_its_name,
     a_wildcard_covers_what_is_below_it,
     a_resolver_that_checks_who_answered_is_answered,
     resolvers_with_connected_sockets_are_answered,
-    nothing_but_questions_gets_out_of_a_datagram_socket,
+    escape_19_nothing_but_questions_gets_out_of_a_datagram_socket,
     an_address_that_no_name_led_to_is_refused,
     localhost_is_a_name,
     floods_of_sockets_and_questions_are_bounded,

@@ -301,7 +301,33 @@ fn the_tests_own_server_is_reached_without_a_sandbox() {
     }
 }
 
+fn escape_13_descriptors_are_passed_within_the_tree_and_to_nobody_else(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let server = UnixServer::start(world, "outside/socket");
+    let script = "import array, os, socket, sys\n\
+        file = os.open('kept', os.O_RDONLY)\n\
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [file]))]\n\
+        one, other = socket.socketpair()\n\
+        one.sendmsg([b'x'], rights)\n\
+        _, got, _, _ = other.recvmsg(1, 64)\n\
+        fd = array.array('i', got[0][2])[0]\n\
+        print(os.read(fd, 10).decode())\n\
+        try:\n\
+        \x20   out = socket.socket(socket.AF_UNIX)\n\
+        \x20   out.connect(sys.argv[1])\n\
+        \x20   out.sendmsg([b'x'], rights)\n\
+        \x20   print('passed')\n\
+        except OSError as error: print(error.strerror)\n";
+    world.file("work/kept", "content");
+    let path = world.text("outside/socket");
+    let done = world.run(["python3", "-c", script, &path]).finish();
+    assert_eq!(done.text(), "content\nPermission denied\n", "\n{done}");
+    assert_eq!(server.connections(), 0, "\n{done}");
+    done.denial(&network("connect").path(&path));
+}
+
 both_users!(
+    escape_13_descriptors_are_passed_within_the_tree_and_to_nobody_else,
     tcp_connect_is_refused_with_its_address,
     curl_fails_at_once_and_the_record_names_the_address,
     escape_01_sendto_with_fast_open_is_refused,

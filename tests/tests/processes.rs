@@ -246,7 +246,37 @@ fn cpu_time_has_a_limit_when_asked(world: &World) {
     assert_eq!(done.record()["succeeded"], false, "\n{done}");
 }
 
+fn escape_45_what_is_executed_from_memory_or_the_workspace_stays_confined(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let server = provost_tests::host::TcpServer::start();
+    let script = "import os, shutil, sys\n\
+        helper, arguments = sys.argv[1], sys.argv[2:]\n\
+        memory = os.memfd_create('program')\n\
+        with open(helper, 'rb') as file: os.write(memory, file.read())\n\
+        shutil.copy(helper, 'copied')\n\
+        for program in (f'/proc/self/fd/{memory}', './copied'):\n\
+        \x20   if os.fork() == 0:\n\
+        \x20       os.execv(program, [program, *arguments])\n\
+        \x20   os.wait()\n";
+    let (helper, port) = (program("escape"), server.port_text());
+    let done = world
+        .run([
+            "python3",
+            "-c",
+            script,
+            &helper,
+            "tcp-connect",
+            "127.0.0.1",
+            &port,
+        ])
+        .finish();
+    assert_eq!(done.text(), "result: EACCES\n".repeat(2), "\n{done}");
+    assert_eq!(server.connections(), 0, "\n{done}");
+    assert_eq!(done.record()["denials"]["by_class"]["network"], 2, "\n{done}");
+}
+
 both_users!(
+    escape_45_what_is_executed_from_memory_or_the_workspace_stays_confined,
     escape_46_signals_reach_nobody_outside,
     escape_46_a_signal_to_everyone_reaches_only_the_tree,
     escape_47_nobody_outside_can_be_traced_or_read,

@@ -36,6 +36,7 @@ mod transfer;
 mod tree;
 mod unix;
 mod walk;
+mod watch;
 
 use std::fs;
 use std::path::PathBuf;
@@ -218,6 +219,7 @@ impl Decider {
             Handling::SetSockOpt => self.set_socket_option(call, entry),
             Handling::Open => self.open(call),
             Handling::Metadata => self.metadata(call),
+            Handling::Watch => self.watch(call),
             Handling::DirectoryChange => self.directory_change(call, entry),
         }
     }

@@ -117,6 +117,11 @@ pub(super) const ROWS: &[Row] = &[
     metadata("removexattr"),
     metadata("lremovexattr"),
     metadata("fremovexattr"),
+    Row::new(
+        "inotify_add_watch",
+        Handling::Watch,
+        "tells who opens what in directories whose files may not be read",
+    ),
     metadata_probe("setxattrat"),
     metadata_probe("removexattrat"),
     Row::refuse(

@@ -121,6 +121,7 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
         | Handling::SetSockOpt
         | Handling::Ioctl
         | Handling::Metadata
+        | Handling::Watch
         | Handling::PidArgument { .. } => Some(entry.calls),
     }
 }

@@ -86,6 +86,16 @@ pub(super) fn change(file: BorrowedFd<'_>, held: Held, change: &Change) -> Resul
     Errno::result(result).map(drop)
 }
 
+/// Adds a watch to an inotify instance, as a task of our user without capabilities; its number.
+pub(super) fn watch(inotify: BorrowedFd<'_>, file: BorrowedFd<'_>, mask: u32) -> Result<i32, Errno> {
+    let _plain = WithoutCapabilities::new()?;
+    let by_path =
+        CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the path is NUL-terminated and borrowed for the length of the call.
+    // WHY: nix makes inotify instances of its own only.
+    Errno::result(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), by_path.as_ptr(), mask) })
+}
+
 fn pointer(times: &Option<[libc::timespec; 2]>) -> *const libc::timespec {
     times.as_ref().map_or(std::ptr::null(), |times| times.as_ptr())
 }

@@ -31,8 +31,8 @@ enum Named {
 }
 
 /// The file that a call is about.
-struct Subject {
-    file: OwnedFd,
+pub(super) struct Subject {
+    pub(super) file: OwnedFd,
     held: Held,
     /// Where it is, unless it is nowhere (a pipe, a socket, memory).
     path: Option<std::path::PathBuf>,
@@ -86,7 +86,7 @@ impl Decider {
     }
 
     /// The file behind a descriptor of the target's.
-    fn descriptor(&self, call: Call<'_>, fd: i32) -> Result<Subject, Box<Decided>> {
+    pub(super) fn descriptor(&self, call: Call<'_>, fd: i32) -> Result<Subject, Box<Decided>> {
         if fd < 0 {
             return Err(Box::new(Decided::error(Errno::EBADF)));
         }
@@ -284,7 +284,7 @@ enum Unit {
     Nanoseconds,
 }
 
-fn unread(unread: Unread) -> Unavailable {
+pub(super) fn unread(unread: Unread) -> Unavailable {
     match unread {
         Unread::Forbidden => Unavailable::Forbidden,
         Unread::Fault => Unavailable::Errno(Errno::EFAULT),

@@ -167,6 +167,7 @@ pub(super) const REFUSED: &[&str] = &[
     "lremovexattr",
     "fremovexattr",
     "setxattrat",
+    "inotify_add_watch",
     "removexattrat",
     "vmsplice",
 ];
