@@ -42,9 +42,7 @@ fn memory_at_its_limit_is_an_outcome_of_its_own(world: &World) {
 
 fn a_child_that_is_killed_for_memory_is_recorded_though_the_command_goes_on(world: &World) {
     require!(needs::command("python3"), "python3");
-    let script = format!("python3 -c '{EATER}' 2>/dev/null; echo went on"); echo went on",
-        EATER.replace('\n', "\n")
-    );
+    let script = format!("python3 -c '{EATER}' 2>/dev/null; echo went on");
     let done = world.shell(&script).with(["--memory", "200M"]).finish();
     assert_eq!(done.text(), "went on\n", "\n{done}");
     assert_eq!(done.outcome(), "exited", "\n{done}");
