@@ -59,8 +59,17 @@ pub(crate) fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
     // SAFETY: no CLONE_VM and no stack, so the child continues here on its own copy; the process is
     // single-threaded, so no lock is held by a thread that the child lacks.
     // WHY: no safe fork takes namespaces, a cgroup and a pidfd at once.
-    unsafe { syscall!(libc::SYS_clone3, args as *const CloneArgs, size_of::<CloneArgs>()) }
-        .map(|pid| pid as i32)
+    match unsafe { syscall!(libc::SYS_clone3, args as *const CloneArgs, size_of::<CloneArgs>()) } {
+        // A filter around us cannot see into its argument, and says so: another sandbox, or an old container engine.
+        Err(libc::ENOSYS) if args.flags & CLONE_INTO_CGROUP == 0 => {
+            let flags = args.flags | args.exit_signal;
+            // SAFETY: as above; the pidfd, if one is wanted, is stored where the parent's number would be.
+            // WHY: as above.
+            unsafe { syscall!(libc::SYS_clone, flags, 0, args.pidfd, 0, 0) }
+        }
+        forked => forked,
+    }
+    .map(|pid| pid as i32)
 }
 
 /// Forks sharing memory and descriptors, and waits until the child execs or ends. The child runs `entry` on

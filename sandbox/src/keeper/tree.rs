@@ -183,7 +183,7 @@ impl Tree {
             libc::EINVAL,
             0,
         ))?;
-        let init_pid = fork_init(&mut image, flags, &groups)?;
+        let (init_pid, in_group) = fork_init(&mut image, flags, &groups)?;
         let tree = Self {
             process,
             init_pid,
@@ -206,7 +206,7 @@ impl Tree {
             containment,
             groups,
         };
-        tree.join_groups()?;
+        tree.join_groups(in_group)?;
         Ok(tree)
     }
 
@@ -220,10 +220,10 @@ impl Tree {
         all
     }
 
-    /// v1 groups are joined by pid while the init waits.
-    fn join_groups(&self) -> Result<(), Failure> {
+    /// Groups that the init is not in from the start are joined by pid while it waits: v1 groups always.
+    fn join_groups(&self, in_unified: bool) -> Result<(), Failure> {
         let mut waiting = false;
-        for group in self.groups.iter().filter(|group| !group.unified) {
+        for group in self.groups.iter().filter(|group| !(group.unified && in_unified)) {
             waiting = true;
             if let Err(error) = group.join(self.init_pid) {
                 let _ = sys::kill(self.init_pid, libc::SIGKILL);
@@ -351,7 +351,8 @@ fn clone_flags(request: &SpawnRequest) -> u64 {
     flags as u64
 }
 
-fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<i32, Failure> {
+/// The init's pid, and whether it is in the unified group already.
+fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<(i32, bool), Failure> {
     let failed = |errno| (Step::Clone, errno, 0);
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
@@ -372,11 +373,21 @@ fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<i32, Fai
         args.flags |= sys::CLONE_INTO_CGROUP;
         args.cgroup = directory.as_raw_fd() as u64;
     }
-    match sys::clone3(&args).map_err(failed)? {
+    let mut forked = sys::clone3(&args);
+    let mut in_group = true;
+    if forked == Err(libc::ENOSYS) && directory.is_some() {
+        // Then it joins as the others do, while it waits.
+        image.wait_for_go = true;
+        args.flags &= !sys::CLONE_INTO_CGROUP;
+        args.cgroup = 0;
+        in_group = false;
+        forked = sys::clone3(&args);
+    }
+    match forked.map_err(failed)? {
         0 => init::run(image),
         pid => {
             sys::close(pidfd);
-            Ok(pid)
+            Ok((pid, in_group))
         }
     }
 }

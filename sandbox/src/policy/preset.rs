@@ -69,8 +69,8 @@ const ROOT_SECRETS: [&str; 11] = [
     "/etc/krb5.keytab",
 ];
 
-/// Read-only below the working directory: what git would run, and where it is told to.
-const PROTECTED: [&str; 2] = [".git/hooks", ".git/config"];
+/// Read-only below the working directory: what git would run, and where it is told to; and Provost's own settings.
+const PROTECTED: [&str; 3] = [".git/hooks", ".git/config", ".provost"];
 
 impl Policy {
     /// A built-in policy by name.

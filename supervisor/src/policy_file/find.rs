@@ -64,14 +64,30 @@ pub fn names(context: &PolicyFileContext) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// The text of a policy file, and where it is.
+/// A policy file that was read.
+pub(super) struct Found {
+    pub(super) text: Text,
+    pub(super) path: PathBuf,
+    /// Others had to be kept from writing it, so they must be kept from writing what it extends.
+    pub(super) strict: bool,
+}
+
+/// Reads a policy file. `strict` is that of the file which extends it.
 pub(super) fn read(
     name: &PolicyName,
     context: &PolicyFileContext,
-) -> Result<(Text, PathBuf), PolicyFileError> {
+    strict: bool,
+) -> Result<Found, PolicyFileError> {
     match name {
         PolicyName::Preset(preset) => Err(PolicyFileError::file(preset, "a preset has no file")),
-        PolicyName::File(path) => read_file(path, context.uid == 0, context.uid),
+        PolicyName::File(path) => {
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let in_directory = context.directories.iter().any(|directory| {
+                let directory = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+                real.starts_with(&directory) || path.starts_with(&directory)
+            });
+            read_file(path, strict || in_directory || context.uid == 0, context.uid)
+        }
         PolicyName::Named(name) => {
             for directory in &context.directories {
                 let path = directory.join(format!("{name}.toml"));
@@ -100,7 +116,7 @@ pub(super) fn read(
 
 const NO_SUCH_FILE: &str = "no such file";
 
-fn read_file(path: &Path, strict: bool, uid: u32) -> Result<(Text, PathBuf), PolicyFileError> {
+fn read_file(path: &Path, strict: bool, uid: u32) -> Result<Found, PolicyFileError> {
     let shown = path.display().to_string();
     let bad = |why: String| PolicyFileError::file(&shown, why);
     let opened = File::options()
@@ -146,5 +162,9 @@ fn read_file(path: &Path, strict: bool, uid: u32) -> Result<(Text, PathBuf), Pol
             ..bad("is not UTF-8".to_owned())
         }
     })?;
-    Ok((Text { file: shown, text }, path.to_owned()))
+    Ok(Found {
+        text: Text { file: shown, text },
+        path: path.to_owned(),
+        strict,
+    })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::error::{PolicyFileError, Text};
-use super::find::{PolicyName, read};
+use super::find::{Found, PolicyName, read};
 use super::format::{self, NetModeName, PolicyFile};
 use crate::{
     AskPolicy, Degrade, Destination, NameRule, NetMode, NetRule, PathRule, Policy, PresetContext,
@@ -135,6 +135,7 @@ fn chain(name: PolicyName, context: &PolicyFileContext) -> Result<Chain, PolicyF
         preset: None,
     };
     let mut next = Some(name);
+    let mut strict = false;
     // Who wants the next one: errors about it are his.
     let mut wanted: Option<(usize, std::ops::Range<usize>)> = None;
     while let Some(name) = next.take() {
@@ -142,12 +143,14 @@ fn chain(name: PolicyName, context: &PolicyFileContext) -> Result<Chain, PolicyF
             chain.preset = Some(preset);
             break;
         }
-        let (text, path) = read(&name, context).map_err(|error| match &wanted {
+        let found = read(&name, context, strict).map_err(|error| match &wanted {
             Some((by, span)) => chain.files[*by]
                 .0
                 .error(span.clone(), "extends", error.to_string()),
             None => error,
         })?;
+        let Found { text, path, .. } = found;
+        strict = found.strict;
         let known = chain
             .files
             .iter()
@@ -273,13 +276,14 @@ impl Layer<'_> {
         .chain(file.net.mode.as_ref().map(Spanned::span))
         .min_by_key(|span| span.start);
         let asks = files.ask == Some(true) || files.private_tmp == Some(true);
+        let key = if first.is_some() { "" } else { "files" };
         match first.or(asks.then_some(0..0)) {
             None => Ok(()),
             Some(span) => Err(self
                 .text
                 .error(
                     span,
-                    "",
+                    key,
                     "rules for files and network do nothing on top of `unconfined`",
                 )
                 .help("extend `workspace-write` or `read-only`, or leave the rules out")),

@@ -283,6 +283,25 @@ fn a_file_that_others_can_write_decides_nothing() {
     );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(load(&named, &place.context()).is_ok());
+    // What it extends decides as much, and the way by which it was named does not matter.
+    let base = place.write("policies/base.toml", "version = 1\n");
+    let beside = place.write("work/beside.toml", "version = 1\n");
+    for (extended, path) in [("./base.toml", &base), ("../work/beside.toml", &beside)] {
+        fs::write(&file, format!("version = 1\nextends = \"{extended}\"\n")).unwrap();
+        assert!(load(&named, &place.context()).is_ok(), "{extended}");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+        let error = load(&named, &place.context()).unwrap_err();
+        assert!(
+            error.to_string().contains("can be written by other users"),
+            "{error}"
+        );
+    }
+    let error = load(&PolicyName::File(base), &place.context()).unwrap_err();
+    assert!(
+        error.to_string().contains("can be written by other users"),
+        "{error}"
+    );
+    fs::write(&file, "version = 1\n").unwrap();
     // Somebody else's.
     let context = PolicyFileContext {
         uid: nix::unistd::geteuid().as_raw() + 1,
