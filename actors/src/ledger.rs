@@ -188,6 +188,7 @@ impl Ledger {
             }
             Fact::Probed(name) => self.denials.probed(name),
             Fact::OutOfMemory => self.out_of_memory = true,
+            Fact::Unobserved(class) => self.denials.unobserved(class),
             Fact::DenialsDrained { complete, unobserved } => self.denials.drained(complete, unobserved),
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),

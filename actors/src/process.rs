@@ -375,6 +375,10 @@ impl ProcessState {
             self.fact(myself, Fact::OutOfMemory);
             self.resource_denials(myself, "memory", memory, "ENOMEM", hits.out_of_memory);
         }
+        if hits.unknown {
+            let fact = Fact::Unobserved("limits (a counter could not be read)".to_owned());
+            self.fact(myself, fact);
+        }
         if hits.tasks > 0 && tasks.is_some() {
             self.resource_denials(myself, "fork", tasks, "EAGAIN", hits.tasks);
         }

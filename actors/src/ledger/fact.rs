@@ -44,6 +44,8 @@ pub enum Fact {
     },
     /// The command ended.
     Exited(Exit),
+    /// Refusals of this class could not be observed, as was found out at the end. Comes before [`Fact::TreeEmpty`].
+    Unobserved(String),
     /// The kernel killed tasks of the tree because memory was at its limit. Comes before [`Fact::TreeEmpty`].
     OutOfMemory,
     /// Nothing of the tree lives any more (but for what is named here).

@@ -41,6 +41,8 @@ pub(super) struct DenialTally {
     detailed: u64,
     probes: BTreeMap<String, u64>,
     drained: Option<Drained>,
+    /// Classes of which it turned out at the end that nobody observed them.
+    late: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +66,7 @@ impl DenialTally {
                 complete: true,
                 unobserved: Vec::new(),
             }),
+            late: Vec::new(),
         }
     }
 
@@ -125,6 +128,13 @@ impl DenialTally {
         self.drained.get_or_insert(Drained { complete, unobserved });
     }
 
+    /// A class that nobody could observe after all.
+    pub(super) fn unobserved(&mut self, class: String) {
+        if self.late.len() < NAMES_MAX {
+            self.late.push(class);
+        }
+    }
+
     pub(super) fn any(&self) -> bool {
         self.total > 0
     }
@@ -141,12 +151,15 @@ impl DenialTally {
             by_class: self.by_class.clone(),
             first: self.first.clone(),
             probes: self.probes.clone(),
-            complete: self.drained.as_ref().map_or(!ran, |drained| drained.complete),
+            complete: self.late.is_empty()
+                && self.drained.as_ref().map_or(!ran, |drained| drained.complete),
             unobserved: self
                 .drained
-                .as_ref()
-                .map(|drained| drained.unobserved.clone())
-                .unwrap_or_default(),
+                .iter()
+                .flat_map(|drained| drained.unobserved.iter())
+                .chain(&self.late)
+                .cloned()
+                .collect(),
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Groups for containment (v2) and limits (v1 or v2), made by the spawner for one tree and removed after it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -67,22 +70,35 @@ impl Group {
 
     /// How often its limits were hit, as far as it has any.
     pub(super) fn hits(&self) -> LimitHits {
-        let count = |file: &str, key: &str| {
-            let text = fs::read_to_string(self.path.join(file)).unwrap_or_default();
-            let found = text
-                .lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
-            found.unwrap_or(0)
+        let mut unknown = false;
+        let mut count = |file: &str, key: &str| {
+            let value = |text: &str| {
+                let mut lines = text.lines();
+                lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+            };
+            match fs::read_to_string(self.path.join(file)) {
+                Ok(text) => value(&text).unwrap_or_else(|| {
+                    unknown = true;
+                    0
+                }),
+                // A group without the controller has no such file.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                Err(_) => {
+                    unknown = true;
+                    0
+                }
+            }
         };
-        // v1 has the one, v2 the other; a group without the controller has neither.
         let memory = if self.unified {
             "memory.events"
         } else {
             "memory.oom_control"
         };
+        let (out_of_memory, tasks) = (count(memory, "oom_kill"), count("pids.events", "max"));
         LimitHits {
-            out_of_memory: count(memory, "oom_kill"),
-            tasks: count("pids.events", "max"),
+            out_of_memory,
+            tasks,
+            unknown,
         }
     }
 
@@ -111,5 +127,79 @@ impl Drop for Group {
         if let Err(error) = fs::remove_dir(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a cgroup");
         }
+        if let Some(parent) = self.path.parent() {
+            sweep(parent);
+        }
+    }
+}
+
+/// A group that is older than this and empty is nobody's: one that was just made is empty for a moment, too.
+const ABANDONED: Duration = Duration::from_secs(600);
+
+/// Removes what a spawner left behind that was killed before it could. A group with anything in it cannot be removed.
+/// Once for each parent.
+fn sweep(parent: &Path) {
+    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let first = SWEPT
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(parent.to_owned());
+    if !first {
+        return;
+    }
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("provost-")?.parse::<Uuid>().ok());
+        if id.is_some_and(|id| is_abandoned(id, SystemTime::now())) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Ids carry the time at which they were given.
+fn is_abandoned(id: Uuid, now: SystemTime) -> bool {
+    let Some((seconds, nanoseconds)) = id.get_timestamp().map(|time| time.to_unix()) else {
+        return false;
+    };
+    let given = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+    now.duration_since(given).is_ok_and(|age| age > ABANDONED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_groups_of_long_ago_are_taken_for_abandoned() {
+        let id = Uuid::now_v7();
+        let now = SystemTime::now();
+        assert!(!is_abandoned(id, now));
+        assert!(!is_abandoned(id, now - ABANDONED));
+        assert!(is_abandoned(id, now + 2 * ABANDONED));
+        assert!(!is_abandoned(Uuid::nil(), now + 2 * ABANDONED), "no time in it");
+    }
+
+    #[test]
+    fn what_was_left_behind_is_removed_and_what_is_in_use_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let name = |id: &str| parent.path().join(format!("provost-{id}"));
+        // Given in 2001.
+        let (old, used) = (
+            "00e3a8b5-ac96-774b-bcce-b302099a8057",
+            "00e3a8b5-ac97-774b-bcce-b302099a8057",
+        );
+        for path in [
+            name(old),
+            name(used).join("inside"),
+            name(&Uuid::now_v7().to_string()),
+        ] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::create_dir(parent.path().join("another")).unwrap();
+        sweep(parent.path());
+        assert!(!name(old).exists() && name(used).exists());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 3);
     }
 }

@@ -216,6 +216,7 @@ impl Tree {
         for hits in self.groups.iter().map(Group::hits) {
             all.out_of_memory += hits.out_of_memory;
             all.tasks += hits.tasks;
+            all.unknown |= hits.unknown;
         }
         all
     }

@@ -155,6 +155,8 @@ pub struct LimitHits {
     pub out_of_memory: u64,
     /// Forks that were refused because there were as many tasks as there may be.
     pub tasks: u64,
+    /// A counter that should be there could not be read.
+    pub unknown: bool,
 }
 
 /// A command that runs. Descriptors beside it, in order: the command's pidfd, stdout, stderr, then the writing
