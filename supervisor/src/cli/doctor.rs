@@ -13,8 +13,10 @@ struct Check {
     name: &'static str,
     holds: bool,
     detail: String,
-    /// What it is good for, and what happens without it.
+    /// What happens without it.
     meaning: &'static str,
+    /// What to do about it; empty where nothing can be done but take a later kernel.
+    hint: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -70,6 +72,9 @@ fn print(kernel: &KernelSupport, checks: &[Check], holds: bool) {
         anstream::println!("{style}{mark}{style:#}  {}: {}", check.name, check.detail);
         if !check.holds {
             anstream::println!("       {}", check.meaning);
+            if !check.hint.is_empty() {
+                anstream::println!("       To do: {}", check.hint);
+            }
         }
     }
     let verdict = if holds {
@@ -82,7 +87,7 @@ fn print(kernel: &KernelSupport, checks: &[Check], holds: bool) {
 
 fn checks(kernel: &KernelSupport) -> Vec<Check> {
     let abi = kernel.landlock_abi;
-    let probe = |name, probe: &Probe, good: &str, meaning| Check {
+    let probe = |name, probe: &Probe, good: &str, (meaning, hint)| Check {
         name,
         holds: probe.is_yes(),
         detail: if probe.is_yes() {
@@ -91,6 +96,7 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
             probe.why().to_owned()
         },
         meaning,
+        hint,
     };
     let group = |name, found: &Option<String>, meaning| Check {
         name,
@@ -99,25 +105,31 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
             .clone()
             .unwrap_or_else(|| "no group may be made here".to_owned()),
         meaning,
+        hint: "Run as root, or where a cgroup is delegated (systemd-run --user -p Delegate=yes).",
     };
     vec![
         Check {
             name: "Landlock",
             holds: abi >= 3,
             detail: format!("ABI {abi}: {}", landlock_features(abi)),
-            meaning: "File access cannot be restricted in full. Needs Linux 6.2 (5.13 with --best-effort) with landlock among its LSMs (lsm=landlock,…).",
+            meaning: "File access cannot be restricted in full.",
+            hint: "Take Linux 6.2 or later (5.13 with --best-effort) with landlock among its LSMs (kernel parameter lsm=landlock,…; see /sys/kernel/security/lsm).",
         },
         probe(
             "seccomp listener",
             &kernel.seccomp_listener,
             "network and dangerous system calls are decided and recorded",
-            "Inside another sandbox with a listener there can be no second one: run Provost outside of it.",
+            (
+                "The network and dangerous system calls are not held; only --best-effort starts anything.",
+                "Inside another sandbox with a listener there can be no second one: run Provost outside of it.",
+            ),
         ),
         Check {
             name: "killable notifications",
             holds: kernel.seccomp_wait_killable,
             detail: "a signal does not restart a call that is being decided (Linux 5.19)".to_owned(),
             meaning: "Programs with fast timers may see EINTR from calls that are being decided.",
+            hint: "",
         },
         probe(
             "PID and mount namespaces",
@@ -127,19 +139,28 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
             } else {
                 "with this user's own privileges"
             },
-            "Trees are held by a cgroup or a subreaper instead; no private /tmp, no read-only .git/hooks; allow unprivileged user namespaces (sysctl user.max_user_namespaces, AppArmor's kernel.apparmor_restrict_unprivileged_userns).",
+            (
+                "Trees are held by a cgroup or a subreaper instead; no private /tmp, no read-only .git/hooks.",
+                "Allow user namespaces: sysctl user.max_user_namespaces (not 0), on Debian kernel.unprivileged_userns_clone=1, on Ubuntu the AppArmor profile in supervisor/apparmor; in a container, options that permit them.",
+            ),
         ),
         probe(
             "private /proc",
             &kernel.private_proc,
             "other processes are invisible",
-            "Other processes' names and arguments stay visible in /proc.",
+            (
+                "Other processes' names and arguments stay visible in /proc.",
+                "In a container: do not mask /proc (some engines call that an unmasked or nested /proc).",
+            ),
         ),
         probe(
             "network namespace",
             &kernel.net_namespace,
             "--net isolated works",
-            "--net isolated does not work here.",
+            (
+                "--net isolated does not work here.",
+                "As for PID and mount namespaces.",
+            ),
         ),
         group(
             "cgroup v2",
@@ -160,13 +181,17 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
             "Landlock audit feed",
             &kernel.audit,
             "refused file accesses are known exactly",
-            "Refused writes are inferred from attempts; refused reads are not seen unless --observe reads.",
+            (
+                "Refused writes are inferred from attempts; refused reads are not seen unless --observe reads.",
+                "Run as root (CAP_AUDIT_READ and CAP_AUDIT_CONTROL) on Linux 6.15 or later.",
+            ),
         ),
         Check {
             name: "exit status from a pidfd",
             holds: kernel.pidfd_exit_info,
             detail: "the status is known even if the spawner dies (Linux 6.15)".to_owned(),
             meaning: "If the spawner dies, what it held is recorded as lost.",
+            hint: "",
         },
     ]
 }
