@@ -98,14 +98,14 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
         meaning,
         hint,
     };
-    let group = |name, found: &Option<String>, meaning| Check {
+    let group = |name, found: &Option<String>, (meaning, hint)| Check {
         name,
         holds: found.is_some(),
         detail: found
             .clone()
             .unwrap_or_else(|| "no group may be made here".to_owned()),
         meaning,
-        hint: "Run as root, or where a cgroup is delegated (systemd-run --user -p Delegate=yes).",
+        hint,
     };
     vec![
         Check {
@@ -165,17 +165,26 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
         group(
             "cgroup v2",
             &kernel.cgroup2,
-            "Without namespaces, trees are held by a subreaper only.",
+            (
+                "Without namespaces, trees are held by a subreaper only.",
+                "Run as root, or where a group is delegated (systemd-run --user --scope -p Delegate=yes).",
+            ),
         ),
         group(
             "pids cgroup",
             &kernel.pids_v1,
-            "--tasks is held by RLIMIT_NPROC in a user namespace, or not at all as root.",
+            (
+                "--tasks is held by RLIMIT_NPROC in a user namespace, or not at all as root.",
+                "Run as root where the v1 hierarchy of that controller is mounted; those of v2 are not used yet.",
+            ),
         ),
         group(
             "memory cgroup",
             &kernel.memory_v1,
-            "--memory is held for each process by itself (RLIMIT_DATA).",
+            (
+                "--memory is held for each process by itself (RLIMIT_DATA).",
+                "Run as root where the v1 hierarchy of that controller is mounted; those of v2 are not used yet.",
+            ),
         ),
         probe(
             "Landlock audit feed",
