@@ -113,6 +113,9 @@ pub struct NetPolicy {
     /// The words that put it there, quoted by denials: `preset workspace-write`, `--net off`.
     #[serde(default)]
     pub source: String,
+    /// Unix sockets of other programs that may be connected to, by their paths. All others stay closed, in every mode.
+    #[serde(default)]
+    pub unix: Vec<PathRule>,
     /// TCP destinations allowed on top of it.
     pub allow: Vec<NetRule>,
     /// TCP destinations allowed by their names.
@@ -309,6 +312,7 @@ impl Policy {
             net: NetPolicy {
                 mode: NetMode::Open,
                 source: "preset unconfined".to_owned(),
+                unix: Vec::new(),
                 allow: Vec::new(),
                 names: NamePolicy::default(),
             },
@@ -330,6 +334,7 @@ impl Policy {
             .chain(&files.write)
             .chain(&files.deny)
             .chain(&files.protect)
+            .chain(&self.net.unix)
         {
             if !rule.path.is_absolute() {
                 return Err(PolicyError::path(rule, "the path is not absolute"));

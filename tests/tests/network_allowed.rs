@@ -123,7 +123,36 @@ fn sockets_among_the_processes_own_tree_work(world: &World) {
     done.assert_harmless();
 }
 
+fn an_allowed_unix_socket_is_reached_and_its_neighbour_is_not(world: &World) {
+    let (allowed, other) = (
+        UnixServer::start(world, "outside/allowed"),
+        UnixServer::start(world, "outside/other"),
+    );
+    let (path, neighbour) = (world.text("outside/allowed"), world.text("outside/other"));
+    let connect = |path: &str, option: &str, value: &str| {
+        world
+            .escape(&["unix-stream", path])
+            .with([option, value])
+            .finish()
+    };
+    let done = connect(&path, "--allow-unix", &path);
+    assert_eq!(done.result(), "ok", "\n{done}");
+    assert_eq!(done.record()["denied"], false, "\n{done}");
+    assert_eq!(allowed.connections(), 1);
+    let done = connect(&neighbour, "--allow-unix", &path);
+    assert_eq!(done.result(), "EACCES", "\n{done}");
+    done.denial(&network("connect").path(&neighbour));
+    let file = world.file(
+        "work/unix.toml",
+        &format!("version = 1\nextends = \"workspace-write\"\n[net]\nunix = [\"{neighbour}\"]\n"),
+    );
+    let done = connect(&neighbour, "--policy", &file);
+    assert_eq!(done.result(), "ok", "\n{done}");
+    assert_eq!(other.connections(), 1);
+}
+
 both_users!(
+    an_allowed_unix_socket_is_reached_and_its_neighbour_is_not,
     an_allowed_address_is_reached_and_its_neighbour_is_not,
     curl_talks_to_an_allowed_server,
     an_isolated_network_serves_itself_and_reaches_nobody,

@@ -129,6 +129,7 @@ impl Policy {
             net: NetPolicy {
                 mode: NetMode::Off,
                 source,
+                unix: Vec::new(),
                 allow: Vec::new(),
                 names: NamePolicy::default(),
             },

@@ -91,6 +91,9 @@ pub(crate) struct RunArgs {
     /// How long a request waits before it is denied
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
     pub(crate) ask_timeout: Duration,
+    /// Allow connections to the unix socket of another program at this path; repeatable
+    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
+    pub(crate) allow_unix: Vec<PathBuf>,
     /// Do not look this allowed name up but give it these addresses (HOST=ADDRESS[,ADDRESS]); repeatable
     #[arg(long, value_name = "HOST=ADDRESS", help_heading = "Sandbox")]
     pub(crate) resolve: Vec<String>,

@@ -106,9 +106,10 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     let policy = &mut loaded.policy;
     let rules = !args.read.is_empty() || !args.write.is_empty() || !args.deny.is_empty();
     let asks = !args.ask.is_empty() || args.ask_command.is_some();
-    if !policy.confined && (rules || asks || args.net.is_some() || !args.allow_net.is_empty()) {
+    let sockets = args.net.is_some() || !args.allow_net.is_empty() || !args.allow_unix.is_empty();
+    if !policy.confined && (rules || asks || sockets) {
         return Err(
-            "--policy unconfined has no sandbox: --read, --write, --deny, --net, --allow-net and --ask do nothing there; leave them out or choose another policy"
+            "--policy unconfined has no sandbox: --read, --write, --deny, --net, --allow-net, --allow-unix and --ask do nothing there; leave them out or choose another policy"
                 .to_owned(),
         );
     }
@@ -152,6 +153,9 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
             Ok(Destination::Name(rule)) => policy.net.names.rules.push(NameRule { source, ..rule }),
             Err(error) => return Err(format!("--allow-net: {error}")),
         }
+    }
+    for path in &args.allow_unix {
+        policy.net.unix.push(explicit("allow-unix", path));
     }
     for text in &args.resolve {
         let fixed = text

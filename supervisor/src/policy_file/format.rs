@@ -86,6 +86,9 @@ pub(super) struct Net {
     /// any port.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) allow: Vec<Spanned<String>>,
+    /// Unix sockets of other programs that may be connected to: paths, as in files.
+    #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
+    pub(super) unix: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -200,6 +200,7 @@ impl Layer<'_> {
             ("files.write", &file.files.write, &mut policy.files.write),
             ("files.deny", &file.files.deny, &mut policy.files.deny),
             ("files.protect", &file.files.protect, &mut policy.files.protect),
+            ("net.unix", &file.net.unix, &mut policy.net.unix),
         ];
         for (key, given, rules) in lists {
             for (index, path) in given.iter().enumerate() {
@@ -269,6 +270,7 @@ impl Layer<'_> {
             &files.deny,
             &files.protect,
             &file.net.allow,
+            &file.net.unix,
         ]
         .into_iter()
         .flatten()

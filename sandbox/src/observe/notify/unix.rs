@@ -105,6 +105,7 @@ impl Decider {
             .own_sockets
             .find(&self.setup.tree, call.tid(), socket.as_fd(), kind, sought)
             != Owner::Tree
+            && !self.setup.net.unix.iter().any(|rule| rule.path == found.path)
         {
             if !self.setup.ask.net {
                 return refuse(Errno::EACCES, &shown);

@@ -63,6 +63,7 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
         }
         text += "]\n";
     }
+    paths(&mut text, "unix", &policy.net.unix);
     environment(&mut text, loaded);
     limits(&mut text, loaded);
     text

@@ -42,6 +42,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
         net: NetPolicy {
             mode,
             source: "preset test".to_owned(),
+            unix: Vec::new(),
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
             names: crate::policy::NamePolicy::default(),
         },
