@@ -1,0 +1,120 @@
+//! Machines that offer less: the policy holds as far as it can, and the report says what is weaker.
+
+use std::process::{Command, Stdio};
+
+use provost_tests::host::TcpServer;
+use provost_tests::{
+    Finished, Live, World, both_users, filesystem, needs, network, program, provost, require,
+};
+
+/// What containers leave to root by default (no mounts, no tracing, no audit).
+const CONTAINER: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,\
+    +net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+
+/// A command line that runs what follows it on a machine with less.
+fn within(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn no_user_namespaces() -> Vec<String> {
+    let script = "echo 0 >/proc/sys/user/max_user_namespaces && \
+        exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs \"$@\"";
+    within(&["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"])
+}
+
+/// `provost run` there, with these options; the script gets `$1`, a port that nobody may reach, and `$2`, a secret.
+fn run(world: &World, wrapper: &[String], options: &[&str], script: &str, given: [&str; 2]) -> Finished {
+    let record = world.text("records/weak.json");
+    let mut command = Command::new(&wrapper[0]);
+    command.args(&wrapper[1..]).arg(provost());
+    command.args(["run", "--record", &record]).args(options);
+    command.args(["--", "sh", "-c", script, "sh"]).args(given);
+    command
+        .current_dir(world.work())
+        .env("HOME", world.path("home"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    if world.changes_uid() {
+        use std::os::unix::process::CommandExt;
+        command.uid(world.uid()).gid(world.uid());
+    }
+    Live::from_command(command, Some(record.into())).finish()
+}
+
+/// What must hold wherever the default policy starts at all.
+fn everything_is_refused(world: &World, wrapper: &[String]) -> Finished {
+    let server = TcpServer::start();
+    let secret = world.file("home/.ssh/id", "secret");
+    let outside = world.text("outside/new");
+    let script = format!(
+        "{} tcp-connect 127.0.0.1 $1; cat $2; echo x > {outside}; chmod 777 {}; echo own > own && cat own; echo t > $TMPDIR/t || echo t > /tmp/t",
+        program("escape"),
+        world.file("outside/old", "old"),
+    );
+    let done = run(world, wrapper, &[], &script, [&server.port_text(), &secret]);
+    assert_eq!(done.text(), "result: EACCES\nown\n", "\n{done}");
+    assert_eq!(server.connections(), 0, "\n{done}");
+    assert!(!world.path("outside/new").exists(), "\n{done}");
+    done.denial(&network("connect").port(server.port()));
+    done.denial(&filesystem().path(world.text("outside/old")));
+    assert!(
+        done.has_denial(&filesystem().path(&outside))
+            || done.has_denial(&filesystem().path(world.text("outside"))),
+        "\n{done}"
+    );
+    done
+}
+
+fn without_user_namespaces_the_policy_holds_and_the_report_says_what_is_weaker(world: &World) {
+    let wrapper = no_user_namespaces();
+    let (first, rest) = (wrapper[0].as_str(), wrapper[1..].iter().map(String::as_str));
+    let probe: Vec<&str> = rest.chain(["true"]).collect();
+    require!(
+        needs::succeeds(world, first, &probe),
+        "a user namespace, or setpriv"
+    );
+    let done = everything_is_refused(world, &wrapper);
+    let sandbox = &done.record()["sandbox"];
+    assert_ne!(sandbox["containment"], "pid_namespace", "\n{done}");
+    let degraded = sandbox["degraded"].to_string();
+    for word in ["private /tmp", ".git/hooks"] {
+        assert!(degraded.contains(word), "{word}\n{done}");
+    }
+    // What only a namespace can hold is an error, with what to do.
+    let done = run(world, &wrapper, &["--net", "isolated"], "echo ran", ["", ""]);
+    assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
+    assert!(done.stderr.contains("--net off"), "\n{done}");
+}
+
+fn with_a_containers_capabilities_the_policy_holds(world: &World) {
+    if !world.is_root() {
+        return; // who has no capabilities to lose
+    }
+    let wrapper = within(&[
+        "setpriv",
+        &format!("--bounding-set={CONTAINER}"),
+        "--inh-caps=-all",
+    ]);
+    require!(needs::command("setpriv"), "setpriv");
+    let done = everything_is_refused(world, &wrapper);
+    // Without the capability to read audit records.
+    assert_ne!(done.record()["sandbox"]["file_denials"], "audit", "\n{done}");
+}
+
+fn without_a_home_the_policy_holds(world: &World) {
+    let done = run(
+        world,
+        &within(&["env", "-u", "HOME"]),
+        &[],
+        "echo x > $2; echo ran",
+        ["", &world.text("outside/new")],
+    );
+    assert_eq!(done.text(), "ran\n", "\n{done}");
+    assert_eq!(done.record()["denied"], true, "\n{done}");
+}
+
+both_users!(
+    without_user_namespaces_the_policy_holds_and_the_report_says_what_is_weaker,
+    with_a_containers_capabilities_the_policy_holds,
+    without_a_home_the_policy_holds,
+);
