@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The helper programs of this package.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "escape",
+    "listened",
     "flood",
     "daemonise",
     "forkbomb",

@@ -113,7 +113,36 @@ fn without_a_home_the_policy_holds(world: &World) {
     assert_eq!(done.record()["denied"], true, "\n{done}");
 }
 
+fn inside_a_sandbox_with_a_listener_only_best_effort_starts(world: &World) {
+    let wrapper = within(&[&program("listened")]);
+    let done = run(world, &wrapper, &[], "echo ran", ["", ""]);
+    assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
+    for word in ["listener", "--best-effort"] {
+        assert!(done.stderr.contains(word), "{word}\n{done}");
+    }
+    let server = TcpServer::start();
+    let script = format!("{} tcp-connect 127.0.0.1 $1; echo x > $2", program("escape"));
+    let outside = world.text("outside/new");
+    let done = run(
+        world,
+        &wrapper,
+        &["--best-effort"],
+        &script,
+        [&server.port_text(), &outside],
+    );
+    // Landlock holds files and TCP; what only the listener sees is named.
+    assert!(!world.path("outside/new").exists(), "\n{done}");
+    assert_eq!(server.connections(), 0, "\n{done}");
+    assert_eq!(done.record()["sandbox"]["seccomp"], false, "\n{done}");
+    let unobserved = done.record()["denials"]["unobserved"].to_string();
+    assert!(
+        unobserved.contains("network") && unobserved.contains("system calls"),
+        "\n{done}"
+    );
+}
+
 both_users!(
+    inside_a_sandbox_with_a_listener_only_best_effort_starts,
     without_user_namespaces_the_policy_holds_and_the_report_says_what_is_weaker,
     with_a_containers_capabilities_the_policy_holds,
     without_a_home_the_policy_holds,
