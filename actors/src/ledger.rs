@@ -22,7 +22,7 @@
 //! exit, whichever fact comes first decides the outcome (I9).
 
 use jiff::Timestamp;
-use provost_sandbox::denial::Decision;
+use provost_sandbox::denial::{AllowingRule, Decision};
 use provost_sandbox::report::SandboxReport;
 
 use crate::approval::{ApprovalSummary, GrantRecord};
@@ -172,6 +172,7 @@ impl Ledger {
                 mut attempt,
                 deadline,
             } => {
+                attempt.allow = AllowingRule::of(&attempt).map(Box::new);
                 tally::clip_texts(&mut attempt);
                 self.approvals.requested += 1;
                 let body = EventBody::ApprovalRequested {

@@ -421,6 +421,7 @@ impl ProcessState {
             errno: errno.to_owned(),
             certainty: Certainty::Observed,
             decision: Decision::Deny,
+            allow: None,
         };
         self.fact(myself, Fact::Denied(denial));
         if count > 1 {

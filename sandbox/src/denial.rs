@@ -3,9 +3,13 @@
 //! A denial comes from the kernel (a seccomp notification, a Landlock audit record) and never from
 //! reading a program's output. These types are part of the published event and record formats.
 
+mod allow;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use allow::{AllowingRule, is_deceptive};
 
 /// One attempt that the sandbox refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +33,11 @@ pub struct Denial {
     pub errno: String,
     /// How we know.
     pub certainty: Certainty,
-    /// Always `deny` here; approvals will add `allow`.
+    /// Always `deny`.
     pub decision: Decision,
+    /// The smallest rule that would have allowed it, where one alone would do. The ledger fills it in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub allow: Option<Box<AllowingRule>>,
 }
 
 /// The class of a denial.

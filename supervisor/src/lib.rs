@@ -55,7 +55,9 @@ pub use provost_actors::record::{
 pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
 pub use provost_actors::{ShutdownReport, SpawnRefused, StartError};
 pub use provost_sandbox::compile::CompileError;
-pub use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
+pub use provost_sandbox::denial::{
+    AllowingRule, Certainty, Decision, Denial, DenialClass, DenialTarget,
+};
 pub use provost_sandbox::keeper::run_if_asked as run_spawner_if_asked;
 pub use provost_sandbox::keeper::wire::SignalScope;
 pub use provost_sandbox::kernel::{KernelSupport, Probe};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-use provost_sandbox::denial::{Denial, DenialClass, DenialTarget};
+use provost_sandbox::denial::{AllowingRule, Denial, DenialClass, DenialTarget};
 
 use crate::record::DenialSummary;
 
@@ -78,6 +78,8 @@ impl DenialTally {
         if !new && self.detailed > EVENTS_ANYWAY {
             return None;
         }
+        // Before its texts are cut.
+        denial.allow = AllowingRule::of(&denial).map(Box::new);
         clip_texts(&mut denial);
         let named = |first: &[Denial]| first.iter().filter(|named| named.class == denial.class).count();
         if new && named(&self.first) < FIRST_MAX {
@@ -171,6 +173,8 @@ pub(super) fn clip_texts(denial: &mut Denial) {
     for text in denial.comm.iter_mut().chain(always) {
         clip(text);
     }
+    // A path that was cut is another path.
+    denial.allow.take_if(|rule| rule.value.len() > TEXT_MAX);
 }
 
 pub(super) fn clip_target(target: &mut DenialTarget) {
@@ -216,7 +220,11 @@ mod tests {
         assert_eq!(summary.total, 100_009);
         let by_class = [(DenialClass::Network, 9), (DenialClass::Filesystem, 100_000)];
         assert_eq!(summary.by_class, by_class.into());
-        assert_eq!(summary.first, [flood, hidden]);
+        let with_rule = |denial: Denial| Denial {
+            allow: AllowingRule::of(&denial).map(Box::new),
+            ..denial
+        };
+        assert_eq!(summary.first, [with_rule(flood), with_rule(hidden)]);
         assert!(!summary.complete, "nobody drained the channel");
     }
 

@@ -14,6 +14,7 @@ pub(crate) fn denial(class: DenialClass, operation: &str, target: DenialTarget) 
         errno: "EACCES".to_owned(),
         certainty: Certainty::Observed,
         decision: Decision::Deny,
+        allow: None,
     }
 }
 

@@ -371,6 +371,7 @@ impl Call<'_> {
             errno: errno_name(errno as i32),
             certainty,
             decision: Decision::Deny,
+            allow: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use provost_actors::record::{Outcome, TerminalRecord};
-use provost_sandbox::denial::{Denial, DenialClass};
+use provost_sandbox::denial::{Denial, is_deceptive};
 
 use super::output;
 
@@ -105,61 +105,29 @@ pub(super) fn visible(text: &str) -> String {
         .collect()
 }
 
-/// Control characters, and those that are not seen but change how others are.
-fn is_deceptive(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-        )
-}
-
 /// The flag that would allow what was refused, quoted for a shell.
 pub(super) fn allowing_flag(denial: &Denial) -> Option<String> {
     let target = &denial.target;
-    match denial.class {
-        DenialClass::Network => {
-            let protocol = target.protocol.as_deref().unwrap_or_default();
-            match (denial.operation.as_str(), target.address, protocol) {
-                ("resolve", ..) => Some(format!("--allow-net {}:443", target.host.as_deref()?)),
-                ("connect", Some(address), "tcp") => {
-                    // A private loopback leads nowhere else.
-                    let mode = if denial.errno == "ENETUNREACH" {
-                        "--net off "
-                    } else {
-                        ""
-                    };
-                    let port = target.port?;
-                    let destination = std::net::SocketAddr::new(address, port);
-                    Some(format!("{mode}--allow-net {destination}"))
-                }
-                ("bind" | "listen", _, "tcp") => Some("--net isolated".to_owned()),
-                (_, _, "udp") => Some("--net open".to_owned()),
-                _ => None,
-            }
-        }
-        DenialClass::Filesystem => {
-            // What cannot be shown as it is cannot be copied from the terminal either.
-            let path = target
-                .path
-                .as_deref()
-                .filter(|path| !path.chars().any(is_deceptive))?;
-            if ["/proc", "/sys", "/dev"]
-                .iter()
-                .any(|fixed| Path::new(path).starts_with(fixed))
-            {
-                return None; // no flag opens these
-            }
-            let reads = matches!(denial.operation.as_str(), "open" | "read" | "exec" | "readdir");
-            let (flag, path) = if reads {
-                ("--read", path.to_owned())
-            } else {
-                ("--write", existing(path))
-            };
-            Some(format!("{flag} {}", shell_words::quote(&path)))
-        }
-        DenialClass::Syscall | DenialClass::Resource => None,
+    if let ("connect", "ENETUNREACH", Some(address), Some(port)) = (
+        denial.operation.as_str(),
+        denial.errno.as_str(),
+        target.address,
+        target.port,
+    ) {
+        // A private loopback leads nowhere else.
+        let destination = std::net::SocketAddr::new(address, port);
+        return Some(format!("--net off --allow-net {destination}"));
     }
+    let rule = denial.allow.as_ref()?;
+    let (flag, value) = match rule.key.as_str() {
+        "files.read" => ("--read", rule.value.clone()),
+        "files.write" => ("--write", existing(&rule.value)),
+        "net.allow" => ("--allow-net", rule.value.clone()),
+        "net.unix" => ("--allow-unix", rule.value.clone()),
+        "net.mode" => ("--net", rule.value.clone()),
+        _ => return None,
+    };
+    Some(format!("{flag} {}", shell_words::quote(&value)))
 }
 
 /// What `--write` can name: the path if it exists, else the directory that it was to be made in.

@@ -161,6 +161,7 @@ impl LandlockDenial {
             errno: errno.to_owned(),
             certainty: Certainty::Observed,
             decision: Decision::Deny,
+            allow: None,
             operation,
         }
     }

@@ -223,6 +223,7 @@ impl Names {
             errno: "NXDOMAIN".to_owned(),
             certainty: Certainty::Observed,
             decision: Decision::Deny,
+            allow: None,
         });
     }
 }
