@@ -59,6 +59,17 @@ END
 
 PYTHON = ["test_os", "test_pathlib", "test_subprocess", "test_shutil", "test_tempfile", "test_signal", "test_socket", "test_asyncio"]
 
+# Runs a module's tests, but for those that hang bare where a virtual machine's host does not answer.
+UNITTEST = """
+import sys, unittest
+def each(suite):
+    for test in suite:
+        yield from each(test) if isinstance(test, unittest.TestSuite) else [test]
+suite = unittest.defaultTestLoader.loadTestsFromName(sys.argv[1])
+suite = unittest.TestSuite(test for test in each(suite) if 'VSOCK' not in test.id())
+sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
+"""
+
 # Tests of Python's that do not pass under the policy, and why.
 EXPECTED = {
     r"test_os.*(chown_with_root|chown_without_permission)": "root's programs have no capabilities",
@@ -113,7 +124,7 @@ class Case:
     def python(self, module):
         if run([sys.executable, "-c", f"import test.{module}"], "/")[0] != 0:
             return self.rows.append((f"python {module}", "skipped", "this Python has no tests"))
-        words = [sys.executable, "-m", "unittest", "-v", f"test.{module}"]
+        words = [sys.executable, "-c", UNITTEST, f"test.{module}"]
         bare, confined = self.both(["--net", "isolated"], words)
         results = [failures(result[2]) for result in (bare, confined)]
         news = sorted(results[1] - results[0])
