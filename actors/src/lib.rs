@@ -6,7 +6,7 @@
 //! │   └─ ProcessActor ── Ledger (pure) ── Log ──► cursors
 //! │       ├─ StreamActor ×2     stdout, stderr: bytes into the log, then the fact
 //! │       ├─ ExitActor          exit status, empty tree
-//! │       └─ DenialActor        seccomp listener: decisions, denials
+//! │       └─ DenialActor        seccomp listener: decisions, denials, approvals
 //! └─ AuditFeed                  Landlock's audit records, routed by domain
 //! ```
 //!

@@ -20,6 +20,7 @@ mod live;
 pub mod needs;
 mod record;
 mod run;
+pub mod weaker;
 mod witness;
 mod world;
 

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use provost_tests::{Finished, Live, World, both_users, needs, program, provost, require};
+use provost_tests::weaker::{no_user_namespaces, run_within};
+use provost_tests::{Live, World, both_users, needs, program, require};
 
 const POLICIES: [&str; 2] = ["workspace-write", "unconfined"];
 
@@ -138,28 +138,6 @@ fn escape_57_an_unconfined_fork_bomb_ends_under_its_limit(world: &World) {
     }
 }
 
-/// `provost run` where no namespace can be made, confined nevertheless.
-fn without_namespaces(world: &World, script: &str, witness: &str) -> Finished {
-    let record = world.text("records/weak.json");
-    let mut command = Command::new("unshare");
-    command
-        .args(["--user", "--map-root-user", "sh", "-c"])
-        .arg("echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"")
-        .arg("sh")
-        .arg(provost())
-        .args(["run", "--best-effort", "--record", &record, "--"])
-        .args(["sh", "-c", script, "sh", witness])
-        .current_dir(world.work())
-        .env("HOME", world.path("home"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped());
-    if world.changes_uid() {
-        use std::os::unix::process::CommandExt;
-        command.uid(world.uid()).gid(world.uid());
-    }
-    Live::from_command(command, Some(record.into())).finish()
-}
-
 fn i6_a_confined_command_without_namespaces_cannot_touch_its_init(world: &World) {
     if world.is_root() {
         return; // who needs nothing for a PID namespace
@@ -181,7 +159,8 @@ fn i6_a_confined_command_without_namespaces_cannot_touch_its_init(world: &World)
     require!(needs::landlock_abi() >= 6, "Landlock with scopes for signals");
     let mut witness = world.witness();
     let script = family("kill -KILL $PPID || kill -STOP $PPID || echo untouched; exit 4");
-    let done = without_namespaces(world, &script, &witness.path());
+    let words = no_user_namespaces();
+    let done = run_within(world, &words, &["--best-effort"], &script, &[&witness.path()]);
     assert_eq!(done.record()["sandbox"]["containment"], "subreaper", "\n{done}");
     assert!(done.text().contains("untouched"), "\n{done}");
     assert_eq!(done.code, Some(4), "\n{done}");

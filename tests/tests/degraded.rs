@@ -1,11 +1,8 @@
 //! Machines that offer less: the policy holds as far as it can, and the report says what is weaker.
 
-use std::process::{Command, Stdio};
-
 use provost_tests::host::TcpServer;
-use provost_tests::{
-    Finished, Live, World, both_users, filesystem, needs, network, program, provost, require,
-};
+use provost_tests::weaker::{no_user_namespaces, run_within};
+use provost_tests::{Finished, World, both_users, filesystem, needs, network, program, require};
 
 /// What containers leave to root by default (no mounts, no tracing, no audit).
 const CONTAINER: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,\
@@ -14,31 +11,6 @@ const CONTAINER: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid
 /// A command line that runs what follows it on a machine with less.
 fn within(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
-}
-
-fn no_user_namespaces() -> Vec<String> {
-    let script = "echo 0 >/proc/sys/user/max_user_namespaces && \
-        exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs \"$@\"";
-    within(&["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"])
-}
-
-/// `provost run` there, with these options; the script gets `$1`, a port that nobody may reach, and `$2`, a secret.
-fn run(world: &World, wrapper: &[String], options: &[&str], script: &str, given: [&str; 2]) -> Finished {
-    let record = world.text("records/weak.json");
-    let mut command = Command::new(&wrapper[0]);
-    command.args(&wrapper[1..]).arg(provost());
-    command.args(["run", "--record", &record]).args(options);
-    command.args(["--", "sh", "-c", script, "sh"]).args(given);
-    command
-        .current_dir(world.work())
-        .env("HOME", world.path("home"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped());
-    if world.changes_uid() {
-        use std::os::unix::process::CommandExt;
-        command.uid(world.uid()).gid(world.uid());
-    }
-    Live::from_command(command, Some(record.into())).finish()
 }
 
 /// What must hold wherever the default policy starts at all.
@@ -51,7 +23,7 @@ fn everything_is_refused(world: &World, wrapper: &[String]) -> Finished {
         program("escape"),
         world.file("outside/old", "old"),
     );
-    let done = run(world, wrapper, &[], &script, [&server.port_text(), &secret]);
+    let done = run_within(world, wrapper, &[], &script, &[&server.port_text(), &secret]);
     assert_eq!(done.text(), "result: EACCES\nown\n", "\n{done}");
     assert_eq!(server.connections(), 0, "\n{done}");
     assert!(!world.path("outside/new").exists(), "\n{done}");
@@ -81,7 +53,7 @@ fn without_user_namespaces_the_policy_holds_and_the_report_says_what_is_weaker(w
         assert!(degraded.contains(word), "{word}\n{done}");
     }
     // What only a namespace can hold is an error, with what to do.
-    let done = run(world, &wrapper, &["--net", "isolated"], "echo ran", ["", ""]);
+    let done = run_within(world, &wrapper, &["--net", "isolated"], "echo ran", &[]);
     assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
     assert!(done.stderr.contains("--net off"), "\n{done}");
 }
@@ -102,12 +74,12 @@ fn with_a_containers_capabilities_the_policy_holds(world: &World) {
 }
 
 fn without_a_home_the_policy_holds(world: &World) {
-    let done = run(
+    let done = run_within(
         world,
         &within(&["env", "-u", "HOME"]),
         &[],
         "echo x > $2; echo ran",
-        ["", &world.text("outside/new")],
+        &["", &world.text("outside/new")],
     );
     assert_eq!(done.text(), "ran\n", "\n{done}");
     assert_eq!(done.record()["denied"], true, "\n{done}");
@@ -115,7 +87,7 @@ fn without_a_home_the_policy_holds(world: &World) {
 
 fn inside_a_sandbox_with_a_listener_only_best_effort_starts(world: &World) {
     let wrapper = within(&[&program("listened")]);
-    let done = run(world, &wrapper, &[], "echo ran", ["", ""]);
+    let done = run_within(world, &wrapper, &[], "echo ran", &[]);
     assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
     for word in ["listener", "--best-effort"] {
         assert!(done.stderr.contains(word), "{word}\n{done}");
@@ -123,12 +95,12 @@ fn inside_a_sandbox_with_a_listener_only_best_effort_starts(world: &World) {
     let server = TcpServer::start();
     let script = format!("{} tcp-connect 127.0.0.1 $1; echo x > $2", program("escape"));
     let outside = world.text("outside/new");
-    let done = run(
+    let done = run_within(
         world,
         &wrapper,
         &["--best-effort"],
         &script,
-        [&server.port_text(), &outside],
+        &[&server.port_text(), &outside],
     );
     // Landlock holds files and TCP; what only the listener sees is named.
     assert!(!world.path("outside/new").exists(), "\n{done}");

@@ -312,7 +312,14 @@ impl Call<'_> {
     ) -> Decided {
         Decided {
             answer: Answer::Now(Response::Errno(errno as i32)),
-            observation: Some(self.denial(class, self.name, errno, target, rule, Certainty::Observed)),
+            observation: Some(Observation::Denial(self.denial(
+                class,
+                self.name,
+                errno,
+                target,
+                rule,
+                Certainty::Observed,
+            ))),
         }
     }
 
@@ -341,18 +348,6 @@ impl Call<'_> {
     }
 
     fn denial(
-        &self,
-        class: DenialClass,
-        operation: &str,
-        errno: Errno,
-        target: DenialTarget,
-        rule: impl Into<String>,
-        certainty: Certainty,
-    ) -> Observation {
-        Observation::Denial(self.attempt(class, operation, errno, target, rule, certainty))
-    }
-
-    fn attempt(
         &self,
         class: DenialClass,
         operation: &str,

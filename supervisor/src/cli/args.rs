@@ -47,7 +47,7 @@ Examples:
   provost run --write ~/.cache/pip -- pip install --no-index ./pkg.whl
   provost run --net isolated -- cargo test
   provost run --allow-net 10.0.0.0/8:443 --timeout 5m -- ./fetch.sh
-  provost run --net ask -- npm install
+  provost run --net ask --allow-net '*.example.com:443' -- ./job
   provost run --policy read-only --record result.json -- ./untrusted
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {

@@ -16,12 +16,14 @@ use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
 use provost_sandbox::policy::Policy;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use super::policy::Seen;
 use super::{output, summary};
 use crate::{ApprovalRequest, ProcessHandle, Supervisor};
 
+/// How many deciders run at the same time. A command may ask hundreds of times at once; the others wait for their turn.
+const DECIDERS_MAX: usize = 16;
 /// What is read of an answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -45,10 +47,13 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
     match asked {
         Asked::Command { argv, cwd, timeout } => {
             let id = process.id();
+            let turns = Arc::new(Semaphore::new(DECIDERS_MAX));
             let ask = move |request: ApprovalRequest| {
                 let spec = decider(&argv, &cwd, timeout);
                 let (supervisor, shown) = (supervisor.clone(), argv.join(" "));
+                let turns = turns.clone();
                 async move {
+                    let _turn = turns.acquire().await;
                     let answer = ask_command(&supervisor, spec, id, &request).await;
                     answer.unwrap_or_else(|why| {
                         output::note(&format!("--ask-command {shown}: {why}; denied"));

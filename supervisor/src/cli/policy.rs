@@ -189,5 +189,9 @@ fn write_new(path: &Path, text: &str) -> Result<(), String> {
         .create_new(true)
         .open(path)
         .map_err(fail)?;
-    file.write_all(text.as_bytes()).map_err(fail)
+    file.write_all(text.as_bytes()).map_err(|error| {
+        // Half a policy is another one.
+        let _ = std::fs::remove_file(path);
+        fail(error)
+    })
 }

@@ -101,13 +101,13 @@ fn pointer(times: &Option<[libc::timespec; 2]>) -> *const libc::timespec {
 }
 
 /// The effective capabilities of this thread, put away until this is dropped.
-struct WithoutCapabilities([u32; 6]);
+pub(super) struct WithoutCapabilities([u32; 6]);
 
 /// `struct __user_cap_header_struct`: version 3, this thread.
 const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
 
 impl WithoutCapabilities {
-    fn new() -> Result<Self, Errno> {
+    pub(super) fn new() -> Result<Self, Errno> {
         let mut header = CAPABILITY_HEADER;
         let mut sets = [0u32; 6];
         // SAFETY: the kernel's structs are two and six 32-bit numbers.

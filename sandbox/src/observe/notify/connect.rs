@@ -194,7 +194,7 @@ impl Decider {
         target: DenialTarget,
     ) -> Decided {
         let (class, rule) = (DenialClass::Network, self.net_rule.as_str());
-        let denial = call.attempt(class, call.name, errno, target, rule, Certainty::Observed);
+        let denial = call.denial(class, call.name, errno, target, rule, Certainty::Observed);
         Decided::ask(Question::connect(denial, errno as i32, grant, connect))
     }
 

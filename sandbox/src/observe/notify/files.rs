@@ -13,7 +13,7 @@ use super::address::{SocketAddress, UnixName};
 use super::memory;
 use super::opening::HeldOpen;
 use super::paths::{Kind, Moot, Resolved, View};
-use super::{Answer, Call, Decided, Decider, Question, ask};
+use super::{Answer, Call, Decided, Decider, Observation, Question, ask};
 use crate::compile::access::{AccessMap, FileAccess};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::syscalls::Entry;
@@ -80,7 +80,7 @@ impl Decider {
                 observation: None,
             });
         }
-        let denial = call.attempt(
+        let denial = call.denial(
             DenialClass::Filesystem,
             refused.operation,
             refused.errno,
@@ -140,14 +140,14 @@ impl Call<'_> {
         if let Ok(Some(refused)) = judged
             && self.is_valid()
         {
-            decided.observation = Some(self.denial(
+            decided.observation = Some(Observation::Denial(self.denial(
                 DenialClass::Filesystem,
                 refused.operation,
                 refused.errno,
                 DenialTarget::path(refused.path.to_string_lossy()),
                 refused.rule,
                 Certainty::Inferred,
-            ));
+            )));
         }
         decided
     }

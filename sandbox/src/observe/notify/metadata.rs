@@ -9,7 +9,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use super::attributes::{Change, Held, change};
+use super::attributes::{Change, Held, WithoutCapabilities, change};
 use super::memory::{self, Unread};
 use super::{Call, Decided, Decider, Unavailable, listener};
 use crate::denial::{DenialClass, DenialTarget};
@@ -117,9 +117,11 @@ impl Decider {
                 follow,
             } => {
                 let view = self.view(call).map_err(|_| Box::new(call.deny_unreadable()))?;
-                let found = view
-                    .absolute(*directory, path)
-                    .and_then(|path| view.lookup(&path, *follow));
+                // The directories on the way are asked for the command's rights, not for ours.
+                let found = view.absolute(*directory, path).and_then(|path| {
+                    let _plain = WithoutCapabilities::new()?;
+                    view.lookup(&path, *follow)
+                });
                 match found {
                     Ok(found) => {
                         let mode = fstat(&found.file).map_or(0, |stat| stat.st_mode);

@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{getegid, geteuid};
 
+use super::attributes::WithoutCapabilities;
 use super::paths::View;
 
 /// What of the target's flags is taken over; the rest has done its work in the lookup or is no business of a file's.
@@ -108,6 +109,8 @@ impl HeldOpen {
 
 /// What a path without links leads to, if that is the same file for the target and for us, and of this type.
 fn same_in_both(view: &View, path: &Path, kind: libc::mode_t) -> Option<OwnedFd> {
+    // The directories on the way are asked for the command's rights, not for ours.
+    let _plain = WithoutCapabilities::new().ok()?;
     let theirs = fstat(view.open_plain(path).ok()?).ok()?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)

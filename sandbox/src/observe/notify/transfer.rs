@@ -8,7 +8,7 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockname};
 
 use super::address::{SocketAddress, effective};
 use super::memory::{self, Unread};
-use super::{Answer, Call, Decided, Decider, Response, Unavailable, listener};
+use super::{Answer, Call, Decided, Decider, Observation, Response, Unavailable, listener};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::policy::NetMode;
 
@@ -178,14 +178,14 @@ impl Decider {
         };
         Decided {
             answer: Answer::Now(Response::Errno(libc::EOPNOTSUPP)),
-            observation: Some(call.denial(
+            observation: Some(Observation::Denial(call.denial(
                 DenialClass::Network,
                 call.name,
                 Errno::EOPNOTSUPP,
                 DenialTarget::protocol(protocol),
                 "out-of-band data is refused (MSG_OOB)",
                 Certainty::Observed,
-            )),
+            ))),
         }
     }
 }

@@ -27,9 +27,10 @@ impl Decider {
         let Ok(view) = self.view(call) else {
             return call.deny_unreadable();
         };
-        let found = view
-            .absolute(libc::AT_FDCWD, &path)
-            .and_then(|path| view.lookup(&path, mask & libc::IN_DONT_FOLLOW == 0));
+        let found = view.absolute(libc::AT_FDCWD, &path).and_then(|path| {
+            let _plain = attributes::WithoutCapabilities::new()?;
+            view.lookup(&path, mask & libc::IN_DONT_FOLLOW == 0)
+        });
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
         }

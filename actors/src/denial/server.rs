@@ -1,0 +1,535 @@
+//! Serves one listener: every call that waits is decided, told, and answered.
+//!
+//! Usually on the runtime; a burst of calls on a thread of its own, which waits in the kernel. A call that may block runs on
+//! another thread, and one that somebody is asked about on none; there are bounds on both, and past them the program is
+//! told to try again, or refused.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::poll::PollTimeout;
+use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
+use provost_sandbox::observe::notify::{
+    Answer, Canceller, Decider, DeciderSetup, HeldOpen, Listener, Observation, Question, Received,
+    Report, Response, Tree,
+};
+use ractor::ActorRef;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::DenialArgs;
+use crate::approval::{ApprovalScope, Approvals, GrantRecord, Verdict, Waiting};
+use crate::ledger::Fact;
+use crate::process::ProcessMsg;
+use crate::spawner::lock;
+use crate::workers::Workers;
+
+/// Calls that may be performed on threads at the same time, per process.
+const BLOCKING_MAX: usize = 64;
+/// Notifications answered before other work of the runtime gets its turn.
+const BATCH_MAX: usize = 64;
+/// So many calls within this time are worth a thread of their own.
+const BURST: u32 = 64;
+const BURST_MAX: Duration = Duration::from_millis(20);
+/// How long that thread waits for the next one.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// How many such threads there may be. Who finds none free is served as everybody else.
+static CLOSE: Semaphore = Semaphore::const_new(16);
+/// Facts that may wait in the process's mailbox.
+const IN_FLIGHT_MAX: usize = 1024;
+
+/// What the server of the listener is told.
+pub(super) enum Answered {
+    One {
+        approval: u64,
+        verdict: Verdict,
+        by: String,
+        reply: oneshot::Sender<bool>,
+    },
+    RefuseWaiting,
+}
+
+/// The listener, shared with threads that answer late.
+#[derive(Clone)]
+pub(crate) struct SharedListener(Arc<Listener>);
+
+impl SharedListener {
+    pub(super) fn new(fd: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self(Arc::new(Listener::new(fd)?)))
+    }
+}
+
+impl AsRawFd for SharedListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// How far a look at the listener came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// There may be more.
+    Batch,
+    /// More may come.
+    AllThereWere,
+    /// Nothing will come any more.
+    Last,
+}
+
+pub(super) struct Server {
+    decider: Decider,
+    /// Calls taken in all, and since when how many of them.
+    taken: u64,
+    burst: u32,
+    burst_began: Instant,
+    approvals: Approvals,
+    /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
+    only_under: Option<Vec<PathBuf>>,
+    /// What mounts hold read-only.
+    read_only: Vec<PathBuf>,
+    process: ActorRef<ProcessMsg>,
+    blocking: Blocking,
+    workers: Workers,
+    permits: Arc<Semaphore>,
+}
+
+impl Server {
+    pub(super) fn new(args: &DenialArgs) -> Self {
+        let sandbox = &args.sandbox;
+        let approvals = Approvals::new(args.ask_timeout, args.session_grants.clone());
+        let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
+        setup.grants = approvals.grants();
+        let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        Self {
+            decider: Decider::new(setup).resolving(reporter(args.process.clone(), permits.clone())),
+            approvals,
+            taken: 0,
+            burst: 0,
+            burst_began: Instant::now(),
+            only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
+            read_only: read_only(sandbox),
+            process: args.process.clone(),
+            blocking: Blocking::default(),
+            workers: Workers::default(),
+            permits,
+        }
+    }
+
+    /// What waits until the names that were asked for are settled, where there may be any.
+    pub(super) fn outstanding_names(&self) -> Option<impl FnOnce(Duration) -> bool + Send + use<>> {
+        self.decider.outstanding_names()
+    }
+
+    /// Answers until the listener hangs up.
+    pub(super) async fn serve(
+        mut self,
+        mut listener: AsyncFd<SharedListener>,
+        mut answered: mpsc::UnboundedReceiver<Answered>,
+    ) {
+        loop {
+            let deadline = self.approvals.next_deadline();
+            let taken = tokio::select! {
+                ready = listener.readable() => match ready {
+                    Ok(mut ready) => {
+                        let taken = self.take_calls(listener.get_ref(), PollTimeout::ZERO).await;
+                        if taken == Taken::AllThereWere {
+                            ready.clear_ready();
+                        }
+                        taken
+                    }
+                    Err(_) => Taken::Last,
+                },
+                Some(answer) = answered.recv() => {
+                    self.take_answer(listener.get_ref(), answer).await;
+                    Taken::AllThereWere
+                }
+                () = sleep_until(deadline) => {
+                    while let Some((approval, waiting)) = self.approvals.take_expired(Instant::now()) {
+                        self.refuse(listener.get_ref(), approval, waiting, "deadline").await;
+                    }
+                    Taken::AllThereWere
+                }
+            };
+            match taken {
+                Taken::Last => break,
+                Taken::Batch => tokio::task::yield_now().await,
+                Taken::AllThereWere => {}
+            }
+            if self.is_busy()
+                && let Ok(thread) = CLOSE.try_acquire()
+            {
+                // Not watched meanwhile: every call would wake the runtime, too.
+                let shared = listener.into_inner();
+                let closely = move || {
+                    let server = self.serve_closely(&shared);
+                    drop(thread);
+                    (server, shared)
+                };
+                // The runtime shuts down, or no descriptor is left to watch with.
+                let Ok((server, shared)) = tokio::task::spawn_blocking(closely).await else {
+                    return;
+                };
+                self = server;
+                listener = match crate::readiness::watch(shared, Interest::READABLE) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot watch a listener any more");
+                        return;
+                    }
+                };
+            }
+        }
+        while let Some((approval, waiting)) = self.approvals.take_last_ones() {
+            self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
+                .await;
+        }
+    }
+
+    /// Many calls came in a short time, and nobody is being asked.
+    fn is_busy(&mut self) -> bool {
+        if self.burst < BURST || self.approvals.next_deadline().is_some() {
+            return false;
+        }
+        self.burst = 0;
+        self.burst_began.elapsed() < BURST_MAX
+    }
+
+    /// Serves on a thread of its own while calls come close upon each other: there the answer takes a third of the time,
+    /// because the thread waits in the kernel for the call itself. Goes back when there is a pause, or somebody is to be
+    /// asked.
+    fn serve_closely(mut self, listener: &SharedListener) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        let pause = PollTimeout::try_from(PAUSE_MAX).unwrap_or(PollTimeout::ZERO);
+        while self.approvals.next_deadline().is_none() {
+            let before = self.taken;
+            let taken = runtime.block_on(self.take_calls(listener, pause));
+            // Nothing came; or nothing will, which the other loop finds out as well.
+            if taken == Taken::Last || self.taken == before {
+                break;
+            }
+        }
+        self.burst = 0;
+        self
+    }
+
+    /// Takes what waits now, or comes in this time, and what comes close after it.
+    async fn take_calls(&mut self, listener: &SharedListener, wait: PollTimeout) -> Taken {
+        // In batches, that other work of the runtime gets its turn, and answers are heard.
+        for _ in 0..BATCH_MAX {
+            match listener.0.receive_within(wait) {
+                Ok(Received::Notification(notification)) => {
+                    self.count();
+                    let decided = self.decider.decide(&listener.0, &notification);
+                    // Said before it is answered: the fact precedes whatever the program does next.
+                    if let Some(observation) = decided.observation
+                        && !self.is_told_by_audit(&observation)
+                    {
+                        self.say(observation).await;
+                    }
+                    match decided.answer {
+                        Answer::Ask(question) => self.ask(listener, notification.id, question).await,
+                        answer => self.answer(listener, notification.id, answer),
+                    }
+                }
+                Ok(Received::Empty) => return Taken::AllThereWere,
+                Ok(Received::HungUp) => return Taken::Last,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read a seccomp notification");
+                    return Taken::Last;
+                }
+            }
+        }
+        Taken::Batch
+    }
+
+    fn count(&mut self) {
+        self.taken += 1;
+        if self.burst == 0 {
+            self.burst_began = Instant::now();
+        }
+        self.burst += 1;
+    }
+
+    async fn ask(&mut self, listener: &SharedListener, call: u64, question: Box<Question>) {
+        let attempt = Box::new(question.denial().clone());
+        match self.approvals.ask(call, question) {
+            Ok(approval) => {
+                let deadline = Timestamp::now()
+                    .checked_add(self.approvals.timeout())
+                    .unwrap_or(Timestamp::MAX);
+                self.tell(Fact::ApprovalRequested {
+                    approval,
+                    attempt,
+                    deadline,
+                })
+                .await;
+            }
+            Err((question, why)) => {
+                let (response, mut denial) = question.refuse();
+                denial.rule = format!("{}; nobody was asked: {why}", denial.rule);
+                self.say(Observation::Denial(denial)).await;
+                self.answer(listener, call, Answer::Now(response));
+            }
+        }
+    }
+
+    async fn take_answer(&mut self, listener: &SharedListener, answered: Answered) {
+        match answered {
+            Answered::One {
+                approval,
+                verdict,
+                by,
+                reply,
+            } => {
+                let Some(waiting) = self.approvals.take(approval) else {
+                    let _ = reply.send(false);
+                    return;
+                };
+                if !listener.0.is_valid(waiting.call) {
+                    // Whoever asked is gone: nothing is performed for it.
+                    self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
+                        .await;
+                    let _ = reply.send(false);
+                    return;
+                }
+                match verdict {
+                    Verdict::Deny => self.refuse(listener, approval, waiting, &by).await,
+                    Verdict::Allow(scope) => {
+                        self.approvals.remember(&waiting.question, scope);
+                        self.permit(listener, approval, waiting, scope, &by).await;
+                        // The same may have been asked more than once before the answer came.
+                        while let Some((approval, waiting)) = self.approvals.take_granted() {
+                            self.permit(listener, approval, waiting, scope, &by).await;
+                        }
+                    }
+                }
+                let _ = reply.send(true);
+            }
+            Answered::RefuseWaiting => {
+                while let Some((approval, waiting)) = self.approvals.take_last_ones() {
+                    self.refuse(listener, approval, waiting, "stopped").await;
+                }
+            }
+        }
+    }
+
+    async fn permit(
+        &self,
+        listener: &SharedListener,
+        approval: u64,
+        waiting: Waiting,
+        scope: ApprovalScope,
+        by: &str,
+    ) {
+        let verdict = Verdict::Allow(scope);
+        self.say_decided(approval, &waiting.question, verdict, by).await;
+        self.answer(listener, waiting.call, waiting.question.permit());
+    }
+
+    async fn refuse(&self, listener: &SharedListener, approval: u64, waiting: Waiting, by: &str) {
+        self.say_decided(approval, &waiting.question, Verdict::Deny, by)
+            .await;
+        let (response, denial) = waiting.question.refuse();
+        self.say(Observation::Denial(denial)).await;
+        self.answer(listener, waiting.call, Answer::Now(response));
+    }
+
+    async fn say_decided(&self, approval: u64, question: &Question, verdict: Verdict, by: &str) {
+        let (decision, scope) = match verdict {
+            Verdict::Allow(scope) => (Decision::Allow, scope),
+            Verdict::Deny => (Decision::Deny, ApprovalScope::Once),
+        };
+        let denial = question.denial();
+        let grant = Box::new(GrantRecord {
+            approval,
+            scope,
+            operation: denial.operation.clone(),
+            target: denial.target.clone(),
+            by: by.to_owned(),
+        });
+        self.tell(Fact::ApprovalDecided { grant, decision }).await;
+    }
+
+    async fn say(&self, observation: Observation) {
+        self.tell(match observation {
+            Observation::Denial(denial) => Fact::Denied(self.as_the_program_saw_it(denial)),
+            Observation::Probe(name) => Fact::Probed(name),
+        })
+        .await;
+    }
+
+    async fn tell(&self, fact: Fact) {
+        // A program that is refused faster than the ledger counts waits for it.
+        let permit = self.permits.clone().acquire_owned().await.ok();
+        let _ = self.process.send_message(ProcessMsg::Fact(fact, permit));
+    }
+
+    /// What a read-only mount refuses is refused with another error than Landlock's.
+    fn as_the_program_saw_it(&self, mut denial: Denial) -> Denial {
+        let path = denial.target.path.as_deref().map(Path::new);
+        if denial.certainty == Certainty::Inferred
+            && path.is_some_and(|path| self.read_only.iter().any(|root| path.starts_with(root)))
+        {
+            denial.errno = "EROFS".to_owned();
+        }
+        denial
+    }
+
+    fn is_told_by_audit(&self, observation: &Observation) -> bool {
+        let (Some(held), Observation::Denial(denial)) = (&self.only_under, observation) else {
+            return false;
+        };
+        let path = denial.target.path.as_deref().map(Path::new);
+        // What was refused here, no audit record tells of.
+        denial.class == DenialClass::Filesystem
+            && denial.certainty == Certainty::Inferred
+            && !path.is_some_and(|path| held.iter().any(|root| path.starts_with(root)))
+    }
+
+    fn answer(&self, listener: &SharedListener, id: u64, answer: Answer) {
+        let respond = |response| {
+            if let Err(error) = listener.0.respond(id, response) {
+                tracing::warn!(%error, "cannot answer a seccomp notification");
+            }
+        };
+        match answer {
+            Answer::Now(response) => respond(response),
+            Answer::Blocking(connect) => {
+                let canceller = connect.canceller().ok();
+                let slot = canceller.and_then(|canceller| self.blocking.take(id, Some(canceller)));
+                let late = listener.clone();
+                let started = slot.is_some_and(|slot| {
+                    self.workers.run(Box::new(move || {
+                        let response = connect.run(&late.0);
+                        let _ = late.0.respond(id, response);
+                        drop(slot);
+                    }))
+                });
+                if !started {
+                    respond(Response::Errno(nix::libc::EAGAIN));
+                }
+            }
+            Answer::Open(open) => {
+                let late = listener.clone();
+                let started = self.blocking.take(id, None).and_then(|slot| {
+                    on_a_thread("provost-open", move || {
+                        give(&late, id, open);
+                        drop(slot);
+                    })
+                });
+                if started.is_none() {
+                    respond(Response::Errno(nix::libc::EAGAIN));
+                }
+            }
+            // Asked about before it comes here; refused, should it ever not be.
+            Answer::Ask(question) => respond(question.refuse().0),
+        }
+    }
+}
+
+fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> DeciderSetup {
+    use provost_sandbox::compile::seccomp::OpenObservation;
+    use provost_sandbox::report::Containment;
+    let namespaced = sandbox.report.containment == Containment::PidNamespace;
+    DeciderSetup {
+        net: sandbox.policy.net.clone(),
+        access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
+        metadata: sandbox.access.clone(),
+        masked: sandbox.masked.clone(),
+        observe_reads: sandbox.opens == OpenObservation::All,
+        tree: Tree {
+            init: init_pid,
+            // Where there is one but its number is not known, nobody belongs to it.
+            pid_namespace: namespaced.then_some(pid_namespace),
+        },
+        tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
+        ask: sandbox.policy.ask,
+        grants: Vec::new(),
+    }
+}
+
+/// What takes the refusals of names, on the resolver's own threads, which wait where the ledger is slower.
+fn reporter(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> Report {
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |denial| {
+        let permit = runtime.block_on(permits.clone().acquire_owned()).ok();
+        let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
+    })
+}
+
+fn read_only(sandbox: &PreparedSandbox) -> Vec<PathBuf> {
+    let held = sandbox.held_by_mount.iter();
+    held.filter(|path| !sandbox.masked.contains(path))
+        .cloned()
+        .collect()
+}
+
+/// Opens on behalf of the program, which gets the descriptor or the error.
+fn give(listener: &SharedListener, id: u64, open: HeldOpen) {
+    let close_on_exec = open.close_on_exec();
+    let given = match open.run() {
+        Ok(file) => listener.0.give(id, file.as_fd(), close_on_exec).map(drop),
+        Err(errno) => Err(errno),
+    };
+    if let Err(errno) = given {
+        let _ = listener.0.respond(id, Response::Errno(errno as i32));
+    }
+}
+
+fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Option<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).ok().map(drop)
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Calls that are performed on threads. Dropping it ends the connects: they are shut down on a duplicate of their socket.
+#[derive(Default)]
+struct Blocking(Arc<Mutex<HashMap<u64, Option<Canceller>>>>);
+
+/// The place of one call.
+struct Slot {
+    id: u64,
+    all: Arc<Mutex<HashMap<u64, Option<Canceller>>>>,
+}
+
+impl Blocking {
+    /// An open has nothing to cancel: a regular file answers, or its file system hangs.
+    fn take(&self, id: u64, canceller: Option<Canceller>) -> Option<Slot> {
+        let mut all = lock(&self.0);
+        if all.len() >= BLOCKING_MAX {
+            return None;
+        }
+        all.insert(id, canceller);
+        Some(Slot {
+            id,
+            all: self.0.clone(),
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.id);
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        for canceller in lock(&self.0).drain().filter_map(|(_, canceller)| canceller) {
+            canceller.cancel();
+        }
+    }
+}
