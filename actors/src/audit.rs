@@ -25,7 +25,7 @@ use crate::process::ProcessMsg;
 /// Records that are taken before other work of the runtime gets its turn: timers, too, wait for that.
 const BATCH_MAX: usize = 512;
 /// Domains of commands that are not registered (yet, or other people's) that are kept.
-const STRANGERS_MAX: usize = 256;
+const STRANGERS_MAX: usize = 1024;
 /// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
 const RECONCILE_MAX: Duration = Duration::from_secs(1);
 /// Denials of one process that are told one by one: the first, and then those unlike any before, as many of them as
@@ -35,7 +35,7 @@ const DISTINCT_MAX: usize = 4096;
 /// Denials of an unknown domain for which there was no place may be those of a process that registers this late.
 const LATE_MAX: Duration = Duration::from_secs(10);
 /// Records kept for each of them.
-const WAITING_MAX: usize = 1024;
+const WAITING_MAX: usize = 256;
 
 pub(crate) struct AuditFeed;
 
@@ -101,6 +101,9 @@ struct Stranger {
     pid: Option<i32>,
     waiting: Vec<LandlockDenial>,
     uncounted: u64,
+    /// The domain has ended, when, and how many denials the kernel counted. A short command may be over before its
+    /// supervisor has heard that it started.
+    gone: Option<(Instant, u64)>,
 }
 
 pub(crate) struct AuditState {
@@ -298,8 +301,10 @@ impl AuditState {
     }
 
     fn gone(&mut self, id: u64, denials: u64) {
-        self.strangers.remove(&id);
         let Some(domain) = self.domains.get_mut(&id) else {
+            if let Some(stranger) = self.strangers.get_mut(&id) {
+                stranger.gone = Some((Instant::now(), denials));
+            }
             return;
         };
         domain.counted = true;
@@ -362,15 +367,18 @@ impl AuditState {
 
     /// The domain is this process's: what waited for that is delivered.
     fn adopt(&mut self, domain: u64, process: Uuid) {
-        let mut told = 0;
+        let (mut told, mut counted) = (0, false);
         if let Some(stranger) = self.strangers.remove(&domain) {
             for denial in &stranger.waiting {
                 self.deliver(process, denial);
             }
             self.count(process, stranger.uncounted);
             told = stranger.waiting.len() as u64 + stranger.uncounted;
+            if let Some((_, denials)) = stranger.gone {
+                self.count(process, denials.saturating_sub(told));
+                counted = true;
+            }
         }
-        let counted = false;
         self.domains.insert(
             domain,
             Domain {
@@ -398,6 +406,12 @@ impl AuditState {
     /// The place of an unknown domain, while there is room for more of them. What has no place is lost, to whom it may
     /// concern.
     fn stranger(&mut self, domain: u64) -> Option<&mut Stranger> {
+        if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&domain) {
+            // Nobody who is still to come can own what ended so long ago.
+            let late = |gone: Instant| gone.elapsed() < LATE_MAX;
+            self.strangers
+                .retain(|_, stranger| stranger.gone.is_none_or(|(when, _)| late(when)));
+        }
         if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&domain) {
             self.lost += 1;
             self.dropped_at = Some(Instant::now());
