@@ -74,8 +74,8 @@ pub struct ApprovalSummary {
 
 /// A call that waits for an answer.
 pub(crate) struct Waiting {
-    /// What the listener knows the call by.
-    pub(crate) call: u64,
+    /// What the listener knows the call by. Without one a message waits.
+    pub(crate) call: Option<u64>,
     pub(crate) question: Box<Question>,
     deadline: Instant,
 }
@@ -116,7 +116,7 @@ impl Approvals {
     /// Takes a question in and numbers it, or gives it back with the reason why nobody will be asked.
     pub(crate) fn ask(
         &mut self,
-        call: u64,
+        call: Option<u64>,
         question: Box<Question>,
     ) -> Result<u64, (Box<Question>, &'static str)> {
         if self.closed {

@@ -115,19 +115,17 @@ impl Actor for DenialActor {
         };
         // Without a listener nothing tells when the last task is gone; the end of the tree will.
         if let Some(fd) = args.listener.take() {
-            let server = Server::new(&args);
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
             let (answers, answered) = mpsc::unbounded_channel();
+            let server = Server::new(&args, answers.clone());
             state.answers = Some(answers);
             state.serve = Some(tokio::spawn(async move {
-                let outstanding = server.outstanding_names();
+                let names = server.outstanding_names();
                 server.serve(listener, answered).await;
-                let complete = match outstanding {
-                    Some(wait) => tokio::task::spawn_blocking(move || wait(DRAIN_MAX))
+                let complete = names.is_over()
+                    || tokio::task::spawn_blocking(move || names.wait(DRAIN_MAX))
                         .await
-                        .unwrap_or(false),
-                    None => true,
-                };
+                        .unwrap_or(false);
                 let _ = myself.send_message(if complete {
                     DenialMsg::HungUp
                 } else {

@@ -202,9 +202,10 @@ impl FromStr for NetMode {
 }
 
 impl NetPolicy {
-    /// Whether there are names to be resolved: only where other destinations are refused.
+    /// Whether questions about names are answered by the supervisor: where destinations are refused, so that a refused
+    /// name is known.
     pub fn resolves_names(&self) -> bool {
-        self.mode == NetMode::Off && !self.names.rules.is_empty()
+        self.mode == NetMode::Off
     }
 }
 

@@ -254,10 +254,128 @@ fn floods_of_sockets_and_questions_are_bounded(world: &World) {
         made.clear(); s.send(b'not a question'); print(s.recv(512)[3] & 15)";
     let done = python(world, script, &known);
     assert_eq!(done.text(), "64 105\n1\n", "\n{done}");
-    assert_eq!(done.record()["denials"]["total"], 300, "\n{done}");
+    assert_eq!(done.record()["denials"]["total"], 301, "\n{done}");
+}
+
+fn escape_19_without_any_rule_a_wanted_name_is_known(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let script = "import socket, sys\n\
+        try: socket.getaddrinfo('Wanted.provost.example', 443); print('found')\n\
+        except socket.gaierror: print('refused')";
+    let done = world.run(["python3", "-c", script]).finish();
+    assert_eq!(done.text(), "refused\n", "\n{done}");
+    let record = done.record();
+    let named = network("resolve").host("wanted.provost.example").protocol("dns");
+    let denial = done.denial(&named);
+    assert_eq!(denial["allow"]["value"], "wanted.provost.example:443", "\n{done}");
+    assert_eq!(
+        record["denials"]["by_class"]["network"], record["denials"]["total"],
+        "\n{done}"
+    );
+}
+
+/// Runs a client of a named server under `--net ask`, with a decider that says this.
+fn asked(world: &World, decision: &str, script: &str) -> (provost_tests::Finished, usize) {
+    let server = TcpServer::start();
+    let decider = world.file("work/decide", &format!("cat >> asked.jsonl; {decision}"));
+    let ask = format!("sh {decider}");
+    let script = format!("import socket, sys\nPORT = int(sys.argv[1])\n{script}");
+    let done = world
+        .run(["python3", "-c", &script, &server.port_text()])
+        .with(["--net", "ask", "--ask-command", &ask])
+        .with(["--resolve", "db.provost.example=127.0.0.1"])
+        .finish();
+    (done, server.connections())
+}
+
+fn asked_about(world: &World) -> Vec<String> {
+    let text = std::fs::read_to_string(world.work().join("asked.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let request: serde_json::Value = serde_json::from_str(line).expect("a request");
+            let attempt = &request["attempt"];
+            format!("{} {}", attempt["operation"], attempt["target"]["host"]).replace('"', "")
+        })
+        .collect()
+}
+
+const TWO_CONNECTIONS: &str =
+    "for _ in range(2): socket.create_connection(('db.provost.example', PORT)); print('there')";
+
+fn a_name_is_asked_about_once_and_with_it_its_addresses_are_allowed(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let (done, connections) = asked(world, "echo allow process", TWO_CONNECTIONS);
+    assert_eq!(done.text(), "there\nthere\n", "\n{done}");
+    assert_eq!(connections, 2, "\n{done}");
+    assert_eq!(asked_about(world), ["resolve db.provost.example"], "\n{done}");
+    assert_eq!(done.record()["denied"], false, "\n{done}");
+    assert_eq!(done.record()["approvals"]["allowed"], 1, "\n{done}");
+}
+
+fn a_name_that_is_allowed_once_is_looked_up_and_each_connection_asked_about(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let (done, connections) = asked(world, "echo allow once", TWO_CONNECTIONS);
+    assert_eq!(done.text(), "there\nthere\n", "\n{done}");
+    assert_eq!(connections, 2, "\n{done}");
+    let connect = "connect db.provost.example";
+    let wanted = ["resolve db.provost.example", connect, connect];
+    assert_eq!(asked_about(world), wanted, "\n{done}");
+}
+
+const LOOKUP: &str = "try: socket.getaddrinfo('db.provost.example', 1); print('found')\n\
+    except socket.gaierror: print('refused')";
+
+fn a_name_that_is_refused_when_asked_about_does_not_exist(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let (done, _) = asked(world, "echo deny", LOOKUP);
+    assert_eq!(done.text(), "refused\n", "\n{done}");
+    done.denial(&network("resolve").host("db.provost.example"));
+    assert_eq!(done.record()["approvals"]["allowed"], 0, "\n{done}");
+}
+
+fn a_name_whose_decider_hangs_does_not_exist_after_the_deadline(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let done = world
+        .run(["python3", "-c", &format!("import socket\n{LOOKUP}")])
+        .with(["--net", "ask", "--ask-command", "sleep 1000"])
+        .with([
+            "--ask-timeout",
+            "300ms",
+            "--resolve",
+            "db.provost.example=127.0.0.1",
+        ])
+        .finish();
+    assert_eq!(done.text(), "refused\n", "\n{done}");
+    done.denial(&network("resolve").host("db.provost.example"));
+}
+
+fn i2_a_program_that_ends_while_its_name_is_asked_about_leaves_the_attempt_in_its_record(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let script = "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+        s.sendto(query('late.provost.example', 1), ('192.0.2.1', 53))\n\
+        import os; os._exit(3)";
+    let script = format!("{CLIENT}{script}");
+    let done = world
+        .run(["python3", "-c", &script, "1"])
+        .with(["--net", "ask", "--ask-command", "sleep 1000"])
+        .finish();
+    let record = done.record();
+    assert_eq!(record["exit_code"], 3, "\n{done}");
+    assert!(
+        !record["denials"]["unobserved"].to_string().contains("net"),
+        "\n{done}"
+    );
+    let told = [&record["denials"]["total"], &record["approvals"]["refused"]];
+    assert!(told.iter().any(|count| **count == 1), "\n{done}");
 }
 
 both_users!(
+    escape_19_without_any_rule_a_wanted_name_is_known,
+    a_name_is_asked_about_once_and_with_it_its_addresses_are_allowed,
+    a_name_that_is_allowed_once_is_looked_up_and_each_connection_asked_about,
+    a_name_that_is_refused_when_asked_about_does_not_exist,
+    a_name_whose_decider_hangs_does_not_exist_after_the_deadline,
+    i2_a_program_that_ends_while_its_name_is_asked_about_leaves_the_attempt_in_its_record,
     an_allowed_name_is_reached_by_libc_and_nothing_is_recorded,
     curl_reaches_an_allowed_name,
     escape_19_a_forbidden_name_is_refused_with_its_name,

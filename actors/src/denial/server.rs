@@ -15,8 +15,8 @@ use nix::poll::PollTimeout;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
-    Answer, Canceller, Decider, DeciderSetup, HeldOpen, Listener, Observation, Question, Received,
-    Report, Response, Tree,
+    Answer, Canceller, Decider, DeciderSetup, HeldOpen, Listener, Observation, OutstandingNames,
+    Question, Received, Report, Response, Tree,
 };
 use ractor::ActorRef;
 use tokio::io::Interest;
@@ -54,6 +54,8 @@ pub(super) enum Answered {
         reply: oneshot::Sender<bool>,
     },
     RefuseWaiting,
+    /// A name is to be asked about; the program waits for an answer to its message.
+    Name(Box<Question>),
 }
 
 /// The listener, shared with threads that answer late.
@@ -101,14 +103,25 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(args: &DenialArgs) -> Self {
+    pub(super) fn new(args: &DenialArgs, answers: mpsc::UnboundedSender<Answered>) -> Self {
         let sandbox = &args.sandbox;
         let approvals = Approvals::new(args.ask_timeout, args.session_grants.clone());
         let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
         setup.grants = approvals.grants();
         let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         Self {
-            decider: Decider::new(setup).resolving(reporter(args.process.clone(), permits.clone())),
+            decider: Decider::new(setup).resolving(
+                reporter(args.process.clone(), permits.clone()),
+                Box::new(move |question| {
+                    let sent = answers.send(Answered::Name(question));
+                    sent.map_err(|unsent| match unsent.0 {
+                        Answered::Name(question) => question,
+                        Answered::One { .. } | Answered::RefuseWaiting => {
+                            unreachable!("a name was sent")
+                        }
+                    })
+                }),
+            ),
             approvals,
             taken: 0,
             burst: 0,
@@ -122,8 +135,8 @@ impl Server {
         }
     }
 
-    /// What waits until the names that were asked for are settled, where there may be any.
-    pub(super) fn outstanding_names(&self) -> Option<impl FnOnce(Duration) -> bool + Send + use<>> {
+    /// The names that were asked for and are not settled.
+    pub(super) fn outstanding_names(&self) -> OutstandingNames {
         self.decider.outstanding_names()
     }
 
@@ -168,15 +181,16 @@ impl Server {
                 // Not watched meanwhile: every call would wake the runtime, too.
                 let shared = listener.into_inner();
                 let closely = move || {
-                    let server = self.serve_closely(&shared);
+                    let server = self.serve_closely(&shared, &answered);
                     drop(thread);
-                    (server, shared)
+                    (server, shared, answered)
                 };
                 // The runtime shuts down, or no descriptor is left to watch with.
-                let Ok((server, shared)) = tokio::task::spawn_blocking(closely).await else {
+                let Ok(back) = tokio::task::spawn_blocking(closely).await else {
                     return;
                 };
-                self = server;
+                let shared;
+                (self, shared, answered) = back;
                 listener = match crate::readiness::watch(shared, Interest::READABLE) {
                     Ok(listener) => listener,
                     Err(error) => {
@@ -184,6 +198,14 @@ impl Server {
                         return;
                     }
                 };
+            }
+        }
+        answered.close();
+        while let Ok(late) = answered.try_recv() {
+            if let Answered::Name(question) = late {
+                let (answer, denial) = question.refuse();
+                self.say(Observation::Denial(denial)).await;
+                drop(answer);
             }
         }
         while let Some((approval, waiting)) = self.approvals.take_last_ones() {
@@ -202,12 +224,16 @@ impl Server {
     }
 
     /// Serves on a thread of its own while calls come close upon each other: there the answer takes a third of the time,
-    /// because the thread waits in the kernel for the call itself. Goes back when there is a pause, or somebody is to be
-    /// asked.
-    fn serve_closely(mut self, listener: &SharedListener) -> Self {
+    /// because the thread waits in the kernel for the call itself. Goes back when there is a pause, somebody is to be
+    /// asked, or something is said to us.
+    fn serve_closely(
+        mut self,
+        listener: &SharedListener,
+        answered: &mpsc::UnboundedReceiver<Answered>,
+    ) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let pause = PollTimeout::try_from(PAUSE_MAX).unwrap_or(PollTimeout::ZERO);
-        while self.approvals.next_deadline().is_none() {
+        while self.approvals.next_deadline().is_none() && answered.is_empty() {
             let before = self.taken;
             let taken = runtime.block_on(self.take_calls(listener, pause));
             // Nothing came; or nothing will, which the other loop finds out as well.
@@ -234,8 +260,10 @@ impl Server {
                         self.say(observation).await;
                     }
                     match decided.answer {
-                        Answer::Ask(question) => self.ask(listener, notification.id, question).await,
-                        answer => self.answer(listener, notification.id, answer),
+                        Answer::Ask(question) => {
+                            self.ask(listener, Some(notification.id), question).await
+                        }
+                        answer => self.answer(listener, Some(notification.id), answer),
                     }
                 }
                 Ok(Received::Empty) => return Taken::AllThereWere,
@@ -257,7 +285,7 @@ impl Server {
         self.burst += 1;
     }
 
-    async fn ask(&mut self, listener: &SharedListener, call: u64, question: Box<Question>) {
+    async fn ask(&mut self, listener: &SharedListener, call: Option<u64>, question: Box<Question>) {
         let attempt = Box::new(question.denial().clone());
         match self.approvals.ask(call, question) {
             Ok(approval) => {
@@ -272,10 +300,10 @@ impl Server {
                 .await;
             }
             Err((question, why)) => {
-                let (response, mut denial) = question.refuse();
+                let (answer, mut denial) = question.refuse();
                 denial.rule = format!("{}; nobody was asked: {why}", denial.rule);
                 self.say(Observation::Denial(denial)).await;
-                self.answer(listener, call, Answer::Now(response));
+                self.answer(listener, call, answer);
             }
         }
     }
@@ -292,7 +320,7 @@ impl Server {
                     let _ = reply.send(false);
                     return;
                 };
-                if !listener.0.is_valid(waiting.call) {
+                if waiting.call.is_some_and(|call| !listener.0.is_valid(call)) {
                     // Whoever asked is gone: nothing is performed for it.
                     self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
                         .await;
@@ -312,6 +340,7 @@ impl Server {
                 }
                 let _ = reply.send(true);
             }
+            Answered::Name(question) => self.ask(listener, None, question).await,
             Answered::RefuseWaiting => {
                 while let Some((approval, waiting)) = self.approvals.take_last_ones() {
                     self.refuse(listener, approval, waiting, "stopped").await;
@@ -336,9 +365,9 @@ impl Server {
     async fn refuse(&self, listener: &SharedListener, approval: u64, waiting: Waiting, by: &str) {
         self.say_decided(approval, &waiting.question, Verdict::Deny, by)
             .await;
-        let (response, denial) = waiting.question.refuse();
+        let (answer, denial) = waiting.question.refuse();
         self.say(Observation::Denial(denial)).await;
-        self.answer(listener, waiting.call, Answer::Now(response));
+        self.answer(listener, waiting.call, answer);
     }
 
     async fn say_decided(&self, approval: u64, question: &Question, verdict: Verdict, by: &str) {
@@ -393,7 +422,15 @@ impl Server {
             && !path.is_some_and(|path| held.iter().any(|root| path.starts_with(root)))
     }
 
-    fn answer(&self, listener: &SharedListener, id: u64, answer: Answer) {
+    /// Answers a call, or, without one, a message.
+    fn answer(&self, listener: &SharedListener, call: Option<u64>, answer: Answer) {
+        let Some(id) = call else {
+            if let Answer::Name(name) = answer {
+                // Where there is no thread it is answered that there is no such name.
+                let _ = on_a_thread("provost-names", move || name.run());
+            }
+            return;
+        };
         let respond = |response| {
             if let Err(error) = listener.0.respond(id, response) {
                 tracing::warn!(%error, "cannot answer a seccomp notification");
@@ -428,8 +465,8 @@ impl Server {
                     respond(Response::Errno(nix::libc::EAGAIN));
                 }
             }
-            // Asked about before it comes here; refused, should it ever not be.
-            Answer::Ask(question) => respond(question.refuse().0),
+            // Asked about before it comes here, and of no call; refused, should that ever be otherwise.
+            Answer::Ask(_) | Answer::Name(_) => respond(Response::Errno(nix::libc::EACCES)),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Denial, DenialClass};
+use crate::policy::NameRule;
 
 /// A rule of a policy: a key of a policy file and a value for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,11 +34,16 @@ impl AllowingRule {
             DenialClass::Network => {
                 let protocol = target.protocol.as_deref().unwrap_or_default();
                 match (denial.operation.as_str(), target.address, protocol) {
-                    ("resolve", ..) => rule("net.allow", format!("{}:443", target.host.as_deref()?)),
+                    ("resolve", ..) => rule("net.allow", named(target.host.as_deref()?, 443)?),
                     // No one rule leads out of a private loopback.
                     ("connect", Some(_), "tcp") if denial.errno == "ENETUNREACH" => None,
                     ("connect", Some(address), "tcp") => {
-                        rule("net.allow", SocketAddr::new(address, target.port?).to_string())
+                        let port = target.port?;
+                        let by_name = target.host.as_deref().and_then(|host| named(host, port));
+                        rule(
+                            "net.allow",
+                            by_name.unwrap_or_else(|| SocketAddr::new(address, port).to_string()),
+                        )
                     }
                     ("connect", None, "unix") => {
                         let path = target.path.as_deref().filter(|path| path.starts_with('/'))?;
@@ -64,6 +70,12 @@ impl AllowingRule {
             DenialClass::Syscall | DenialClass::Resource => None,
         }
     }
+}
+
+/// A destination by name, if the name is one that a rule can have.
+fn named(host: &str, port: u16) -> Option<String> {
+    let destination = format!("{host}:{port}");
+    destination.parse::<NameRule>().is_ok().then_some(destination)
 }
 
 /// A path that is what it looks like: not one in which bytes were replaced, and without characters that deceive.
@@ -127,6 +139,17 @@ mod tests {
         assert_eq!(
             rule(Network, "connect", "EACCES", v6),
             some("net.allow", "[::1]:80")
+        );
+        let host = |host: &str| rule(Network, "resolve", "NXDOMAIN", DenialTarget::host(host));
+        assert_eq!(host("a.example"), some("net.allow", "a.example:443"));
+        assert_eq!(host("a?.example"), None);
+        let named = DenialTarget {
+            host: Some("a.example".to_owned()),
+            ..tcp()
+        };
+        assert_eq!(
+            rule(Network, "connect", "EACCES", named),
+            some("net.allow", "a.example:80")
         );
         let unix = |path: &str| DenialTarget {
             path: Some(path.to_owned()),

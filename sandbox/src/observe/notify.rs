@@ -53,7 +53,7 @@ use crate::syscalls::{self, Entry, Handling};
 pub use ask::{Grant, Grants, Question};
 pub use connect::{BlockingConnect, Canceller};
 pub use listener::{Listener, Notification, Received, Response};
-pub use names::Report;
+pub use names::{AskName, HeldName, Report};
 pub use opening::HeldOpen;
 pub use tree::Tree;
 
@@ -114,6 +114,8 @@ pub enum Answer {
     Open(HeldOpen),
     /// When somebody has answered.
     Ask(Box<Question>),
+    /// To nobody's call: those who asked for a name are answered when this has run, on a thread of its own.
+    Name(HeldName),
 }
 
 /// What a notification shows.
@@ -144,6 +146,22 @@ enum Unavailable {
     Forbidden,
 }
 
+/// Questions about names that have not been answered yet. Nothing comes after them once the programs are gone.
+#[derive(Debug)]
+pub struct OutstandingNames(Option<Arc<names::Names>>);
+
+impl OutstandingNames {
+    /// Whether there are none.
+    pub fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(|names| names.is_over())
+    }
+
+    /// Blocks until there are none, for at most the given time, and says whether there are none.
+    pub fn wait(&self, patience: Duration) -> bool {
+        self.0.as_ref().is_none_or(|names| names.finish(patience))
+    }
+}
+
 impl Decider {
     /// A decider for one process.
     pub fn new(setup: DeciderSetup) -> Self {
@@ -160,22 +178,27 @@ impl Decider {
         }
     }
 
-    /// Resolves the names that the policy allows, if it allows any. Refused ones are told to `report`. Without
-    /// this no name is resolved and no address of one reached.
+    /// Answers questions about names, where destinations are refused. Refused ones are told to `report`; where the
+    /// policy says so it is asked about them first. Without this no name is resolved and no address of one reached.
     #[must_use]
-    pub fn resolving(mut self, report: Report) -> Self {
+    pub fn resolving(mut self, report: Report, ask: AskName) -> Self {
         let net = &self.setup.net;
-        self.names = net
-            .resolves_names()
-            .then(|| names::Names::new(net.clone(), self.net_rule.clone(), report));
+        self.names = net.resolves_names().then(|| {
+            let ask = self.setup.ask.net.then_some(ask);
+            names::Names::new(
+                net.clone(),
+                self.net_rule.clone(),
+                report,
+                ask,
+                self.setup.grants.clone(),
+            )
+        });
         self
     }
 
-    /// What waits until every question about names has been answered, after the last program is gone. It blocks
-    /// for at most the given time, and says whether nothing is outstanding.
-    pub fn outstanding_names(&self) -> Option<impl FnOnce(Duration) -> bool + Send + use<>> {
-        let names = self.names.clone()?;
-        Some(move |patience| names.finish(patience))
+    /// The questions about names that may be outstanding when the last program is gone.
+    pub fn outstanding_names(&self) -> OutstandingNames {
+        OutstandingNames(self.names.clone())
     }
 
     /// Decides about one notification. Never blocks on what the target controls, and never panics.

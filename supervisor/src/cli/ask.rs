@@ -65,9 +65,14 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
         }
         Asked::Observed(seen) => {
             let note = move |request: ApprovalRequest| {
+                // A name that is allowed for longer takes its addresses with it, and their ports were not seen.
+                let scope = match request.attempt.operation.as_str() {
+                    "resolve" => ApprovalScope::Once,
+                    _ => ApprovalScope::Process,
+                };
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.push(*request.attempt);
-                async { Verdict::Allow(ApprovalScope::Process) }
+                async move { Verdict::Allow(scope) }
             };
             process.answer_approvals("learn", note).await;
         }

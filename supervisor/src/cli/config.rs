@@ -162,7 +162,7 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
             .parse::<FixedName>()
             .map_err(|error| format!("--resolve: {error}"))?;
         let names = &mut policy.net.names;
-        if !names.rules.iter().any(|rule| rule.covers_name(&fixed.name)) {
+        if !policy.ask.net && !names.rules.iter().any(|rule| rule.covers_name(&fixed.name)) {
             return Err(format!(
                 "--resolve {text}: nothing allows that name; add --allow-net {}:PORT",
                 fixed.name

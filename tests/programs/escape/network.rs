@@ -45,11 +45,11 @@ pub(crate) fn attempt(name: &str, arguments: &Arguments) -> Option<Outcome> {
         "raw" => socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
         "ping" => socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
         // The kernel reads an int: garbage above it must change nothing.
-        "udp-high-bits" => sys!(
+        "ping-high-bits" => sys!(
             libc::SYS_socket,
             0x1_0000_0000_i64 | i64::from(libc::AF_INET),
             0x1_0000_0000_i64 | i64::from(libc::SOCK_DGRAM),
-            0x1_0000_0000_i64
+            0x1_0000_0000_i64 | i64::from(libc::IPPROTO_ICMP)
         ),
         "oob" => out_of_band(),
         "unix-stream" => unix(libc::SOCK_STREAM, arguments.text(0), connect),

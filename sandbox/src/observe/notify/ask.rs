@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::names::HeldName;
 use super::opening::HeldOpen;
 use super::{Answer, BlockingConnect, Response};
 use crate::denial::Denial;
@@ -25,6 +26,11 @@ pub enum Grant {
         address: IpAddr,
         /// The port.
         port: u16,
+    },
+    /// Looking up this name, and TCP connections to what was found.
+    Name {
+        /// In lower case, without a final dot.
+        name: String,
     },
     /// Connections to the unix socket at this path.
     Socket {
@@ -84,6 +90,7 @@ pub struct Question {
 enum Act {
     Connect(BlockingConnect),
     Open(HeldOpen),
+    Resolve(HeldName),
 }
 
 impl Question {
@@ -107,6 +114,15 @@ impl Question {
         }
     }
 
+    pub(super) fn resolve(denial: Denial, name: HeldName) -> Self {
+        Self {
+            denial,
+            errno: 0,
+            grant: name.grant(),
+            act: Act::Resolve(name),
+        }
+    }
+
     /// The denial that it will be if nobody allows it.
     pub fn denial(&self) -> &Denial {
         &self.denial
@@ -118,8 +134,12 @@ impl Question {
     }
 
     /// The answer is no.
-    pub fn refuse(self) -> (Response, Denial) {
-        (Response::Errno(self.errno), self.denial)
+    pub fn refuse(self) -> (Answer, Denial) {
+        let answer = match self.act {
+            Act::Connect(_) | Act::Open(_) => Answer::Now(Response::Errno(self.errno)),
+            Act::Resolve(name) => Answer::Name(name.refused()),
+        };
+        (answer, self.denial)
     }
 
     /// The answer is yes.
@@ -127,6 +147,7 @@ impl Question {
         match self.act {
             Act::Connect(connect) => Answer::Blocking(connect),
             Act::Open(open) => Answer::Open(open),
+            Act::Resolve(name) => Answer::Name(name),
         }
     }
 }

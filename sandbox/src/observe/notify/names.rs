@@ -5,17 +5,22 @@
 //! looks up what a rule allows and nothing else, so no name that the program makes up leaves the machine, except
 //! below a wildcard. What it finds is *pinned*: TCP connections to it are permitted from then on, on the ports of
 //! the rules. Nothing that the program says adds a pin.
+//!
+//! Where the policy asks, somebody is asked about other names, once for all questions about one that come meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::dns::{self, Code, Question};
+use super::ask::{Grant, Grants, Question};
+use super::dns::{self, Code};
 use super::stand_in::StandIn;
 use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
 use crate::policy::NetPolicy;
@@ -25,19 +30,35 @@ use crate::policy::NetPolicy;
 const NAMES_MAX: usize = 256;
 /// Addresses of one name that are pinned.
 const ADDRESSES_MAX: usize = 16;
-/// Sockets that stand in for UDP at the same time, each with a thread, and with it lookups in flight.
+/// Sockets that stand in for UDP at the same time, each with a thread, and with it lookups in flight: of one process,
 const STAND_INS_MAX: usize = 64;
+/// and of all.
+const THREADS_MAX: usize = 1024;
+/// Questions that wait while somebody is asked about their names.
+const HELD_MAX: usize = 64;
 /// The longest query that is read.
 const QUERY_BYTES_MAX: usize = 2048;
 
+/// Why a name is refused.
+const NO_RULE: &str = "no rule allows this name";
+
 /// Told of denials that no notification shows; called on threads of the resolver, before the program hears.
 pub type Report = Box<dyn Fn(Denial) + Send + Sync>;
+
+/// Told of names to be asked about, likewise. Gives the question back where nobody can be asked any more.
+pub type AskName = Box<dyn Fn(Box<Question>) -> Result<(), Box<Question>> + Send + Sync>;
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 /// What one process knows of names.
 pub(super) struct Names {
     net: NetPolicy,
     net_rule: String,
     report: Report,
+    /// Present where the policy asks.
+    ask: Option<AskName>,
+    /// What was allowed when it was asked about.
+    grants: Vec<Grants>,
     known: Mutex<Known>,
     ended: Condvar,
 }
@@ -50,6 +71,64 @@ struct Known {
     pins: HashMap<IpAddr, BTreeSet<String>>,
     /// By socket cookie.
     stand_ins: HashMap<u64, Arc<StandIn>>,
+    /// What waits while somebody is asked, by name.
+    held: HashMap<String, Vec<Held>>,
+}
+
+/// A question, and where to answer it.
+struct Held {
+    question: dns::Question,
+    socket: Arc<OwnedFd>,
+}
+
+/// A name about which somebody is asked. Whatever becomes of it, those who asked for it are answered.
+pub struct HeldName {
+    names: Arc<Names>,
+    name: String,
+    permitted: bool,
+}
+
+impl fmt::Debug for HeldName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeldName").field(&self.name).finish()
+    }
+}
+
+impl HeldName {
+    pub(super) fn grant(&self) -> Grant {
+        let name = self.name.clone();
+        Grant::Name { name }
+    }
+
+    pub(super) fn refused(mut self) -> Self {
+        self.permitted = false;
+        self
+    }
+
+    /// Looks the name up, if it is permitted, and answers. A lookup blocks as long as the machine's resolver does.
+    pub fn run(self) {
+        if !self.permitted {
+            return;
+        }
+        let addresses = self.names.addresses(&self.name);
+        if let Err(Some(why)) = &addresses {
+            self.names.refuse(&self.name, (0, None), why);
+        }
+        self.answer(&addresses);
+    }
+
+    fn answer(&self, addresses: &Result<Vec<IpAddr>, Option<String>>) {
+        let held = self.names.known().held.remove(&self.name);
+        for Held { question, socket } in held.into_iter().flatten() {
+            reply(&socket, &answer(&question, addresses));
+        }
+    }
+}
+
+impl Drop for HeldName {
+    fn drop(&mut self) {
+        self.answer(&Err(None));
+    }
 }
 
 impl fmt::Debug for Names {
@@ -59,11 +138,19 @@ impl fmt::Debug for Names {
 }
 
 impl Names {
-    pub(super) fn new(net: NetPolicy, net_rule: String, report: Report) -> Arc<Self> {
+    pub(super) fn new(
+        net: NetPolicy,
+        net_rule: String,
+        report: Report,
+        ask: Option<AskName>,
+        grants: Vec<Grants>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             net,
             net_rule,
             report,
+            ask,
+            grants,
             known: Mutex::default(),
             ended: Condvar::new(),
         })
@@ -81,6 +168,13 @@ impl Names {
         };
         let mut rules = self.net.names.rules.iter().filter(|rule| rule.covers_port(port));
         rules.any(|rule| names.iter().any(|name| rule.covers_name(name)))
+            || names.iter().any(|name| self.is_granted(name))
+    }
+
+    fn is_granted(&self, name: &str) -> bool {
+        let name = name.to_owned();
+        let grant = Grant::Name { name };
+        self.ask.is_some() && self.grants.iter().any(|grants| grants.covers(&grant))
     }
 
     /// Whether the address was handed out, for whatever port: a name of it.
@@ -104,14 +198,21 @@ impl Names {
             }
             known.stand_ins.insert(cookie, stand_in.clone());
         }
+        let before = THREADS.fetch_add(1, Ordering::Relaxed);
         let end = Ended {
             names: self.clone(),
             cookie,
         };
         let thread = std::thread::Builder::new().name("provost-names".to_owned());
-        thread
-            .spawn(move || end.names.answer_all(&stand_in, &socket))
-            .is_ok()
+        before < THREADS_MAX
+            && thread
+                .spawn(move || end.names.answer_all(&stand_in, &Arc::new(socket)))
+                .is_ok()
+    }
+
+    /// Whether no program holds a socket of ours and every question was answered.
+    pub(super) fn is_over(&self) -> bool {
+        self.known().stand_ins.is_empty()
     }
 
     /// Waits until no program holds a socket of ours and every question was answered, or until `patience` is
@@ -125,43 +226,102 @@ impl Names {
         !timeout.timed_out()
     }
 
-    fn answer_all(&self, stand_in: &StandIn, socket: &OwnedFd) {
+    fn answer_all(self: &Arc<Self>, stand_in: &StandIn, socket: &Arc<OwnedFd>) {
         let mut message = [0; QUERY_BYTES_MAX];
         loop {
             let length = match recv(socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
                 Ok(0) => return,
                 Ok(length) => length,
-                Err(nix::errno::Errno::EINTR) => continue,
+                Err(Errno::EINTR) => continue,
                 Err(_) => return,
             };
             let query = &message[..length];
-            let answer = match Question::parse(query) {
-                Some(question) => Some(self.answer(&question, stand_in)),
-                None => dns::unreadable(query),
+            let answer = match dns::Question::parse(query) {
+                Some(question) => self.answer(question, stand_in, socket),
+                None => {
+                    self.refuse_datagram(stand_in);
+                    dns::unreadable(query)
+                }
             };
-            // An answer that nobody makes room for is dropped, as it would be on the wire.
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let _ = answer.map(|answer| send(socket.as_raw_fd(), &answer, flags));
+            if let Some(answer) = answer {
+                reply(socket, &answer);
+            }
         }
     }
 
-    fn answer(&self, question: &Question, stand_in: &StandIn) -> Vec<u8> {
+    /// The answer, unless it is held back until somebody who is asked about the name has answered.
+    fn answer(
+        self: &Arc<Self>,
+        question: dns::Question,
+        stand_in: &StandIn,
+        socket: &Arc<OwnedFd>,
+    ) -> Option<Vec<u8>> {
         let name = question.name.as_str();
-        if !self.net.names.rules.iter().any(|rule| rule.covers_name(name)) {
-            self.refuse(name, stand_in, "no rule allows this name".to_owned());
-            return question.answer(Code::NoSuchName, &[]);
+        let mut rules = self.net.names.rules.iter();
+        let allowed = rules.any(|rule| rule.covers_name(name))
+            || self.is_granted(name)
+            // It was permitted once, and its addresses are no secret any more.
+            || self.ask.is_some() && self.known().names.contains_key(name);
+        let addresses = if !allowed {
+            if self.ask.is_some() {
+                return self.hold(question, stand_in, socket);
+            }
+            Err(Some(NO_RULE.to_owned()))
+        } else if question.wants_addresses() {
+            self.addresses(name)
+        } else {
+            Ok(Vec::new())
+        };
+        if let Err(Some(why)) = &addresses {
+            self.refuse(name, stand_in.last_user(), why);
         }
-        if !question.wants_addresses() {
-            return question.answer(Code::NoError, &[]);
-        }
-        match self.addresses(name) {
-            Ok(addresses) => question.answer(Code::NoError, &addresses),
-            Err(None) => question.answer(Code::NoSuchName, &[]),
-            Err(Some(why)) => {
-                self.refuse(name, stand_in, why);
-                question.answer(Code::NoSuchName, &[])
+        Some(answer(&question, &addresses))
+    }
+
+    /// Keeps a question until somebody has answered about its name, and asks, unless it is being asked about already.
+    fn hold(
+        self: &Arc<Self>,
+        question: dns::Question,
+        stand_in: &StandIn,
+        socket: &Arc<OwnedFd>,
+    ) -> Option<Vec<u8>> {
+        let name = question.name.clone();
+        {
+            let mut known = self.known();
+            if known.held.values().map(Vec::len).sum::<usize>() >= HELD_MAX {
+                drop(known);
+                self.refuse(
+                    &name,
+                    stand_in.last_user(),
+                    "too many questions wait for an answer",
+                );
+                return Some(question.answer(Code::NoSuchName, &[]));
+            }
+            let held = known.held.entry(name.clone()).or_default();
+            held.push(Held {
+                question,
+                socket: socket.clone(),
+            });
+            if held.len() > 1 {
+                return None;
             }
         }
+        let denial = self.denial(&name, stand_in.last_user(), NO_RULE);
+        let held = HeldName {
+            names: self.clone(),
+            name,
+            permitted: true,
+        };
+        let asked = self
+            .ask
+            .as_ref()
+            .map(|ask| ask(Box::new(Question::resolve(denial, held))));
+        if let Some(Err(question)) = asked {
+            let (answer, denial) = question.refuse();
+            (self.report)(denial);
+            drop(answer);
+        }
+        None
     }
 
     /// The addresses of an allowed name, which are pinned by then. Without a reason: there are none.
@@ -211,9 +371,12 @@ impl Names {
             || address.is_loopback() && (name == "localhost" || name.ends_with(".localhost"))
     }
 
-    fn refuse(&self, name: &str, stand_in: &StandIn, why: String) {
-        let (pid, comm) = stand_in.last_user();
-        (self.report)(Denial {
+    fn refuse(&self, name: &str, user: (i32, Option<String>), why: &str) {
+        (self.report)(self.denial(name, user, why));
+    }
+
+    fn denial(&self, name: &str, (pid, comm): (i32, Option<String>), why: &str) -> Denial {
+        Denial {
             class: DenialClass::Network,
             operation: "resolve".to_owned(),
             target: DenialTarget::host(name),
@@ -224,8 +387,38 @@ impl Names {
             certainty: Certainty::Observed,
             decision: Decision::Deny,
             allow: None,
+        }
+    }
+
+    /// Something else than a question was sent.
+    fn refuse_datagram(&self, stand_in: &StandIn) {
+        let target = match stand_in.destination() {
+            Some(to) => DenialTarget::inet(to.ip().to_canonical(), to.port(), "udp"),
+            None => DenialTarget::protocol("udp"),
+        };
+        (self.report)(Denial {
+            operation: "send".to_owned(),
+            target,
+            rule: format!("{}: not a question about a name", self.net_rule),
+            errno: "FORMERR".to_owned(),
+            ..self.denial("", stand_in.last_user(), "")
         });
     }
+}
+
+/// The answer with these addresses, or that there are none.
+fn answer(question: &dns::Question, addresses: &Result<Vec<IpAddr>, Option<String>>) -> Vec<u8> {
+    match addresses {
+        Ok(addresses) if question.wants_addresses() => question.answer(Code::NoError, addresses),
+        Ok(_) => question.answer(Code::NoError, &[]),
+        Err(_) => question.answer(Code::NoSuchName, &[]),
+    }
+}
+
+/// An answer that nobody makes room for is dropped, as it would be on the wire.
+fn reply(socket: &OwnedFd, answer: &[u8]) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = send(socket.as_raw_fd(), answer, flags);
 }
 
 /// A stand-in's place among the others, for as long as its thread runs.
@@ -237,6 +430,7 @@ struct Ended {
 impl Drop for Ended {
     fn drop(&mut self) {
         self.names.known().stand_ins.remove(&self.cookie);
+        THREADS.fetch_sub(1, Ordering::Relaxed);
         self.names.ended.notify_all();
     }
 }

@@ -61,7 +61,8 @@ impl StandIn {
         (seen.pid, seen.comm.clone())
     }
 
-    fn destination(&self) -> Option<SocketAddr> {
+    /// Whom the program asked last.
+    pub(super) fn destination(&self) -> Option<SocketAddr> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.destination
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
-use provost_sandbox::denial::{Denial, DenialClass};
+use provost_sandbox::denial::{AllowingRule, Denial, DenialClass};
 
 use super::render::{path, quoted};
 use super::{print, write_new};
@@ -94,9 +94,10 @@ fn policy(args: &LearnArgs, seen: &[Denial], record: &TerminalRecord) -> String 
                 };
                 writes.entry(kept.to_owned()).or_default().insert(operation);
             }
-            (DenialClass::Network, None, Some(address), Some(port)) => {
-                let destination = std::net::SocketAddr::new(address, port).to_string();
-                nets.entry(destination).or_default().insert(operation);
+            (DenialClass::Network, None, Some(_), Some(_))
+                if let Some(rule) = AllowingRule::of(denial).filter(|rule| rule.key == "net.allow") =>
+            {
+                nets.entry(rule.value).or_default().insert(operation);
             }
             _ => drop(others.insert(summary::line(denial))),
         }

@@ -105,7 +105,7 @@ pub(super) fn run_asked<T: Send>(
                 Answer::Ask(question) if allows(&question) => question.permit(),
                 Answer::Ask(question) => {
                     denials.push(question.denial().clone());
-                    Answer::Now(question.refuse().0)
+                    question.refuse().0
                 }
                 answer => answer,
             };
@@ -115,6 +115,7 @@ pub(super) fn run_asked<T: Send>(
                 Answer::Blocking(connect) => {
                     scope.spawn(move || listener.respond(id, connect.run(&listener)).unwrap());
                 }
+                Answer::Name(name) => name.run(),
                 Answer::Open(open) => {
                     scope.spawn(move || {
                         let close_on_exec = open.close_on_exec();
