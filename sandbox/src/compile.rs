@@ -7,6 +7,7 @@ pub mod seccomp;
 mod limits;
 mod mounts;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ use crate::keeper::plan::{Instruction, MountedRule, SandboxPlan};
 use crate::kernel::KernelSupport;
 use crate::policy::{Degrade, NetMode, PathRule, Policy, PolicyError};
 use crate::report::{Containment, Degradation, FileObservation, SandboxReport, UnsupportedError};
+use crate::syscalls;
 
 /// What a policy is compiled for, besides the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -156,9 +158,9 @@ pub fn compile(
     let opens = observation(audit, context, &masked, &held_by_mount).max(asked(&policy));
     let filter = compile_filter(&FilterPlan {
         net: policy.net.mode,
-        names: policy.net.resolves_names(),
         opens,
         pid_namespace: mounts,
+        refused: refused_syscalls(&policy).into_keys().collect(),
     })?;
     let user_namespace = mounts && kernel.needs_user_namespace;
     let net_namespace = policy.net.mode == NetMode::Isolated;
@@ -262,6 +264,14 @@ impl PreparedSandbox {
     pub fn uses_audit(&self) -> bool {
         self.report.file_denials == FileObservation::Audit
     }
+}
+
+/// The calls that the policy refuses by name, with its words.
+pub fn refused_syscalls(policy: &Policy) -> BTreeMap<u32, String> {
+    let rules = policy.refuse_syscalls.iter();
+    rules
+        .filter_map(|rule| Some((syscalls::number(&rule.name)?, rule.source.clone())))
+        .collect()
 }
 
 fn unconfined(

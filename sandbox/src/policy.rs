@@ -5,16 +5,18 @@
 //! (`--write out/`, `preset workspace-write`), because a denial quotes them.
 
 mod name;
+mod nested;
+mod net;
 mod preset;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::syscalls;
+
 pub use name::{Destination, FixedName, NamePolicy, NameRule};
+pub use net::{NetMode, NetPolicy, NetRule, NetVerdict, Protocol};
 pub use preset::{PRESETS, PresetContext};
 
 /// What a process may touch.
@@ -28,6 +30,9 @@ pub struct Policy {
     pub files: FilePolicy,
     /// Sockets and addresses.
     pub net: NetPolicy,
+    /// System calls that are refused beside those that always are.
+    #[serde(default)]
+    pub refuse_syscalls: Vec<SyscallRule>,
     /// Resource limits.
     pub limits: Limits,
     /// What is asked about before it is refused.
@@ -95,6 +100,10 @@ impl PathRule {
 pub struct FilePolicy {
     /// Readable and executable, with everything below.
     pub read: Vec<PathRule>,
+    /// If any: of what is readable, only this may be executed, with everything below. Programs that are run by name; not
+    /// what an interpreter or the dynamic loader is told to run.
+    #[serde(default)]
+    pub execute: Vec<PathRule>,
     /// Writable (and readable), with everything below.
     pub write: Vec<PathRule>,
     /// Neither readable nor writable, with everything below.
@@ -105,183 +114,31 @@ pub struct FilePolicy {
     pub private_tmp: bool,
 }
 
-/// Rules for sockets.
+/// A system call that is refused, and the words that put it there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetPolicy {
-    /// The ground rule.
-    pub mode: NetMode,
-    /// The words that put it there, quoted by denials: `preset workspace-write`, `--net off`.
-    #[serde(default)]
-    pub source: String,
-    /// Unix sockets of other programs that may be connected to, by their paths. All others stay closed, in every mode.
-    #[serde(default)]
-    pub unix: Vec<PathRule>,
-    /// TCP destinations allowed on top of it.
-    pub allow: Vec<NetRule>,
-    /// TCP destinations allowed by their names.
-    #[serde(default)]
-    pub names: NamePolicy,
-}
-
-/// What a policy says about one TCP destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetVerdict {
-    /// Whether a connection is allowed.
-    pub allowed: bool,
-    /// The deciding rule for people.
-    pub rule: String,
-}
-
-impl NetPolicy {
-    /// Whether a TCP connection to this destination is allowed, and by which rule. A decision by asking counts as refused.
-    pub fn decide_tcp(&self, address: IpAddr, port: u16) -> NetVerdict {
-        let (allowed, rule) = match self.mode {
-            NetMode::Open => (true, self.ground_rule()),
-            NetMode::Isolated => (address.to_canonical().is_loopback(), self.ground_rule()),
-            NetMode::Off => match self.allow.iter().find(|rule| rule.covers(address, port)) {
-                Some(rule) => (true, rule.source.clone()),
-                None => (false, self.ground_rule()),
-            },
-        };
-        NetVerdict { allowed, rule }
-    }
-
-    /// Whether TCP connections to the addresses of this name are allowed, and by which rule. The name is in lower case and
-    /// has no final dot.
-    pub fn decide_name(&self, name: &str, port: u16) -> NetVerdict {
-        let rule = self
-            .names
-            .rules
-            .iter()
-            .find(|rule| rule.covers_name(name) && rule.covers_port(port));
-        match (self.mode, rule) {
-            (NetMode::Off, Some(rule)) => NetVerdict {
-                allowed: true,
-                rule: rule.source.clone(),
-            },
-            (mode, _) => NetVerdict {
-                allowed: mode == NetMode::Open,
-                rule: self.ground_rule(),
-            },
-        }
-    }
-
-    /// The ground rule in words.
-    pub fn ground_rule(&self) -> String {
-        format!("net = {} ({})", self.mode.as_str(), self.source)
-    }
-}
-
-/// The ground rule for sockets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NetMode {
-    /// No network. Sockets among the process's own tree still work.
-    Off,
-    /// A private loopback (a network namespace): bind and connect there, nothing else.
-    Isolated,
-    /// The machine's own network, TCP and UDP. Unix sockets of other programs stay closed.
-    Open,
-}
-
-impl FromStr for NetMode {
-    type Err = PolicyError;
-
-    fn from_str(text: &str) -> Result<Self, PolicyError> {
-        match text {
-            "off" => Ok(Self::Off),
-            "isolated" => Ok(Self::Isolated),
-            "open" => Ok(Self::Open),
-            other => Err(PolicyError::new(
-                "network mode",
-                other,
-                "not one of off, isolated, open",
-            )),
-        }
-    }
-}
-
-impl NetPolicy {
-    /// Whether questions about names are answered by the supervisor: where destinations are refused, so that a refused
-    /// name is known.
-    pub fn resolves_names(&self) -> bool {
-        self.mode == NetMode::Off
-    }
-}
-
-impl NetMode {
-    /// As written on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Isolated => "isolated",
-            Self::Open => "open",
-        }
-    }
-}
-
-/// One allowed TCP destination: `192.0.2.1:443`, `10.0.0.0/8:5432`, `[2001:db8::/32]:443`, `[::1]:*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetRule {
-    /// The addresses.
-    pub net: IpNet,
-    /// The port; absent for `*`.
-    pub port: Option<u16>,
+pub struct SyscallRule {
+    /// Its name on this machine.
+    pub name: String,
     /// As it was written.
     pub source: String,
 }
 
-impl NetRule {
-    /// Whether the rule covers this destination. IPv4-mapped IPv6 addresses count as IPv4.
-    pub fn covers(&self, address: IpAddr, port: u16) -> bool {
-        self.net.contains(&address.to_canonical()) && self.port.is_none_or(|p| p == port)
-    }
-}
-
-impl FromStr for NetRule {
-    type Err = PolicyError;
-
-    fn from_str(text: &str) -> Result<Self, PolicyError> {
-        const WHAT: &str = "allowed destination";
-        const HINT: &str = "want ADDRESS:PORT or CIDR:PORT (IPv6 in brackets, * for any port), like 127.0.0.1:8080, 10.0.0.0/8:5432 or [::1]:443";
-        let bad = |why: &str| PolicyError::new(WHAT, text, format!("{why}; {HINT}"));
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("no port"))?;
-        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-        let host = match bracketed {
-            Some(inner) => inner,
-            None if host.contains(':') => return Err(bad("an IPv6 address needs brackets")),
-            None => host,
-        };
-        let port = match port {
-            "*" => None,
-            digits => match digits.parse::<u16>() {
-                Ok(0) | Err(_) => return Err(bad("the port is not a number from 1 to 65535")),
-                Ok(port) => Some(port),
-            },
-        };
-        let net = if host.contains('/') {
-            host.parse::<IpNet>()
-                .map_err(|_| bad("not an address block"))?
-                .trunc()
-        } else {
-            IpNet::from(
-                host.parse::<IpAddr>()
-                    .map_err(|_| bad("not an IP address (host names are not resolved)"))?,
-            )
-        };
-        let net = match net {
-            IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.network().to_ipv4_mapped() {
-                Some(v4) => ipnet::Ipv4Net::new(v4, v6.prefix_len() - 96)
-                    .map(IpNet::V4)
-                    .map_err(|_| bad("not an address block"))?,
-                None => net,
-            },
-            _ => net,
-        };
+impl SyscallRule {
+    /// A rule for this call.
+    ///
+    /// # Errors
+    /// There is no such call here, or no command could start without it.
+    pub fn new(name: &str, source: impl Into<String>) -> Result<Self, PolicyError> {
+        let bad = |why: &str| Err(PolicyError::new("refused system call", name, why));
+        if syscalls::number(name).is_none() {
+            return bad("this machine has no system call of that name");
+        }
+        if syscalls::NEEDED_TO_START.contains(&name) {
+            return bad("no command can start without it");
+        }
         Ok(Self {
-            net,
-            port,
-            source: text.to_owned(),
+            name: name.to_owned(),
+            source: source.into(),
         })
     }
 }
@@ -315,8 +172,10 @@ impl Policy {
                 source: "preset unconfined".to_owned(),
                 unix: Vec::new(),
                 allow: Vec::new(),
+                listen: Vec::new(),
                 names: NamePolicy::default(),
             },
+            refuse_syscalls: Vec::new(),
             limits: Limits::default(),
             ask: AskPolicy::default(),
             degrade: Degrade::Required,
@@ -332,6 +191,7 @@ impl Policy {
         for rule in files
             .read
             .iter()
+            .chain(&files.execute)
             .chain(&files.write)
             .chain(&files.deny)
             .chain(&files.protect)
@@ -341,7 +201,8 @@ impl Policy {
                 return Err(PolicyError::path(rule, "the path is not absolute"));
             }
         }
-        for rule in files.read.iter().chain(&files.write).filter(|r| r.explicit) {
+        let granted = files.read.iter().chain(&files.write).chain(&files.execute);
+        for rule in granted.filter(|r| r.explicit) {
             match std::fs::metadata(&rule.path) {
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -395,43 +256,4 @@ impl PolicyError {
 /// Whether `path` is `root` or below it.
 pub fn is_at_or_below(path: &Path, root: &Path) -> bool {
     path.starts_with(root)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn net_rules_parse_addresses_blocks_and_ports() {
-        let rule: NetRule = "10.1.2.3/8:5432".parse().unwrap();
-        assert!(rule.covers("10.200.0.1".parse().unwrap(), 5432));
-        assert!(!rule.covers("11.0.0.1".parse().unwrap(), 5432));
-        assert!(!rule.covers("10.200.0.1".parse().unwrap(), 5433));
-        let v6: NetRule = "[2001:db8::/32]:443".parse().unwrap();
-        assert!(v6.covers("2001:db8::7".parse().unwrap(), 443));
-        let any: NetRule = "127.0.0.1:*".parse().unwrap();
-        assert!(any.covers("::ffff:127.0.0.1".parse().unwrap(), 1));
-        let mapped: NetRule = "[::ffff:127.0.0.1]:80".parse().unwrap();
-        assert!(mapped.covers("127.0.0.1".parse().unwrap(), 80));
-    }
-
-    #[test]
-    fn net_rules_that_cannot_be_read_say_why() {
-        for bad in [
-            "",
-            "127.0.0.1",
-            "127.0.0.1:",
-            "127.0.0.1:0",
-            "127.0.0.1:65536",
-            "::1:80",
-            "example.com:80",
-            "10.0.0.0/33:80",
-            "[::1]",
-            ":80",
-            "1.2.3:4",
-        ] {
-            let error = bad.parse::<NetRule>().unwrap_err();
-            assert!(error.to_string().contains("ADDRESS:PORT"), "{bad}: {error}");
-        }
-    }
 }

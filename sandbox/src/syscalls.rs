@@ -291,6 +291,29 @@ pub fn name(number: u32) -> Option<&'static str> {
     Abi::NATIVE.name(number)
 }
 
+/// The number of a native call.
+pub fn number(name: &str) -> Option<u32> {
+    let known = Abi::NATIVE.names.iter().find(|(_, known)| *known == name);
+    known.map(|(number, _)| *number)
+}
+
+/// Calls that a command makes before it is itself, on the way from the filter to its first instruction, or that no
+/// program can do without.
+pub const NEEDED_TO_START: [&str; 12] = [
+    "execve",
+    "execveat",
+    "exit",
+    "exit_group",
+    "rt_sigreturn",
+    "rt_sigprocmask",
+    "unshare",
+    "dup2",
+    "dup3",
+    "close",
+    "close_range",
+    "write",
+];
+
 /// The way in, where it is not this machine's own: `i386`, `x32`, `arm`, or `foreign` for any other. The numbers
 /// of such calls mean nothing here.
 pub fn is_foreign_abi(arch: u32, number: u32) -> Option<&'static str> {

@@ -63,7 +63,8 @@ pub use provost_sandbox::keeper::wire::SignalScope;
 pub use provost_sandbox::kernel::{KernelSupport, Probe};
 pub use provost_sandbox::policy::{
     AskPolicy, Degrade, Destination, FilePolicy, FixedName, Limits, NamePolicy, NameRule, NetMode,
-    NetPolicy, NetRule, PRESETS, PathRule, Policy, PolicyError, PresetContext,
+    NetPolicy, NetRule, NetVerdict, PRESETS, PathRule, Policy, PolicyError, PresetContext, Protocol,
+    SyscallRule,
 };
 pub use provost_sandbox::report::{
     Containment, Degradation, FileObservation, SandboxReport, UnsupportedError,

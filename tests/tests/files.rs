@@ -339,6 +339,34 @@ fn escape_44_git_hooks_and_config_cannot_be_planted(world: &World) {
     }
 }
 
+fn escape_44_repositories_below_the_working_directory_are_protected_too(world: &World) {
+    require!(needs::pid_namespaces(world), "namespaces for this user");
+    let names = [
+        "sub/deep/.git/hooks/h",
+        "sub/deep/.git/config",
+        ".git/modules/m/hooks/h",
+    ];
+    let files = names.map(|name| world.file(&format!("work/{name}"), "kept"));
+    for file in &files {
+        world.escape(&["open-write", file]).refused();
+        world.escape(&["unlink", file]).refused();
+    }
+    for script in [
+        "rm -rf sub; mkdir -p sub/deep/.git/hooks; echo planted > sub/deep/.git/hooks/h",
+        "mv sub old; mkdir -p sub/deep/.git/hooks; echo planted > sub/deep/.git/hooks/h; echo planted > sub/deep/.git/config",
+        "mv sub/deep old; cp -r old sub/deep; echo planted > sub/deep/.git/hooks/h",
+        "mv .git/modules old; mkdir -p .git/modules/m/hooks; echo planted > .git/modules/m/hooks/h",
+    ] {
+        let done = world
+            .shell(&format!("{{ {script}; }} 2>/dev/null; exit 0"))
+            .finish();
+        for file in &files {
+            let now = std::fs::read_to_string(file).unwrap_or_default();
+            assert_ne!(now.trim(), "planted", "`{script}` planted {file}\n{done}");
+        }
+    }
+}
+
 fn escape_62_the_record_cannot_be_led_elsewhere_or_forged(world: &World) {
     let victim = world.file("outside/victim", "kept");
     let record = world.text("work/record.json");
@@ -594,6 +622,7 @@ both_users!(
     escape_39_temporary_files_are_not_shared_with_the_host,
     escape_40_shared_memory_and_queues_of_the_host_are_out_of_sight,
     escape_44_git_hooks_and_config_cannot_be_planted,
+    escape_44_repositories_below_the_working_directory_are_protected_too,
     escape_62_the_record_cannot_be_led_elsewhere_or_forged,
     i4_what_does_not_exist_or_is_refused_by_plain_permissions_is_no_denial,
 );

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::poll::PollTimeout;
-use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::compile::{PreparedSandbox, refused_syscalls};
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
     Answer, Canceller, Decider, DeciderSetup, HeldOpen, Listener, Observation, OutstandingNames,
@@ -479,6 +479,7 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
         net: sandbox.policy.net.clone(),
         access: (sandbox.opens != OpenObservation::None).then(|| sandbox.access.clone()),
         metadata: sandbox.access.clone(),
+        refused: refused_syscalls(&sandbox.policy),
         masked: sandbox.masked.clone(),
         observe_reads: sandbox.opens == OpenObservation::All,
         tree: Tree {

@@ -40,6 +40,9 @@ const DEVICE_FREE: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
 /// what may be done to the process.
 pub(crate) const PROC: &str = "/proc";
 
+/// Why something is not executed that may be read.
+pub(crate) const NOT_EXECUTABLE: &str = "not under any executable path (files.execute)";
+
 /// What a program wants to do with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileAccess {
@@ -68,6 +71,8 @@ pub struct Verdict {
 #[derive(Debug, Clone)]
 pub struct AccessMap {
     entries: Arc<[Entry]>,
+    /// If any: of what is readable, only what is at or below these may be executed.
+    executable: Arc<[PathBuf]>,
     /// What the preset's rules quote, for paths that no rule mentions.
     preset: Option<String>,
 }
@@ -131,6 +136,11 @@ impl AccessMap {
         let rules = || files.read.iter().chain(&files.write).chain(&files.deny);
         Self {
             entries: entries.into(),
+            executable: files
+                .execute
+                .iter()
+                .map(|rule| lexically_plain(&rule.path))
+                .collect(),
             preset: rules()
                 .find(|rule| !rule.explicit)
                 .map(|rule| rule.source.clone()),
@@ -143,6 +153,7 @@ impl AccessMap {
             return refused("built-in: only absolute paths without `..` can be judged");
         }
         match access {
+            FileAccess::Execute if !self.may_execute(path) => refused(NOT_EXECUTABLE),
             FileAccess::Read | FileAccess::Execute => self.answer(path, Question::Reading),
             FileAccess::Write => self.answer(path, Question::Writing),
             FileAccess::Create | FileAccess::Remove => self.answer_name(path),
@@ -196,15 +207,26 @@ impl AccessMap {
             .max_by_key(|entry| (entry.depth, entry.rank()))
     }
 
+    /// Whether no list of executable paths leaves this one out.
+    pub(crate) fn may_execute(&self, path: &Path) -> bool {
+        self.executable.is_empty() || self.executable.iter().any(|root| is_at_or_below(path, root))
+    }
+
+    /// The only paths that may be executed; empty where all that is readable may.
+    pub(crate) fn executable(&self) -> &[PathBuf] {
+        &self.executable
+    }
+
     /// Every rule, the built-in ones included.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The same map with fewer rules.
+    /// The same map with fewer rules about reading and writing.
     pub(crate) fn retain(&self, keep: impl Fn(&Entry) -> bool) -> Self {
         Self {
             entries: self.entries.iter().filter(|entry| keep(entry)).cloned().collect(),
+            executable: self.executable.clone(),
             preset: self.preset.clone(),
         }
     }

@@ -263,9 +263,15 @@ impl LandlockLayers {
         plan: &Plan,
         private_dirs: &[PathBuf],
     ) -> Result<(), LandlockError> {
-        let rights = Rights::of(request.abi);
+        let rights = Rights {
+            lists_executables: !self.access.executable().is_empty(),
+            ..Rights::of(request.abi)
+        };
         let mut builder = Builder::new(rights, request.deny_tcp, RULES_MAX)?;
         builder.add_tree(&tree::tree(&plan.view, private_dirs))?;
+        for path in self.access.executable() {
+            builder.add_executable(path)?;
+        }
         self.witnesses.append(&mut builder.witnesses);
         self.rulesets = builder.finish();
         self.abi = rights.abi;
@@ -331,7 +337,10 @@ fn mounted(access: &AccessMap, private_dirs: &[PathBuf], rights: Rights) -> Vec<
         .filter(|dir| access.allows(dir, Question::Writing))
         .map(|dir| MountedGrant {
             path: dir.clone(),
-            access: tree.to_vec(),
+            access: match access.may_execute(dir) {
+                true => vec![tree[0], tree[1] | rights.execute().bits()],
+                false => tree.to_vec(),
+            },
         })
         .collect();
     if access.allows(Path::new(PROC), Question::Reading) {

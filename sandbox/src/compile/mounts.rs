@@ -113,10 +113,15 @@ pub(super) fn plan(policy: &Policy, private: &[PathBuf], layers: &LandlockLayers
             continue;
         }
         // A directory with a mount in it can still be renamed away; one that is a mount cannot.
-        if let Some(parent) = real.parent() {
-            let pin = MountStep::Pin { path: bytes(parent) };
-            let is_root = policy.files.write.iter().any(|root| root.path == parent);
-            if !is_root && !steps.contains(&pin) {
+        let is_root = |path: &Path| policy.files.write.iter().any(|root| root.path == path);
+        let is_writable =
+            |path: &Path| policy.files.write.iter().any(|root| path.starts_with(&root.path));
+        for above in real.ancestors().skip(1) {
+            if is_root(above) || !is_writable(above) {
+                break;
+            }
+            let pin = MountStep::Pin { path: bytes(above) };
+            if !steps.contains(&pin) {
                 steps.push(pin);
             }
         }

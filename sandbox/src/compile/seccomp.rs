@@ -43,13 +43,13 @@ const PROGRAM_LEN_MAX: usize = 4096;
 pub struct FilterPlan {
     /// Which sockets exist, and whether every datagram is looked at.
     pub net: NetMode,
-    /// Names are resolved by the supervisor: calls of the sockets that stand in for UDP are notified too.
-    pub names: bool,
     /// Which file calls are shown to the listener.
     pub opens: OpenObservation,
     /// Whether the process has a PID and IPC namespace of its own. Without one, calls that may name a process
     /// of the host, or its IPC objects, are notified too.
     pub pid_namespace: bool,
+    /// Calls that are notified whatever their arguments, to be refused.
+    pub refused: Vec<u32>,
 }
 
 /// Which file calls are notified, in order to observe them: enforcing is Landlock's part.
@@ -135,6 +135,7 @@ fn ranges(
         let entry = entries.iter().find(|entry| entry.number == number);
         let calls = entry.and_then(|entry| Some((entry, outcome::calls(entry, plan)?)));
         let leaf = match calls {
+            _ if plan.refused.contains(&number) => Leaf::Notify,
             None => Leaf::Allow,
             Some((_, Calls::All)) => Leaf::Notify,
             Some((entry, calls)) => {

@@ -1,17 +1,18 @@
 //! The smallest rule that would have allowed what was refused.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Denial, DenialClass};
+use crate::compile::access::NOT_EXECUTABLE;
 use crate::policy::NameRule;
 
 /// A rule of a policy: a key of a policy file and a value for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowingRule {
-    /// `files.read`, `files.write`, `net.allow`, `net.unix` (lists, to which the value is added), or `net.mode`.
+    /// `files.read`, `files.write`, `files.execute`, `net.allow`, `net.listen`, `net.unix` (lists, to which the value is added), or `net.mode`.
     pub key: String,
     /// The value.
     pub value: String,
@@ -49,7 +50,26 @@ impl AllowingRule {
                         let path = target.path.as_deref().filter(|path| path.starts_with('/'))?;
                         rule("net.unix", plain(path)?.to_owned())
                     }
-                    ("bind" | "listen", _, "tcp") => rule("net.mode", "isolated".to_owned()),
+                    ("bind" | "listen", Some(address), "tcp") => {
+                        let port = target.port?;
+                        let port = if port == 0 {
+                            "*".to_owned()
+                        } else {
+                            port.to_string()
+                        };
+                        rule(
+                            "net.listen",
+                            match address {
+                                IpAddr::V4(v4) => format!("{v4}:{port}"),
+                                IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+                            },
+                        )
+                    }
+                    ("listen", None, "tcp") => rule("net.mode", "isolated".to_owned()),
+                    (operation, Some(address), "udp") if operation != "bind" => {
+                        let to = SocketAddr::new(address, target.port?);
+                        rule("net.allow", format!("{to}/udp"))
+                    }
                     (_, _, "udp") => rule("net.mode", "open".to_owned()),
                     _ => None,
                 }
@@ -61,6 +81,7 @@ impl AllowingRule {
                     return None;
                 }
                 match denial.operation.as_str() {
+                    "exec" if denial.rule == NOT_EXECUTABLE => rule("files.execute", path.to_owned()),
                     "open" | "read" | "exec" | "readdir" | "inotify_add_watch" => {
                         rule("files.read", path.to_owned())
                     }
@@ -133,7 +154,12 @@ mod tests {
         assert_eq!(rule(Network, "connect", "ENETUNREACH", tcp()), None);
         assert_eq!(
             rule(Network, "listen", "EACCES", tcp()),
-            some("net.mode", "isolated")
+            some("net.listen", "192.0.2.1:80")
+        );
+        let udp = DenialTarget::inet("::1".parse().unwrap(), 80, "udp");
+        assert_eq!(
+            rule(Network, "sendto", "EACCES", udp),
+            some("net.allow", "[::1]:80/udp")
         );
         let v6 = DenialTarget::inet("::1".parse().unwrap(), 80, "tcp");
         assert_eq!(

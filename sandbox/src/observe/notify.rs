@@ -29,6 +29,7 @@ mod names;
 mod opening;
 mod paths;
 mod receive;
+mod relay;
 mod socket;
 mod stand_in;
 mod syscall;
@@ -38,6 +39,7 @@ mod unix;
 mod walk;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -67,6 +69,8 @@ pub struct DeciderSetup {
     pub access: Option<AccessMap>,
     /// What the policy says about files, for changes of their metadata, which nothing else holds.
     pub metadata: AccessMap,
+    /// Calls that the policy refuses by name, with its words.
+    pub refused: BTreeMap<u32, String>,
     /// Denied paths that an empty mount covers: nothing can be looked up below them.
     pub masked: Vec<PathBuf>,
     /// Opens for reading are judged too.
@@ -217,6 +221,9 @@ impl Decider {
             notification,
             name,
         };
+        if let Some(rule) = self.setup.refused.get(&n.number) {
+            return call.refuse_syscall(Errno::EPERM, name, rule);
+        }
         let Some(entry) = syscalls::entry(n.number) else {
             // The filter asks about no such call. Whoever makes it do so gets a refusal.
             return call.refuse_syscall(Errno::EPERM, name, "not a call that the filter asks about");

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NetRule, PolicyError};
+use super::{NetRule, PolicyError, Protocol};
 
 /// The longest host name in text form.
 const NAME_BYTES_MAX: usize = 253;
@@ -22,7 +22,7 @@ pub struct NamePolicy {
     pub fixed: Vec<FixedName>,
 }
 
-/// One allowed TCP destination by name: `example.com:443`, `*.example.com:443`, `localhost:*`.
+/// One allowed destination by name: `example.com:443`, `*.example.com:443`, `localhost:*`, `ntp.example.com:123/udp`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameRule {
     /// In lower case, without a final dot; without the `*.` of a wildcard.
@@ -31,6 +31,9 @@ pub struct NameRule {
     pub wildcard: bool,
     /// The port; absent for `*`.
     pub port: Option<u16>,
+    /// How.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// As it was written.
     pub source: String,
 }
@@ -64,8 +67,8 @@ impl NameRule {
     }
 
     /// Whether the rule allows this port.
-    pub fn covers_port(&self, port: u16) -> bool {
-        self.port.is_none_or(|own| own == port)
+    pub fn covers_port(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == protocol && self.port.is_none_or(|own| own == port)
     }
 }
 
@@ -110,7 +113,7 @@ impl FromStr for Destination {
             Err(error) => error,
         };
         // What looks like an address keeps the error about addresses.
-        match text.rsplit_once(':') {
+        match Protocol::split(text).0.rsplit_once(':') {
             Some((host, _))
                 if host.bytes().any(|b| b.is_ascii_alphabetic()) && !host.contains([':', '[', '/']) =>
             {
@@ -127,7 +130,8 @@ impl FromStr for NameRule {
     fn from_str(text: &str) -> Result<Self, PolicyError> {
         const HINT: &str = "want ADDRESS:PORT, CIDR:PORT, HOST:PORT or *.HOST:PORT (* for any port), like example.com:443";
         let bad = |why: &str| PolicyError::new("allowed destination", text, format!("{why}; {HINT}"));
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("no port"))?;
+        let (rest, protocol) = Protocol::split(text);
+        let (host, port) = rest.rsplit_once(':').ok_or_else(|| bad("no port"))?;
         let port = match port {
             "*" => None,
             digits => match digits.parse::<u16>() {
@@ -147,6 +151,7 @@ impl FromStr for NameRule {
             name,
             wildcard,
             port,
+            protocol,
             source: text.to_owned(),
         })
     }
@@ -188,8 +193,8 @@ mod tests {
         assert!(matches!("127.0.0.1:80".parse(), Ok(Destination::Address(_))));
         assert!(matches!("[::1]:*".parse(), Ok(Destination::Address(_))));
         let exact = name("Example.COM.:443");
-        assert!(exact.covers_name("example.com") && exact.covers_port(443));
-        assert!(!exact.covers_name("a.example.com") && !exact.covers_port(80));
+        assert!(exact.covers_name("example.com") && exact.covers_port(Protocol::Tcp, 443));
+        assert!(!exact.covers_name("a.example.com") && !exact.covers_port(Protocol::Tcp, 80));
         let below = name("*.example.com:*");
         assert!(below.covers_name("a.example.com") && below.covers_name("a.b.example.com"));
         for other in [

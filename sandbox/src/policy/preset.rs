@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::nested;
 use super::{
     AskPolicy, Degrade, FilePolicy, Limits, NamePolicy, NetMode, NetPolicy, PathRule, Policy,
     PolicyError,
@@ -69,9 +70,6 @@ const ROOT_SECRETS: [&str; 11] = [
     "/etc/krb5.keytab",
 ];
 
-/// Read-only below the working directory: what git would run, and where it is told to; and Provost's own settings.
-const PROTECTED: [&str; 3] = [".git/hooks", ".git/config", ".provost"];
-
 impl Policy {
     /// A built-in policy by name.
     ///
@@ -105,14 +103,11 @@ impl Policy {
             deny.extend(other_homes(context).into_iter().map(rule));
         }
         let (write, protect) = if writable {
-            let mut protect: Vec<PathRule> =
-                PROTECTED.iter().map(|p| rule(context.cwd.join(p))).collect();
-            // In a linked worktree it is a file that says where all of that is.
-            let git = context.cwd.join(".git");
-            if std::fs::symlink_metadata(&git).is_ok_and(|found| found.is_file()) {
-                protect.push(rule(git));
-            }
-            (vec![rule(context.cwd.clone())], protect)
+            let protected = nested::protected(&context.cwd);
+            (
+                vec![rule(context.cwd.clone())],
+                protected.into_iter().map(rule).collect(),
+            )
         } else {
             (Vec::new(), Vec::new())
         };
@@ -121,6 +116,7 @@ impl Policy {
             confined: true,
             files: FilePolicy {
                 read: vec![rule("/".into())],
+                execute: Vec::new(),
                 write,
                 deny,
                 protect,
@@ -131,8 +127,10 @@ impl Policy {
                 source,
                 unix: Vec::new(),
                 allow: Vec::new(),
+                listen: Vec::new(),
                 names: NamePolicy::default(),
             },
+            refuse_syscalls: Vec::new(),
             limits: Limits::default(),
             ask: AskPolicy::default(),
             degrade: Degrade::Required,

@@ -63,6 +63,9 @@ pub(crate) struct RunArgs {
     /// Also allow reading this file or directory
     #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
     pub(crate) read: Vec<PathBuf>,
+    /// Of what is readable, allow only this file or directory to be executed; repeatable
+    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
+    pub(crate) execute: Vec<PathBuf>,
     /// Also allow writing this file or directory, which must exist
     #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
     pub(crate) write: Vec<PathBuf>,
@@ -72,9 +75,15 @@ pub(crate) struct RunArgs {
     /// The network: off (none), isolated (a private loopback), open (the machine's own), ask (off, but --ask net)
     #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
     pub(crate) net: Option<String>,
-    /// Allow TCP connections to ADDRESS:PORT, CIDR:PORT ([IPv6]:PORT, * for any port), HOST:PORT or *.HOST:PORT; repeatable
+    /// Allow connections to ADDRESS:PORT, CIDR:PORT ([IPv6]:PORT, * for any port), HOST:PORT or *.HOST:PORT, /udp for UDP; repeatable
     #[arg(long, value_name = "DESTINATION:PORT", help_heading = "Sandbox")]
     pub(crate) allow_net: Vec<String>,
+    /// Allow serving TCP at this address of the machine (ADDRESS:PORT, * for any port from 1024 on); repeatable
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
+    pub(crate) listen: Vec<String>,
+    /// Also refuse this system call; repeatable
+    #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
+    pub(crate) refuse_syscall: Vec<String>,
     /// Ask before refusing what no rule speaks about: net (TCP and unix connections), files (opening and creating)
     #[arg(
         long,

@@ -10,6 +10,7 @@ use provost_actors::log::LogLimits;
 use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
 use provost_sandbox::policy::{
     Degrade, Destination, FixedName, NameRule, NetMode, NetRule, PathRule, Policy, PresetContext,
+    SyscallRule,
 };
 
 use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
@@ -104,12 +105,20 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     let mut loaded = policy_file::load(&PolicyName::parse(&args.policy), &context)
         .map_err(|error| format!("--policy {}: {error}", args.policy))?;
     let policy = &mut loaded.policy;
-    let rules = !args.read.is_empty() || !args.write.is_empty() || !args.deny.is_empty();
+    let paths = [
+        &args.read,
+        &args.execute,
+        &args.write,
+        &args.deny,
+        &args.allow_unix,
+    ];
+    let texts = [&args.allow_net, &args.listen, &args.refuse_syscall];
+    let rules =
+        paths.iter().any(|rules| !rules.is_empty()) || texts.iter().any(|rules| !rules.is_empty());
     let asks = !args.ask.is_empty() || args.ask_command.is_some();
-    let sockets = args.net.is_some() || !args.allow_net.is_empty() || !args.allow_unix.is_empty();
-    if !policy.confined && (rules || asks || sockets) {
+    if !policy.confined && (rules || asks || args.net.is_some()) {
         return Err(
-            "--policy unconfined has no sandbox: --read, --write, --deny, --net, --allow-net, --allow-unix and --ask do nothing there; leave them out or choose another policy"
+            "--policy unconfined has no sandbox: --read, --write, --execute, --deny, --net, --allow-net, --allow-unix, --listen, --refuse-syscall and --ask do nothing there; leave them out or choose another policy"
                 .to_owned(),
         );
     }
@@ -123,6 +132,9 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     files
         .read
         .extend(args.read.iter().map(|path| explicit("read", path)));
+    files
+        .execute
+        .extend(args.execute.iter().map(|path| explicit("execute", path)));
     files
         .write
         .extend(args.write.iter().map(|path| explicit("write", path)));
@@ -153,6 +165,17 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
             Ok(Destination::Name(rule)) => policy.net.names.rules.push(NameRule { source, ..rule }),
             Err(error) => return Err(format!("--allow-net: {error}")),
         }
+    }
+    for text in &args.listen {
+        let rule: NetRule = text.parse().map_err(|error| format!("--listen: {error}"))?;
+        let source = format!("--listen {text}");
+        policy.net.listen.push(NetRule { source, ..rule });
+    }
+    for name in &args.refuse_syscall {
+        let rule = SyscallRule::new(name, format!("--refuse-syscall {name}"));
+        policy
+            .refuse_syscalls
+            .push(rule.map_err(|error| format!("--refuse-syscall: {error}"))?);
     }
     for path in &args.allow_unix {
         policy.net.unix.push(explicit("allow-unix", path));

@@ -42,6 +42,9 @@ pub(super) struct PolicyFile {
     /// Sockets and addresses.
     #[serde(default)]
     pub(super) net: Net,
+    /// System calls.
+    #[serde(default)]
+    pub(super) syscalls: Syscalls,
     /// Environment variables.
     #[serde(default)]
     pub(super) env: Env,
@@ -59,6 +62,10 @@ pub(super) struct Files {
     /// Readable and executable, with everything below.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) read: Vec<Spanned<String>>,
+    /// If any: of what is readable, only this may be executed, with everything below. Programs by their names: an interpreter
+    /// that may be executed runs whatever it may read.
+    #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
+    pub(super) execute: Vec<Spanned<String>>,
     /// Writable (and readable), with everything below; must exist.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) write: Vec<Spanned<String>>,
@@ -82,10 +89,13 @@ pub(super) struct Net {
     /// off (none), isolated (a private loopback), open (the machine's own), ask (off, but ask before refusing).
     #[cfg_attr(feature = "cli", schemars(with = "Option<NetModeName>"))]
     pub(super) mode: Option<Spanned<NetModeName>>,
-    /// TCP destinations allowed with off or ask: `ADDRESS:PORT`, `CIDR:PORT`, `[IPv6]:PORT`, `HOST:PORT`, `*.HOST:PORT`; `*` for
-    /// any port.
+    /// Destinations allowed with off or ask: `ADDRESS:PORT`, `CIDR:PORT`, `[IPv6]:PORT`, `HOST:PORT`, `*.HOST:PORT`; `*` for any
+    /// port; `/udp` after it for UDP, else TCP.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) allow: Vec<Spanned<String>>,
+    /// Addresses of this machine where TCP may be served with off or ask: `127.0.0.1:8080`, `[::1]:*`. Ports from 1024 on.
+    #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
+    pub(super) listen: Vec<Spanned<String>>,
     /// Unix sockets of other programs that may be connected to: paths, as in files.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) unix: Vec<Spanned<String>>,
@@ -99,6 +109,16 @@ pub(super) enum NetModeName {
     Isolated,
     Open,
     Ask,
+}
+
+/// System calls.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(feature = "cli", derive(JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Syscalls {
+    /// Refused with EPERM and recorded, beside those that always are: `ptrace`, `kexec_load`.
+    #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
+    pub(super) refuse: Vec<Spanned<String>>,
 }
 
 /// Environment variables.

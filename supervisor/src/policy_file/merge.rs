@@ -11,6 +11,7 @@ use super::find::{Found, PolicyName, read};
 use super::format::{self, NetModeName, PolicyFile};
 use crate::{
     AskPolicy, Degrade, Destination, NameRule, NetMode, NetRule, PathRule, Policy, PresetContext,
+    SyscallRule,
 };
 
 /// How many files may extend each other.
@@ -197,6 +198,7 @@ impl Layer<'_> {
         let policy = &mut loaded.policy;
         let lists = [
             ("files.read", &file.files.read, &mut policy.files.read),
+            ("files.execute", &file.files.execute, &mut policy.files.execute),
             ("files.write", &file.files.write, &mut policy.files.write),
             ("files.deny", &file.files.deny, &mut policy.files.deny),
             ("files.protect", &file.files.protect, &mut policy.files.protect),
@@ -241,6 +243,19 @@ impl Layer<'_> {
                 Destination::Name(rule) => policy.net.names.rules.push(NameRule { source, ..rule }),
             }
         }
+        for (index, text) in file.net.listen.iter().enumerate() {
+            let rule: NetRule = self.value(text, &format!("net.listen[{index}]"))?;
+            let source = self.rule(text, "net.listen");
+            policy.net.listen.push(NetRule { source, ..rule });
+        }
+        for (index, name) in file.syscalls.refuse.iter().enumerate() {
+            let key = format!("syscalls.refuse[{index}]");
+            let source = self.rule(name, "syscalls.refuse");
+            let rule = self.parsed(name, &key, |name| {
+                SyscallRule::new(name, source.clone()).map_err(|error| error.to_string())
+            })?;
+            policy.refuse_syscalls.push(rule);
+        }
         if let Some(best_effort) = file.best_effort {
             policy.degrade = if best_effort {
                 Degrade::BestEffort
@@ -266,11 +281,14 @@ impl Layer<'_> {
         let files = &file.files;
         let first = [
             &files.read,
+            &files.execute,
             &files.write,
             &files.deny,
             &files.protect,
             &file.net.allow,
+            &file.net.listen,
             &file.net.unix,
+            &file.syscalls.refuse,
         ]
         .into_iter()
         .flatten()
@@ -286,7 +304,7 @@ impl Layer<'_> {
                 .error(
                     span,
                     key,
-                    "rules for files and network do nothing on top of `unconfined`",
+                    "rules for files, network and system calls do nothing on top of `unconfined`",
                 )
                 .help("extend `workspace-write` or `read-only`, or leave the rules out")),
         }

@@ -41,6 +41,23 @@ fn the_longest_rule_wins_whatever_its_kind() {
 }
 
 #[test]
+fn a_list_of_executables_takes_from_what_is_readable_and_gives_nothing() {
+    let rule = |path: &str| PathRule::explicit(path, format!("--execute {path}"));
+    let files = FilePolicy {
+        execute: vec![rule("/usr/bin"), rule("/secret")],
+        ..policy(&["/usr"], &["/w"], &["/secret"])
+    };
+    let map = AccessMap::new(&files, &[]);
+    expect(&map, "/usr/bin/git", Execute, true);
+    expect(&map, "/usr/lib/git", Execute, false);
+    expect(&map, "/usr/lib/git", Read, true);
+    expect(&map, "/w/tool", Execute, false);
+    expect(&map, "/w/tool", Write, true);
+    expect(&map, "/secret/tool", Execute, false);
+    assert_eq!(map.decide(Path::new("/w/tool"), Execute).rule, NOT_EXECUTABLE);
+}
+
+#[test]
 fn a_root_is_not_made_or_removed_by_its_own_rule() {
     let map = AccessMap::new(&policy(&["/"], &["/data/w", "/data/file"], &[]), &[]);
     expect(&map, "/data/w", Remove, false);

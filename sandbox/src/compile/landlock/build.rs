@@ -105,6 +105,26 @@ impl Builder {
         self.visit(&place, &mut PathBuf::from("/"), root, Given::default())
     }
 
+    /// Adds the rule that something, with everything below, may be executed. Reading it takes a rule of its own, and what
+    /// cannot be read is not executed (execve(2) opens it for reading).
+    pub(super) fn add_executable(&mut self, path: &Path) -> Result<(), LandlockError> {
+        self.witnesses.push(Witness::identity(path));
+        let fd = match open(path, PATH_ONLY, Mode::empty()) {
+            Ok(fd) => fd,
+            // It grants nothing that is not there.
+            Err(_) => return Ok(()),
+        };
+        let found: FileStat =
+            fstat(&fd).map_err(|errno| LandlockError::open(path, "executable", errno))?;
+        let place = Place {
+            fd,
+            kind: SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()),
+            is_certain: true,
+        };
+        let execute = self.rights.execute();
+        self.add(&place, path, execute, BitFlags::EMPTY).map(drop)
+    }
+
     /// The finished rulesets: writing, then reading. Each layer is copied again by the next, so the one
     /// with many rules comes last.
     pub(super) fn finish(self) -> Vec<OwnedFd> {

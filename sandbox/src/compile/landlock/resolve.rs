@@ -59,6 +59,14 @@ fn parts(path: &Path) -> Vec<OsString> {
         .collect()
 }
 
+/// Dynamic loaders, glibc's and musl's.
+const LOADERS: [&str; 4] = [
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-aarch64.so.1",
+    "/lib/ld-musl-x86_64.so.1",
+    "/lib/ld-musl-aarch64.so.1",
+];
+
 /// The policy with every path resolved, and the links that were met.
 pub(super) fn resolve_policy(files: &FilePolicy) -> (FilePolicy, Vec<PathBuf>) {
     let mut links = Vec::new();
@@ -75,6 +83,14 @@ pub(super) fn resolve_policy(files: &FilePolicy) -> (FilePolicy, Vec<PathBuf>) {
         resolved
     };
     let (read, write, protect) = (follow(&files.read), follow(&files.write), follow(&files.protect));
+    let execute = match files.execute.is_empty() {
+        true => Vec::new(),
+        // Without its loader no program starts that is linked to a library.
+        false => {
+            let loaders = LOADERS.map(|path| PathRule::preset(path, "built-in"));
+            [follow(&files.execute), follow(&loaders)].concat()
+        }
+    };
     let mut deny = follow(&files.deny);
     // A link that leads to `/` denies nothing: whoever may write next to a secret could plant one, and
     // then nothing would run any more.
@@ -94,6 +110,7 @@ pub(super) fn resolve_policy(files: &FilePolicy) -> (FilePolicy, Vec<PathBuf>) {
     }
     let resolved = FilePolicy {
         read,
+        execute,
         write,
         deny,
         protect,

@@ -13,6 +13,8 @@ const ON_FILES: BitFlags<AccessFs> =
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rights {
     pub(super) abi: u32,
+    /// What may be executed has rules of its own.
+    pub(super) lists_executables: bool,
     /// Refused by the reading layer unless granted.
     pub(super) reading: BitFlags<AccessFs>,
     /// Refused by the writing layer unless granted.
@@ -27,15 +29,24 @@ impl Rights {
         let writing = AccessFs::from_write(known);
         Self {
             abi,
+            lists_executables: false,
             // Every layer that does not handle REFER refuses it, so the reading layer must handle it too.
             reading: AccessFs::from_read(known) | (writing & AccessFs::Refer),
             writing,
         }
     }
 
-    /// Reading and executing everything below a directory.
+    /// Reading and executing everything below a directory; only reading, where what may be executed is listed.
     pub(super) fn read_tree(self) -> BitFlags<AccessFs> {
-        make_bitflags!(AccessFs::{ReadFile | ReadDir | Execute})
+        match self.lists_executables {
+            true => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
+            false => make_bitflags!(AccessFs::{ReadFile | ReadDir | Execute}),
+        }
+    }
+
+    /// Executing everything below a directory that may be read.
+    pub(super) fn execute(self) -> BitFlags<AccessFs> {
+        AccessFs::Execute.into()
     }
 
     /// Reading a `/proc` of the process's own, which holds nothing to execute.

@@ -85,22 +85,19 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
             NetMode::Isolated | NetMode::Open => Calls::Except(SOCKETS_WITH_NETWORK),
         }),
         Handling::Socketpair => Some(Calls::Except(&[UNIX])),
-        // There are datagram sockets, and only some destinations are allowed. In `Off` there are none; in `Open`
-        // every destination is.
-        Handling::Send if plan.net == NetMode::Isolated => Some(match entry.name {
+        // There are datagram sockets, and only some destinations are allowed; in `Open` every destination is. In `Off` they
+        // are stand-ins, which are told to whom a message goes, and tell from whom one comes.
+        Handling::Send if plan.net != NetMode::Open => Some(match entry.name {
             "sendto" => Calls::Except(SENDTO_WITHOUT_ADDRESS),
             _ => Calls::All,
         }),
-        // A socket that stands in for a UDP one is told to whom a message goes, and tells from whom one comes.
-        Handling::Send if plan.names => Some(match entry.name {
-            "sendto" => Calls::Except(SENDTO_WITHOUT_ADDRESS),
-            _ => Calls::All,
-        }),
-        Handling::Receive if plan.names => Some(match entry.name {
+        Handling::Receive if plan.net == NetMode::Off => Some(match entry.name {
             "recvfrom" => Calls::Except(RECVFROM_WITHOUT_ADDRESS),
             _ => Calls::All,
         }),
-        Handling::SetSockOpt if plan.names => Some(Calls::Only(OPTIONS_OF_INTERNET_SOCKETS)),
+        Handling::SetSockOpt if plan.net == NetMode::Off => {
+            Some(Calls::Only(OPTIONS_OF_INTERNET_SOCKETS))
+        }
         Handling::Open => match plan.opens {
             OpenObservation::None => None,
             OpenObservation::Writes => Some(entry.calls),

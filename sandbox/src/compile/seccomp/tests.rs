@@ -21,15 +21,12 @@ fn plans() -> Vec<FilterPlan> {
             OpenObservation::Writes,
             OpenObservation::All,
         ] {
-            for (pid_namespace, names) in [(true, false), (false, false), (true, true), (false, true)] {
-                if names && net != NetMode::Off {
-                    continue;
-                }
+            for pid_namespace in [true, false] {
                 plans.push(FilterPlan {
                     net,
-                    names,
                     opens,
                     pid_namespace,
+                    refused: Vec::new(),
                 });
             }
         }
@@ -41,9 +38,9 @@ fn plans() -> Vec<FilterPlan> {
 fn default_plan() -> FilterPlan {
     FilterPlan {
         net: NetMode::Off,
-        names: false,
         opens: OpenObservation::None,
         pid_namespace: true,
+        refused: Vec::new(),
     }
 }
 
@@ -65,7 +62,7 @@ impl Filter {
         Self {
             abi,
             program,
-            names: plan.names,
+            names: plan.net == NetMode::Off,
         }
     }
 

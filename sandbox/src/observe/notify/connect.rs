@@ -13,7 +13,7 @@ use super::receive::Receive;
 use super::socket::SocketKind;
 use super::{Answer, Call, Decided, Decider, Grant, Listener, Question, Response, listener};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
-use crate::policy::NetMode;
+use crate::policy::{NetMode, Protocol};
 
 /// A permitted connect that may take its time.
 ///
@@ -200,13 +200,15 @@ impl Decider {
 
     fn permits(&self, kind: SocketKind, address: IpAddr, port: u16) -> Result<(), Errno> {
         let net = &self.setup.net;
+        let protocol = match kind.is_tcp() {
+            true => Protocol::Tcp,
+            false => Protocol::Udp,
+        };
         let by_name = || {
             let names = self.names.as_ref();
-            kind.is_tcp() && names.is_some_and(|names| names.permits(address, port))
+            names.is_some_and(|names| names.permits(protocol, address, port))
         };
-        // Rules are about TCP; the ground rule is about UDP, too.
-        let by_address =
-            net.decide_tcp(address, port).allowed && (kind.is_tcp() || net.mode != NetMode::Off);
+        let by_address = net.decide(protocol, address, port).allowed;
         if by_address || net.mode == NetMode::Off && by_name() {
             return Ok(());
         }

@@ -329,6 +329,14 @@ pub(super) fn connect(socket: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errn
         .map(drop)
 }
 
+/// bind(2) with an address given as bytes.
+pub(super) fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(address.len()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: pointer and length describe one live slice, which is only read.
+    // WHY: nix takes typed addresses; these must reach the kernel exactly as they were judged.
+    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr().cast(), length) }).map(drop)
+}
+
 /// listen(2) with the backlog as the target gave it.
 pub(super) fn listen(socket: BorrowedFd<'_>, backlog: i32) -> Result<(), Errno> {
     // SAFETY: no memory is passed.

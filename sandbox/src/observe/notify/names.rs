@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,11 +19,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::address::effective;
 use super::ask::{Grant, Grants, Question};
 use super::dns::{self, Code};
+use super::relay::{DATAGRAM_BYTES_MAX, Relays};
 use super::stand_in::StandIn;
 use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
-use crate::policy::NetPolicy;
+use crate::policy::{NetPolicy, Protocol};
 
 /// Names that one process may have looked up. Labels below a wildcard reach that domain's name server: this
 /// bounds what they can carry.
@@ -36,8 +38,6 @@ const STAND_INS_MAX: usize = 64;
 const THREADS_MAX: usize = 1024;
 /// Questions that wait while somebody is asked about their names.
 const HELD_MAX: usize = 64;
-/// The longest query that is read.
-const QUERY_BYTES_MAX: usize = 2048;
 
 /// Why a name is refused.
 const NO_RULE: &str = "no rule allows this name";
@@ -161,14 +161,25 @@ impl Names {
     }
 
     /// Whether a name that was handed out for this address may be reached at this port.
-    pub(super) fn permits(&self, address: IpAddr, port: u16) -> bool {
+    pub(super) fn permits(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
         let known = self.known();
         let Some(names) = known.pins.get(&address.to_canonical()) else {
             return false;
         };
-        let mut rules = self.net.names.rules.iter().filter(|rule| rule.covers_port(port));
+        let mut rules = self
+            .net
+            .names
+            .rules
+            .iter()
+            .filter(|rule| rule.covers_port(protocol, port));
         rules.any(|rule| names.iter().any(|name| rule.covers_name(name)))
-            || names.iter().any(|name| self.is_granted(name))
+            || protocol == Protocol::Tcp && names.iter().any(|name| self.is_granted(name))
+    }
+
+    /// Whether datagrams are passed on to there.
+    pub(super) fn permits_datagrams(&self, address: IpAddr, port: u16) -> bool {
+        self.net.decide(Protocol::Udp, address, port).allowed
+            || self.permits(Protocol::Udp, address, port)
     }
 
     fn is_granted(&self, name: &str) -> bool {
@@ -227,7 +238,8 @@ impl Names {
     }
 
     fn answer_all(self: &Arc<Self>, stand_in: &StandIn, socket: &Arc<OwnedFd>) {
-        let mut message = [0; QUERY_BYTES_MAX];
+        let mut message = vec![0; DATAGRAM_BYTES_MAX];
+        let mut relays = Relays::default();
         loop {
             let length = match recv(socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
                 Ok(0) => return,
@@ -236,6 +248,14 @@ impl Names {
                 Err(_) => return,
             };
             let query = &message[..length];
+            let to = stand_in
+                .destination()
+                .map(|to| SocketAddr::new(effective(to.ip()), to.port()));
+            if let Some(to) = to.filter(|to| self.permits_datagrams(to.ip(), to.port())) {
+                // What cannot be sent is lost, as it would be on the wire.
+                let _ = relays.send(to, query, socket);
+                continue;
+            }
             let answer = match dns::Question::parse(query) {
                 Some(question) => self.answer(question, stand_in, socket),
                 None => {

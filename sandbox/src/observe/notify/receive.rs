@@ -9,16 +9,17 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::memory::{self, Unread};
+use super::relay::DATAGRAM_BYTES_MAX;
 use super::{Call, Listener, Response, Unavailable};
 
 /// `struct msghdr` on a 64-bit machine.
 const MSGHDR_BYTES: usize = 56;
 /// `msg_len` of a `struct mmsghdr`.
 const MESSAGE_LENGTH_AT: u64 = 56;
-/// Parts of one message that are filled; answers are short.
+/// Parts of one message that are filled.
 const PARTS_MAX: u64 = 16;
-/// No answer of ours is longer.
-const ANSWER_BYTES_MAX: u64 = 512;
+/// Nothing that we pass on is longer.
+const ANSWER_BYTES_MAX: u64 = DATAGRAM_BYTES_MAX as u64;
 
 /// Where the target wants a message and what is known of it. Copied once, before anything is received.
 #[derive(Debug, Default)]

@@ -24,6 +24,7 @@ use super::socket::SocketKind;
 use super::transfer::destination;
 use super::{Answer, Call, Decided, Decider, Response, Unavailable, listener};
 use crate::denial::DenialTarget;
+use crate::policy::Protocol;
 use crate::syscalls::Entry;
 
 /// Where name servers listen.
@@ -129,17 +130,17 @@ impl Decider {
             Ok(inet) => inet,
             Err(errno) => return Decided::error(errno),
         };
-        if port == DNS_PORT {
+        let address = effective(ip);
+        if port == DNS_PORT || self.passes_datagrams(address, port) {
             stand_in.used(call, Some(SocketAddr::new(ip, port)));
             return Decided::now(Response::Value(0));
         }
-        let address = effective(ip);
         let allowed = self
             .setup
             .net
             .allow
             .iter()
-            .any(|rule| rule.net.contains(&address));
+            .any(|rule| rule.protocol == Protocol::Tcp && rule.net.contains(&address));
         if allowed || self.host_of(address).is_some() {
             return Decided::probe(Errno::ENETUNREACH, "udp_route".to_owned());
         }
@@ -162,7 +163,9 @@ impl Decider {
         };
         match destination(call) {
             Ok(Some(address)) => match address.inet_or_unspecified() {
-                Ok((ip, DNS_PORT)) => stand_in.used(call, Some(SocketAddr::new(ip, DNS_PORT))),
+                Ok((ip, port)) if port == DNS_PORT || self.passes_datagrams(effective(ip), port) => {
+                    stand_in.used(call, Some(SocketAddr::new(ip, port)));
+                }
                 Ok((ip, port)) => return self.deny_datagram(call, ip, port),
                 Err(errno) => return Decided::error(errno),
             },
@@ -225,6 +228,11 @@ impl Decider {
     /// The name by which an address was handed out.
     pub(super) fn host_of(&self, address: IpAddr) -> Option<String> {
         self.names.as_ref()?.name_of(address)
+    }
+
+    fn passes_datagrams(&self, address: IpAddr, port: u16) -> bool {
+        let names = self.names.as_ref();
+        names.is_some_and(|names| names.permits_datagrams(address, port))
     }
 
     fn deny_datagram(&self, call: Call<'_>, ip: IpAddr, port: u16) -> Decided {

@@ -12,6 +12,8 @@ use super::{Answer, Call, Decided, Decider, Observation, Response, Unavailable, 
 use crate::denial::{Certainty, DenialClass, DenialTarget};
 use crate::policy::NetMode;
 
+/// Ports below are for those with `CAP_NET_BIND_SERVICE` (ip(7)).
+const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 /// `struct msghdr`, of which the name's pointer and length matter here.
 const MSGHDR_BYTES: usize = 16;
 /// `struct mmsghdr` on a 64-bit machine.
@@ -26,6 +28,7 @@ impl Decider {
     ///   make sockets holds it. Should the target swap a TCP socket in meanwhile, Landlock refuses to bind
     ///   it (`tcp_confined_by_landlock`); where it does not, what is gained is a port on which listen(2),
     ///   performed by us, refuses to listen.
+    /// - A TCP socket is bound on its behalf, by a duplicate, where a rule lets it serve there.
     /// - In the other modes every bind is permitted, and the namespace holds the isolated one.
     pub(super) fn bind(&self, call: Call<'_>) -> Decided {
         if self.setup.net.mode != NetMode::Off {
@@ -49,6 +52,12 @@ impl Decider {
         if stand_in.is_some() {
             return self.bind_stand_in(call, &address);
         }
+        if let Ok((ip, port)) = address.inet_or_unspecified()
+            && kind.is_tcp()
+            && self.may_serve(ip, port)
+        {
+            return Decided::performed(listener::bind(socket.as_fd(), address.as_bytes()));
+        }
         call.deny_net(Errno::EACCES, self.target(kind, &address), self.net_rule.as_str())
     }
 
@@ -70,11 +79,21 @@ impl Decider {
         if kind.is_unix() {
             return Decided::performed(listener::listen(socket.as_fd(), call.int(1)));
         }
-        let target = match bound_to(socket.as_fd()) {
+        let bound = bound_to(socket.as_fd());
+        if kind.is_tcp() && bound.is_some_and(|(address, port)| self.may_serve(address, port)) {
+            return Decided::performed(listener::listen(socket.as_fd(), call.int(1)));
+        }
+        let target = match bound {
             Some((address, port)) => DenialTarget::inet(address, port, &kind.name()),
             None => DenialTarget::protocol(kind.name()),
         };
         call.deny_net(Errno::EACCES, target, self.net_rule.as_str())
+    }
+
+    /// Whether a rule lets TCP be served here. We may have the privilege for low ports; the target has not.
+    fn may_serve(&self, address: IpAddr, port: u16) -> bool {
+        (port == 0 || port >= UNPRIVILEGED_PORT_MIN)
+            && self.setup.net.decide_listen(address.to_canonical(), port).allowed
     }
 
     /// A send that connects by itself (`MSG_FASTOPEN`), sends out of band, or, in a private network

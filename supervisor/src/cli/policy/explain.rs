@@ -14,7 +14,7 @@ use super::{load, pretty, print};
 use crate::cli::CliResult;
 use crate::cli::args::ExplainArgs;
 use crate::cli::config::policy_context;
-use crate::{Policy, Supervisor};
+use crate::{NetVerdict, Policy, Protocol, Supervisor};
 
 /// What is said about one act.
 #[derive(Debug, Serialize)]
@@ -52,11 +52,12 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
         .map_err(|error| error.to_string())?;
         for what in &args.what {
             match destination(what) {
-                Some(destination) => answers.push(connect(&policy, &destination)),
+                Some(destination) => answers.extend(connect(&policy, &destination)),
                 None => {
                     let path = real(&context.preset.cwd, what);
                     for (act, access) in [
                         ("read", FileAccess::Read),
+                        ("execute", FileAccess::Execute),
                         ("write", FileAccess::Write),
                         ("create", FileAccess::Create),
                     ] {
@@ -74,16 +75,16 @@ pub(super) fn run(args: &ExplainArgs) -> CliResult {
         }
     } else {
         for what in &args.what {
-            answers.push(match destination(what) {
-                Some(destination) => connect(&policy, &destination),
-                None => Answer {
+            match destination(what) {
+                Some(destination) => answers.extend(connect(&policy, &destination)),
+                None => answers.push(Answer {
                     subject: what.clone(),
                     act: "all",
                     allowed: true,
                     asked: false,
                     rule: "unconfined: there is no sandbox".to_owned(),
-                },
-            });
+                }),
+            }
         }
     }
     if args.json {
@@ -116,10 +117,14 @@ enum Destination {
     Name(String, u16),
 }
 
-/// `192.0.2.1:443`, `[::1]:80`, `example.com:443`; what has a slash in it is a path.
-fn destination(what: &str) -> Option<Destination> {
+/// `192.0.2.1:443`, `[::1]:80`, `example.com:443`, each perhaps with `/udp`; what has another slash in it is a path.
+fn destination(what: &str) -> Option<(Destination, Protocol)> {
+    let (what, protocol) = match what.strip_suffix("/udp") {
+        Some(rest) => (rest, Protocol::Udp),
+        None => (what, Protocol::Tcp),
+    };
     if let Ok(address) = what.parse() {
-        return Some(Destination::Address(address));
+        return Some((Destination::Address(address), protocol));
     }
     let (name, port) = what.rsplit_once(':')?;
     let plain = |name: &str| {
@@ -130,23 +135,35 @@ fn destination(what: &str) -> Option<Destination> {
     (!name.is_empty() && plain(name))
         .then(|| port.parse().ok())
         .flatten()
-        .map(|port| Destination::Name(name.to_ascii_lowercase(), port))
+        .map(|port| (Destination::Name(name.to_ascii_lowercase(), port), protocol))
 }
 
-fn connect(policy: &Policy, destination: &Destination) -> Answer {
-    let (subject, verdict) = match destination {
-        Destination::Address(address) => (
-            address.to_string(),
-            policy.net.decide_tcp(address.ip(), address.port()),
-        ),
-        Destination::Name(name, port) => (format!("{name}:{port}"), policy.net.decide_name(name, *port)),
-    };
-    Answer {
-        subject,
-        act: "connect",
+fn connect(policy: &Policy, (destination, protocol): &(Destination, Protocol)) -> Vec<Answer> {
+    let net = &policy.net;
+    let answer = |subject: &str, act, verdict: NetVerdict, asks: bool| Answer {
+        subject: subject.to_owned(),
+        act,
+        asked: !verdict.allowed && asks,
         allowed: verdict.allowed,
-        asked: !verdict.allowed && policy.ask.net,
         rule: verdict.rule,
+    };
+    let tcp = *protocol == Protocol::Tcp;
+    let asks = policy.ask.net && tcp;
+    match destination {
+        Destination::Address(address) => {
+            let (ip, port) = (address.ip(), address.port());
+            let subject = format!("{address}/{protocol}");
+            let mut answers = vec![answer(&subject, "connect", net.decide(*protocol, ip, port), asks)];
+            if tcp {
+                answers.push(answer(&subject, "listen", net.decide_listen(ip, port), false));
+            }
+            answers
+        }
+        Destination::Name(name, port) => {
+            let subject = format!("{name}:{port}/{protocol}");
+            let verdict = net.decide_name(*protocol, name, *port);
+            vec![answer(&subject, "connect", verdict, asks)]
+        }
     }
 }
 

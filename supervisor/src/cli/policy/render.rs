@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::policy_file::LoadedPolicy;
-use crate::{Degrade, PathRule};
+use crate::{Degrade, NetRule, PathRule, Protocol};
 
 /// The effective policy as a file that could be used in its place: nothing is left to a preset.
 pub(super) fn toml(loaded: &LoadedPolicy) -> String {
@@ -26,6 +26,7 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
     let files = &policy.files;
     for (key, rules) in [
         ("read", &files.read),
+        ("execute", &files.execute),
         ("write", &files.write),
         ("deny", &files.deny),
         ("protect", &files.protect),
@@ -45,28 +46,53 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
     if !policy.net.allow.is_empty() || !policy.net.names.rules.is_empty() {
         text += "allow = [\n";
         for rule in &policy.net.allow {
-            let port = rule.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
-            let host = match rule.net {
-                ipnet::IpNet::V6(net) => format!("[{net}]"),
-                net @ ipnet::IpNet::V4(_) => net.to_string(),
-            };
-            line(&mut text, &format!("{host}:{port}"), &rule.source);
+            line(&mut text, &address(rule), &rule.source);
         }
         for rule in &policy.net.names.rules {
             let port = rule.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
             let wildcard = if rule.wildcard { "*." } else { "" };
             line(
                 &mut text,
-                &format!("{wildcard}{}:{port}", rule.name),
+                &format!("{wildcard}{}:{port}{}", rule.name, protocol(rule.protocol)),
                 &rule.source,
             );
         }
         text += "]\n";
     }
+    if !policy.net.listen.is_empty() {
+        text += "listen = [\n";
+        for rule in &policy.net.listen {
+            line(&mut text, &address(rule), &rule.source);
+        }
+        text += "]\n";
+    }
     paths(&mut text, "unix", &policy.net.unix);
+    if !policy.refuse_syscalls.is_empty() {
+        text += "\n[syscalls]\nrefuse = [\n";
+        for rule in &policy.refuse_syscalls {
+            line(&mut text, &rule.name, &rule.source);
+        }
+        text += "]\n";
+    }
     environment(&mut text, loaded);
     limits(&mut text, loaded);
     text
+}
+
+fn address(rule: &NetRule) -> String {
+    let port = rule.port.map_or_else(|| "*".to_owned(), |port| port.to_string());
+    let host = match rule.net {
+        ipnet::IpNet::V6(net) => format!("[{net}]"),
+        net @ ipnet::IpNet::V4(_) => net.to_string(),
+    };
+    format!("{host}:{port}{}", protocol(rule.protocol))
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => "/udp",
+    }
 }
 
 /// The rules without their origins, each with the table that it is in, for comparing.

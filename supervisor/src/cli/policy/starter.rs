@@ -19,13 +19,18 @@ extends = "workspace-write"
 # read = ["/srv/data"]
 # write = ["~/.cache/pip"]
 # deny = ["secrets/**"]
+# execute = ["/usr/bin"]        # of what is readable, only this is executed
 # protect = [".env"]             # readable, not writable, though below a writable directory
 # private_tmp = true
 # ask = false                    # ask before opening or creating a file is refused
 
 [net]
 mode = "off"                     # off, isolated (a private loopback), open, ask
-# allow = ["127.0.0.1:5432", "10.0.0.0/8:443", "*.example.com:443"]
+# allow = ["127.0.0.1:5432", "10.0.0.0/8:443", "*.example.com:443", "192.0.2.1:123/udp"]
+# listen = ["127.0.0.1:8080"]    # serve TCP there
+
+[syscalls]
+# refuse = ["ptrace"]            # beside those that always are
 
 [env]
 # pass = ["CI_*"]                # what looks like a secret is left out unless it is named in full

@@ -9,10 +9,21 @@ const HIGH: u64 = 0xFFFF_FFFF_0000_0000;
 fn with(net: NetMode, opens: OpenObservation, pid_namespace: bool) -> Filter {
     Filter::x86_64(&FilterPlan {
         net,
-        names: false,
         opens,
         pid_namespace,
+        refused: Vec::new(),
     })
+}
+
+#[test]
+fn calls_that_the_policy_refuses_by_name_are_notified_whatever_their_arguments() {
+    let numbers = |abi: &Abi| ["getppid", "openat"].map(|name| number(abi, name)).to_vec();
+    let filter = Filter::x86_64(&FilterPlan {
+        refused: numbers(&x86_64::ABI),
+        ..default_plan()
+    });
+    assert!(filter.notifies("getppid", &[0; 6]) && filter.notifies("openat", &[0; 6]));
+    assert!(!filter.notifies("getpid", &[0; 6]));
 }
 
 fn net(net: NetMode) -> Filter {

@@ -10,7 +10,7 @@ pub(super) fn notifies(plan: &FilterPlan, name: &str, args: &[u64; 6]) -> bool {
     let visible = !plan.pid_namespace;
     let fastopen_or_oob = libc::MSG_FASTOPEN | libc::MSG_OOB;
     let isolated = plan.net == NetMode::Isolated;
-    let names = plan.names;
+    let names = plan.net == NetMode::Off;
     let observed = plan.opens != OpenObservation::None;
     let opens_all = plan.opens == OpenObservation::All;
     let writes = |at| opens_all || observed && flags(at, 0o3 | libc::O_CREAT | libc::O_TRUNC);

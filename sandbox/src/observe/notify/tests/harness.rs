@@ -43,11 +43,13 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
             mode,
             source: "preset test".to_owned(),
             unix: Vec::new(),
+            listen: Vec::new(),
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
             names: crate::policy::NamePolicy::default(),
         },
         access: None,
         metadata: AccessMap::new(&FilePolicy::default(), &[]),
+        refused: std::collections::BTreeMap::new(),
         masked: Vec::new(),
         observe_reads: false,
         tree: Tree {
