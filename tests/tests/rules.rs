@@ -94,7 +94,7 @@ fn only_listed_programs_are_executed(world: &World) {
     let done = world.shell(script).with(["--execute", "/usr/bin"]).finish();
     assert_eq!(done.text(), "listed\nown 126\ntmp 126\n", "\n{done}");
     if world.is_root() {
-        let denial = done.denial(&filesystem().or("exec").path(&world.text("work/own")));
+        let denial = done.denial(&filesystem().or("exec").path(world.text("work/own")));
         assert_eq!(denial["allow"]["key"], "files.execute", "\n{done}");
     } else {
         let unobserved = done.record()["denials"]["unobserved"].to_string();
