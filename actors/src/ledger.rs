@@ -446,7 +446,7 @@ impl Ledger {
     }
 
     /// The tree is empty, or nobody can say any more whether it is.
-    fn tree_settled(&self) -> bool {
+    pub(crate) fn tree_settled(&self) -> bool {
         self.tree.is_some() || self.tree_lost.is_some()
     }
 

@@ -110,6 +110,8 @@ pub(crate) enum Timer {
     Grace,
     Drain,
     Kill,
+    /// Look how much it has written to disks.
+    Disk,
 }
 
 pub(crate) struct ProcessActor;
@@ -456,6 +458,7 @@ impl ProcessState {
         if let Some(idle) = self.args.spec.idle_timeout {
             self.arm(myself, idle, Timer::Idle);
         }
+        self.watch_disk(myself);
         Ok(())
     }
 
@@ -501,6 +504,7 @@ impl ProcessState {
         match timer {
             Timer::Timeout => self.fact(myself, Fact::StopRequested(StopCause::TimedOut)),
             Timer::Idle => self.idle(myself),
+            Timer::Disk => self.disk(myself),
             Timer::Drain => {
                 // Bytes that wait for a slow reader are not what the deadline is for.
                 let held = self.args.log.is_held();

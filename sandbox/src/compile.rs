@@ -172,7 +172,7 @@ pub fn compile(
         });
     }
     let mut cgroups = limits.cgroups;
-    if containment == Containment::Cgroup {
+    if containment == Containment::Cgroup && !cgroups.iter().any(|group| group.unified) {
         cgroups.extend(containment_group(kernel));
     }
     let tcp_confined_by_landlock = layers.held.iter().any(|held| held == "tcp");
@@ -289,7 +289,9 @@ fn unconfined(
     let mut plan = SandboxPlan::unconfined(containment);
     plan.rlimits = limits.rlimits;
     plan.cgroups = limits.cgroups;
-    plan.cgroups.extend(group);
+    if !plan.cgroups.iter().any(|group| group.unified) {
+        plan.cgroups.extend(group);
+    }
     PreparedSandbox {
         policy: policy.clone(),
         plan,

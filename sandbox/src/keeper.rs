@@ -48,6 +48,8 @@ mod tree;
 mod warm;
 pub mod wire;
 
+pub use cgroup::settle_in_leaf;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};

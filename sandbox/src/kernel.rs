@@ -26,14 +26,25 @@ pub struct KernelSupport {
     pub net_namespace: Probe,
     /// A cgroup v2 directory in which we may create groups.
     pub cgroup2: Option<String>,
-    /// A v1 `pids` hierarchy in which we may create groups.
-    pub pids_v1: Option<String>,
-    /// A v1 `memory` hierarchy in which we may create groups.
-    pub memory_v1: Option<String>,
+    /// Where groups can be made that limit tasks.
+    pub pids_groups: Option<LimitGroups>,
+    /// Where groups can be made that limit memory.
+    pub memory_groups: Option<LimitGroups>,
+    /// Where groups can be made that limit CPU time.
+    pub cpu_groups: Option<LimitGroups>,
     /// Landlock's audit records can be read.
     pub audit: Probe,
     /// `PIDFD_GET_INFO` tells exit codes (6.15).
     pub pidfd_exit_info: bool,
+}
+
+/// A directory of a cgroup hierarchy in which we may create groups with a certain controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitGroups {
+    /// The directory.
+    pub parent: String,
+    /// It is cgroup v2's; else a v1 hierarchy's.
+    pub unified: bool,
 }
 
 impl KernelSupport {
@@ -50,8 +61,9 @@ impl KernelSupport {
             private_proc: Probe::Yes,
             net_namespace: Probe::Yes,
             cgroup2: None,
-            pids_v1: None,
-            memory_v1: None,
+            pids_groups: None,
+            memory_groups: None,
+            cpu_groups: None,
             audit: Probe::No("not asked".to_owned()),
             pidfd_exit_info: true,
         }

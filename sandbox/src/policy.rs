@@ -158,6 +158,13 @@ pub struct Limits {
     /// Bytes that a file may be long which it writes.
     #[serde(default)]
     pub file_bytes: Option<u64>,
+    /// CPUs that it may keep busy, in thousandths.
+    #[serde(default)]
+    pub cpu_millis: Option<u64>,
+    /// Bytes that all of its processes together may write to disks. Looked at now and then: it may write more before it is
+    /// ended.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
 }
 
 impl Policy {

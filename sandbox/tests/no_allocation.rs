@@ -131,7 +131,7 @@ fn no_allocation_between_clone_and_exec_unconfined() {
 
 fn no_allocation_between_clone_and_exec_in_a_limited_group() {
     let talk = Talk::start();
-    if talk.kernel.pids_v1.is_none() {
+    if talk.kernel.pids_groups.is_none() {
         println!("skipped: no pids cgroup may be made here");
         return;
     }

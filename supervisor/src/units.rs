@@ -39,6 +39,22 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Thousandths of a CPU, at least ten.
+pub(crate) fn cpu_millis(cpus: f64) -> Result<u64, String> {
+    if !(0.01..=65_536.0).contains(&cpus) {
+        return Err("want a number of CPUs from 0.01 on, like 0.5 or 2".to_owned());
+    }
+    // In range, as was just seen.
+    Ok((cpus * 1000.0).round() as u64)
+}
+
+/// The same as text.
+#[cfg(feature = "cli")]
+pub(crate) fn cpus(text: &str) -> Result<u64, String> {
+    let number = text.parse::<f64>();
+    cpu_millis(number.map_err(|_| "want a number of CPUs, like 0.5 or 2".to_owned())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

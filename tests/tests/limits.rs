@@ -132,6 +132,88 @@ fn descriptors_are_limited(world: &World) {
     assert!(limits(&done).contains("open-files=16"), "\n{done}");
 }
 
+fn what_a_tree_writes_to_disks_is_limited(world: &World) {
+    // Without end, by children that are gone when it is counted, deaf to polite signals.
+    let script = "trap '' TERM; n=0; while :; do n=$((n+1)); dd if=/dev/zero of=f$((n % 8)) bs=1M count=4 2>/dev/null; done";
+    let done = world.shell(script).with(["--disk-written", "20M"]).finish();
+    let record = done.record();
+    assert_eq!(done.outcome(), "denied", "\n{done}");
+    assert_eq!(record["signal"], "SIGKILL", "\n{done}");
+    let first = &record["denials"]["first"][0];
+    assert_eq!(
+        (&first["class"], &first["operation"]),
+        (&"resource".into(), &"disk_written".into()),
+        "\n{done}"
+    );
+    let done = world
+        .shell("dd if=/dev/zero of=f bs=1M count=4 2>/dev/null")
+        .with(["--disk-written", "20M"])
+        .finish();
+    assert_eq!(done.outcome(), "exited", "\n{done}");
+    assert_eq!(done.denials_total(), 0, "\n{done}");
+}
+
+fn cpus_are_limited_by_a_group_or_it_is_an_error(world: &World) {
+    let done = world
+        .run(["timeout", "1", "sh", "-c", "while :; do :; done"])
+        .with(["--cpus", "0.2"])
+        .finish();
+    if done.code == Some(125) {
+        assert!(!world.is_root(), "\n{done}");
+        assert!(
+            done.stderr.contains("limit CPUs") && done.stderr.contains("delegated"),
+            "\n{done}"
+        );
+        return;
+    }
+    assert!(limits(&done).contains("cpus=0.200 (cpu cgroup)"), "\n{done}");
+    let used = done.record()["usage"]["user_ms"].as_u64().expect("a number");
+    assert!(used < 600, "it kept more than a fifth of a CPU busy\n{done}");
+}
+
+/// A cgroup v2 of this test. Dropping it removes it.
+struct Delegated(std::path::PathBuf);
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(self.0.join("provost-supervisor"));
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn who_is_alone_in_a_group_makes_room_for_groups_beside_it() {
+    let Some(world) = World::try_new(provost_tests::User::Root) else {
+        return;
+    };
+    let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).join("cgroup.controllers").exists())
+        .expect("cgroup v2 is mounted");
+    let group = Delegated(format!("{unified}/provost-test-{}", std::process::id()).into());
+    std::fs::create_dir(&group.0).expect("root makes groups");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec {} doctor --json",
+        group.0.display(),
+        provost_tests::provost().display()
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(world.work())
+        .output()
+        .expect("sh runs");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!(
+        report["kernel"]["cgroup2"],
+        group.0.to_string_lossy().as_ref(),
+        "{report}"
+    );
+    assert!(
+        group.0.join("provost-supervisor").is_dir(),
+        "it moved itself out of the way"
+    );
+}
+
 both_users!(
     memory_at_its_limit_is_an_outcome_of_its_own,
     a_child_that_is_killed_for_memory_is_recorded_though_the_command_goes_on,
@@ -140,4 +222,6 @@ both_users!(
     cpu_time_at_its_limit_says_so,
     a_file_does_not_grow_over_its_limit,
     descriptors_are_limited,
+    what_a_tree_writes_to_disks_is_limited,
+    cpus_are_limited_by_a_group_or_it_is_an_error,
 );

@@ -157,6 +157,11 @@ pub enum StopCause {
     Replaced,
     /// It used more memory than it may.
     OutOfMemory,
+    /// It used more of something else than it may.
+    OverLimit {
+        /// The limit, in words.
+        limit: String,
+    },
 }
 
 impl StopCause {
@@ -166,7 +171,7 @@ impl StopCause {
             Self::Cancelled { .. } => "cancelled",
             Self::TimedOut => "timed_out",
             Self::IdleTimedOut => "idle_timeout",
-            Self::Denied => "denied",
+            Self::Denied | Self::OverLimit { .. } => "denied",
             Self::Replaced => "replaced",
             Self::OutOfMemory => "out_of_memory",
         }
@@ -178,7 +183,7 @@ impl StopCause {
             Self::Cancelled { .. } => Outcome::Cancelled,
             Self::TimedOut => Outcome::TimedOut,
             Self::IdleTimedOut => Outcome::IdleTimeout,
-            Self::Denied => Outcome::Denied,
+            Self::Denied | Self::OverLimit { .. } => Outcome::Denied,
             Self::Replaced => Outcome::Replaced,
             Self::OutOfMemory => Outcome::OutOfMemory,
         }
@@ -193,6 +198,7 @@ impl StopCause {
             Self::Denied => "stopped at its first denial".to_owned(),
             Self::Replaced => "stopped to make room for the process that replaces it".to_owned(),
             Self::OutOfMemory => "stopped at its memory limit".to_owned(),
+            Self::OverLimit { limit } => format!("stopped at a limit: {limit}"),
         }
     }
 }

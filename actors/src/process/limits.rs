@@ -1,11 +1,18 @@
 //! What limits refused, as denials: by the counters of the tree's groups, and by the signals that tell of a limit.
 
+use std::time::{Duration, Instant};
+
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
-use provost_sandbox::keeper::wire::LimitHits;
+use provost_sandbox::keeper::wire::{LimitHits, SignalScope};
+use provost_sandbox::observe::written;
 use ractor::ActorRef;
 
-use super::{ProcessMsg, ProcessState};
-use crate::ledger::Fact;
+use super::{ProcessMsg, ProcessState, Timer};
+use crate::ledger::{Fact, StopCause};
+
+/// How often it is looked at what it writes; less often where looking takes its time.
+const DISK_INTERVAL: Duration = Duration::from_millis(50);
+const DISK_SHARE: u32 = 50;
 
 impl ProcessState {
     /// What the limits of its groups refused it, which they tell at the end.
@@ -41,6 +48,34 @@ impl ProcessState {
             }
             _ => {}
         }
+    }
+
+    /// Looks at what it writes to disks, if there is a limit, as long as it lives.
+    pub(super) fn watch_disk(&mut self, myself: &ActorRef<ProcessMsg>) {
+        if self.args.sandbox.policy.limits.disk_bytes.is_some() {
+            self.arm(myself, DISK_INTERVAL, Timer::Disk);
+        }
+    }
+
+    pub(super) fn disk(&mut self, myself: &ActorRef<ProcessMsg>) {
+        let Some(limit) = self.args.sandbox.policy.limits.disk_bytes else {
+            return;
+        };
+        if self.ledger.tree_settled() {
+            return;
+        }
+        let began = Instant::now();
+        if written::disk_bytes(self.init_pid) <= limit {
+            let next = DISK_INTERVAL.max(began.elapsed() * DISK_SHARE);
+            return self.arm(myself, next, Timer::Disk);
+        }
+        self.resource_denials(myself, "disk_written", Some(limit), "EDQUOT", 1);
+        let limit = format!("disk_written = {limit}");
+        // Asked politely it would go on writing.
+        self.stopping = true;
+        self.fact(myself, Fact::StopRequested(StopCause::OverLimit { limit }));
+        self.say_signal(myself, "SIGKILL", SignalScope::Tree, "limit");
+        self.kill_tree(myself);
     }
 
     fn resource_denials(

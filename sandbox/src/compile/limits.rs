@@ -2,12 +2,16 @@
 
 use super::lacking;
 use crate::keeper::plan::CgroupPlan;
-use crate::kernel::KernelSupport;
+use crate::kernel::{KernelSupport, LimitGroups};
 use crate::policy::{Degrade, Policy};
 use crate::report::{Degradation, UnsupportedError};
 
 /// As many as a kernel can number; a pids cgroup takes no larger limit.
 const TASKS_MAX: u64 = 4 * 1024 * 1024;
+
+/// The time over which CPU time is shared out, and the least that can be: the kernel's usual values.
+const CPU_PERIOD_US: u64 = 100_000;
+const CPU_QUOTA_US_MIN: u64 = 1000;
 
 /// What holds the limits.
 #[derive(Debug, Default)]
@@ -27,8 +31,8 @@ pub(super) fn plan(
     if let Some(tasks) = policy.limits.tasks {
         // The init is one of them.
         let with_init = tasks.saturating_add(1);
-        if let Some(parent) = &kernel.pids_v1 {
-            plan.group(parent, "pids.max", with_init.min(TASKS_MAX));
+        if let Some(groups) = &kernel.pids_groups {
+            plan.group(groups, &[("pids.max", with_init.min(TASKS_MAX).to_string())]);
             plan.described.push(format!("tasks={tasks} (pids cgroup)"));
         } else if kernel.needs_user_namespace && kernel.pid_namespace.is_yes() && policy.confined {
             // Tasks are counted by user and user namespace, and the namespace is the process's own.
@@ -46,8 +50,13 @@ pub(super) fn plan(
         }
     }
     if let Some(bytes) = policy.limits.memory_bytes {
-        if let Some(parent) = &kernel.memory_v1 {
-            plan.group(parent, "memory.limit_in_bytes", bytes);
+        if let Some(groups) = &kernel.memory_groups {
+            let file = if groups.unified {
+                "memory.max"
+            } else {
+                "memory.limit_in_bytes"
+            };
+            plan.group(groups, &[(file, bytes.to_string())]);
             plan.described.push(format!("memory={bytes} (memory cgroup)"));
         } else {
             plan.rlimits.push((libc::RLIMIT_DATA, bytes));
@@ -55,6 +64,35 @@ pub(super) fn plan(
                 "memory={bytes} (RLIMIT_DATA, for each process by itself)"
             ));
         }
+    }
+    if let Some(millis) = policy.limits.cpu_millis {
+        let cpus = format!("{}.{:03}", millis / 1000, millis % 1000);
+        if let Some(groups) = &kernel.cpu_groups {
+            let quota = (millis.saturating_mul(CPU_PERIOD_US) / 1000)
+                .max(CPU_QUOTA_US_MIN)
+                .to_string();
+            let period = CPU_PERIOD_US.to_string();
+            match groups.unified {
+                true => plan.group(groups, &[("cpu.max", format!("{quota} {period}"))]),
+                false => plan.group(
+                    groups,
+                    &[("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)],
+                ),
+            }
+            plan.described.push(format!("cpus={cpus} (cpu cgroup)"));
+        } else {
+            lacking(
+                best_effort,
+                degraded,
+                "limit CPUs",
+                "no cpu cgroup may be made here",
+                "run as root or where a cgroup with the cpu controller is delegated, or use --cpu-time",
+            )?;
+        }
+    }
+    if let Some(bytes) = policy.limits.disk_bytes {
+        plan.described
+            .push(format!("disk-written={bytes} (looked at now and then)"));
     }
     if let Some(seconds) = policy.limits.cpu_seconds {
         // At the soft limit SIGXCPU says why it ends; a little later it is killed.
@@ -79,11 +117,22 @@ pub(super) fn plan(
 }
 
 impl LimitPlan {
-    fn group(&mut self, parent: &str, file: &str, value: u64) {
-        self.cgroups.push(CgroupPlan {
-            parent: parent.to_owned(),
-            unified: false,
-            files: vec![(file.to_owned(), value.to_string())],
-        });
+    fn group(&mut self, groups: &LimitGroups, files: &[(&str, String)]) {
+        let files = files
+            .iter()
+            .map(|(file, value)| ((*file).to_owned(), value.clone()));
+        // In v2 a process is in one group, whatever that limits.
+        let known = self
+            .cgroups
+            .iter_mut()
+            .find(|group| group.unified && groups.unified);
+        match known {
+            Some(group) => group.files.extend(files),
+            None => self.cgroups.push(CgroupPlan {
+                parent: groups.parent.clone(),
+                unified: groups.unified,
+                files: files.collect(),
+            }),
+        }
     }
 }

@@ -13,6 +13,42 @@ use uuid::Uuid;
 use super::plan::CgroupPlan;
 use super::wire::LimitHits;
 
+/// The group that a supervisor moves itself to, below the one that was delegated to it: only a group without processes of
+/// its own can pass controllers on (cgroups(7), "no internal processes").
+pub(super) const LEAF: &str = "provost-supervisor";
+
+/// Moves this process into a leaf of the cgroup v2 group that it is alone in, so that groups with limits can be made
+/// beside it. For programs that are nothing but a supervisor; call it before the spawner is started. Says whether it is in
+/// such a leaf now; in a root group, or one that it shares, it stays.
+pub fn settle_in_leaf() -> bool {
+    let Some(own) = super::probe::own_unified_group() else {
+        return false;
+    };
+    if own.ends_with(LEAF) {
+        return true;
+    }
+    let alone = fs::read_to_string(own.join("cgroup.procs"))
+        .is_ok_and(|members| members.trim() == std::process::id().to_string());
+    let leaf = own.join(LEAF);
+    let made = || match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => fs::write(leaf.join("cgroup.procs"), "0"),
+    };
+    // The root group may have processes and pass controllers on.
+    alone && own.join("cgroup.type").exists() && made().is_ok()
+}
+
+/// Makes the controller available in groups below this one; false where it cannot be.
+pub(super) fn enable(directory: &Path, controller: &str) -> bool {
+    let has = |file: &str| {
+        fs::read_to_string(directory.join(file))
+            .is_ok_and(|text| text.split_ascii_whitespace().any(|name| name == controller))
+    };
+    has("cgroup.subtree_control")
+        || has("cgroup.controllers")
+            && fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}")).is_ok()
+}
+
 /// A group of one tree. Dropping it removes the directory.
 #[derive(Debug)]
 pub(super) struct Group {

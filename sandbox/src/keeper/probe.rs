@@ -5,9 +5,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use super::Step;
 use super::sys::{self, CloneArgs, Errno};
-use crate::kernel::{KernelSupport, Probe};
+use super::{Step, cgroup};
+use crate::kernel::{KernelSupport, LimitGroups, Probe};
 
 /// Bytes of stack for a task that makes four system calls.
 const TASK_STACK_BYTES: usize = 16 * 1024;
@@ -67,9 +67,10 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
         needs_user_namespace,
         private_proc,
         net_namespace,
-        cgroup2: groups.directory(None),
-        pids_v1: groups.directory(Some("pids")),
-        memory_v1: groups.directory(Some("memory")),
+        cgroup2: groups.unified(),
+        pids_groups: groups.with("pids"),
+        memory_groups: groups.with("memory"),
+        cpu_groups: groups.with("cpu"),
         audit: Probe::No("not asked".to_owned()),
         pidfd_exit_info: task.exit_info,
     }
@@ -217,6 +218,11 @@ pub(super) fn id_maps() -> (Vec<u8>, Vec<u8>) {
     )
 }
 
+/// Our own cgroup v2 directory, if we may make groups in it.
+pub(super) fn own_unified_group() -> Option<PathBuf> {
+    Groups::read().directory(None).map(PathBuf::from)
+}
+
 /// What the kernel says about cgroups and where we are in them.
 struct Groups {
     mounts: String,
@@ -229,6 +235,28 @@ impl Groups {
             mounts: fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
             own: fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
         }
+    }
+
+    /// Where groups with this controller can be made: v1 where it is mounted there, else v2.
+    fn with(&self, controller: &str) -> Option<LimitGroups> {
+        if let Some(parent) = self.directory(Some(controller)) {
+            let unified = false;
+            return Some(LimitGroups { parent, unified });
+        }
+        let parent = self.unified()?;
+        cgroup::enable(Path::new(&parent), controller).then_some(LimitGroups {
+            parent,
+            unified: true,
+        })
+    }
+
+    /// The same in v2. A supervisor that has settled in a leaf makes its groups beside that one.
+    fn unified(&self) -> Option<String> {
+        let own = self.directory(None)?;
+        let above = own
+            .strip_suffix(cgroup::LEAF)
+            .and_then(|above| above.strip_suffix('/'));
+        Some(above.map_or_else(|| own.clone(), str::to_owned))
     }
 
     /// Our own directory in a cgroup hierarchy (v2 for `None`), if we may make groups in it.

@@ -21,7 +21,7 @@ use super::{Step, packet};
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::units::{bytes, duration};
+use crate::units::{bytes, cpus, duration};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Run commands that nobody fully trusts, and know what became of them.
@@ -157,6 +157,12 @@ pub(crate) struct RunArgs {
     /// Limit CPU time of each process
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
     pub(crate) cpu_time: Option<Duration>,
+    /// Limit the CPUs that it may keep busy: 1, 0.5
+    #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Limits")]
+    pub(crate) cpus: Option<u64>,
+    /// Limit what it may write to disks in all: 10G (looked at five times a second)
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
+    pub(crate) disk_written: Option<u64>,
     /// Limit the descriptors that each process may have open
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..), help_heading = "Limits")]
     pub(crate) open_files: Option<u64>,

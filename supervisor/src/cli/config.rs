@@ -200,6 +200,8 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     limits.cpu_seconds = cpu_seconds.or(limits.cpu_seconds);
     limits.open_files = args.open_files.or(limits.open_files);
     limits.file_bytes = args.file_size.or(limits.file_bytes);
+    limits.cpu_millis = args.cpus.or(limits.cpu_millis);
+    limits.disk_bytes = args.disk_written.or(limits.disk_bytes);
     if args.best_effort {
         policy.degrade = Degrade::BestEffort;
     }

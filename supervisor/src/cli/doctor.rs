@@ -1,11 +1,14 @@
 //! `provost doctor`: what this machine offers, and which guarantees hold.
 
+use provost_sandbox::keeper::settle_in_leaf;
 use provost_sandbox::kernel::{KernelSupport, Probe};
 use serde::Serialize;
 
 use super::CliResult;
 use super::args::DoctorArgs;
 use crate::Supervisor;
+
+const LIMIT_HINT: &str = "Run as root, or where a cgroup with that controller is delegated and nothing else runs in it: systemd-run --user --scope -p Delegate=yes provost …";
 
 /// One line of the report.
 #[derive(Debug, Serialize)]
@@ -28,6 +31,8 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &DoctorArgs) -> CliResult {
+    // As a run with limits would.
+    settle_in_leaf();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -98,11 +103,11 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
         meaning,
         hint,
     };
-    let group = |name, found: &Option<String>, (meaning, hint)| Check {
+    let group = |name, found: Option<&String>, (meaning, hint)| Check {
         name,
         holds: found.is_some(),
         detail: found
-            .clone()
+            .cloned()
             .unwrap_or_else(|| "no group may be made here".to_owned()),
         meaning,
         hint,
@@ -164,7 +169,7 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
         ),
         group(
             "cgroup v2",
-            &kernel.cgroup2,
+            kernel.cgroup2.as_ref(),
             (
                 "Without namespaces, trees are held by a subreaper only.",
                 "Run as root, or where a group is delegated (systemd-run --user --scope -p Delegate=yes).",
@@ -172,19 +177,24 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
         ),
         group(
             "pids cgroup",
-            &kernel.pids_v1,
+            kernel.pids_groups.as_ref().map(|groups| &groups.parent),
             (
                 "--tasks is held by RLIMIT_NPROC in a user namespace, or not at all as root.",
-                "Run as root where the v1 hierarchy of that controller is mounted; those of v2 are not used yet.",
+                LIMIT_HINT,
             ),
         ),
         group(
             "memory cgroup",
-            &kernel.memory_v1,
+            kernel.memory_groups.as_ref().map(|groups| &groups.parent),
             (
                 "--memory is held for each process by itself (RLIMIT_DATA).",
-                "Run as root where the v1 hierarchy of that controller is mounted; those of v2 are not used yet.",
+                LIMIT_HINT,
             ),
+        ),
+        group(
+            "cpu cgroup",
+            kernel.cpu_groups.as_ref().map(|groups| &groups.parent),
+            ("--cpus is an error.", LIMIT_HINT),
         ),
         probe(
             "Landlock audit feed",

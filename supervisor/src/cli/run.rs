@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::libc::SIGPIPE;
 use provost_actors::event::{Event, EventBody, StreamName};
 use provost_actors::record::{Outcome, TerminalRecord};
+use provost_sandbox::keeper::settle_in_leaf;
 use provost_sandbox::keeper::wire::SignalScope;
 
 use super::args::RunArgs;
@@ -13,9 +14,14 @@ use super::config::{self, Reporting, RunConfig};
 use super::report_file::ReportFile;
 use super::signals::{self, Interrupted};
 use super::{CliResult, EXIT_PROVOST, ask, output, summary};
-use crate::{Builder, ProcessHandle, Supervisor};
+use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
+    let preset = PRESETS.contains(&args.policy.as_str());
+    if !preset || args.memory.or(args.tasks).or(args.cpus).is_some() {
+        // Where groups with limits cannot be made beside us, others hold them or it is an error.
+        settle_in_leaf();
+    }
     // First of all: the spawner takes its time to start, and has it while the rest is looked at.
     let supervisor = launch()?;
     supervise_with(supervisor, config::resolve(args)?).map(|(_, code)| code)

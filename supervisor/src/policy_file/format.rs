@@ -151,6 +151,12 @@ pub(super) struct Limits {
     /// CPU time of each process: `90s`, `10m`.
     #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
     pub(super) cpu_time: Option<Spanned<String>>,
+    /// CPUs that it may keep busy: 1, 0.5.
+    #[cfg_attr(feature = "cli", schemars(with = "Option<f64>", range(min = 0.01)))]
+    pub(super) cpus: Option<Spanned<f64>>,
+    /// What it may write to disks in all: `10G`.
+    #[cfg_attr(feature = "cli", schemars(with = "Option<String>"))]
+    pub(super) disk_written: Option<Spanned<String>>,
     /// Descriptors that each process may have open; at least 16.
     #[cfg_attr(feature = "cli", schemars(with = "Option<u64>", range(min = 16)))]
     pub(super) open_files: Option<Spanned<u64>>,

@@ -332,6 +332,14 @@ impl Layer<'_> {
             }
             limits.open_files = Some(*files.get_ref());
         }
+        if let Some(cpus) = &given.cpus {
+            let millis = crate::units::cpu_millis(*cpus.get_ref());
+            limits.cpu_millis =
+                Some(millis.map_err(|why| self.text.error(cpus.span(), "limits.cpus", why))?);
+        }
+        if let Some(bytes) = &given.disk_written {
+            limits.disk_bytes = Some(self.parsed(bytes, "limits.disk_written", crate::units::bytes)?);
+        }
         if let Some(size) = &given.file_size {
             limits.file_bytes = Some(self.parsed(size, "limits.file_size", crate::units::bytes)?);
         }

@@ -184,6 +184,12 @@ fn limits(text: &mut String, loaded: &LoadedPolicy) {
         limits
             .cpu_seconds
             .map(|seconds| format!("cpu_time = \"{seconds}s\"\n")),
+        limits
+            .cpu_millis
+            .map(|millis| format!("cpus = {}.{:03}\n", millis / 1000, millis % 1000)),
+        limits
+            .disk_bytes
+            .map(|bytes| format!("disk_written = \"{bytes}\"\n")),
         limits.open_files.map(|files| format!("open_files = {files}\n")),
         limits
             .file_bytes
