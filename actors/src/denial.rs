@@ -24,6 +24,7 @@ use crate::approval::Verdict;
 use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
+use crate::proxy::ProxyPort;
 
 /// How long the channel may take to run dry once the tree is gone.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -62,6 +63,8 @@ pub(crate) struct DenialArgs {
     pub(crate) ask_timeout: Duration,
     /// What was allowed to every process of the session.
     pub(crate) session_grants: Grants,
+    /// Where its proxy is to be, if it has one.
+    pub(crate) proxy: Option<ProxyPort>,
 }
 
 pub(crate) struct DenialState {
@@ -117,15 +120,19 @@ impl Actor for DenialActor {
         if let Some(fd) = args.listener.take() {
             let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
             let (answers, answered) = mpsc::unbounded_channel();
-            let server = Server::new(&args, answers.clone());
+            let (server, proxy) = Server::new(&mut args, answers.clone())?;
             state.answers = Some(answers);
             state.serve = Some(tokio::spawn(async move {
                 let names = server.outstanding_names();
                 server.serve(listener, answered).await;
-                let complete = names.is_over()
+                let names = names.is_over()
                     || tokio::task::spawn_blocking(move || names.wait(DRAIN_MAX))
                         .await
                         .unwrap_or(false);
+                let complete = match proxy {
+                    Some(proxy) => proxy.drain(DRAIN_MAX).await && names,
+                    None => names,
+                };
                 let _ = myself.send_message(if complete {
                     DenialMsg::HungUp
                 } else {

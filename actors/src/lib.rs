@@ -28,6 +28,7 @@ mod denial;
 mod exit;
 mod head_start;
 mod process;
+mod proxy;
 mod readiness;
 mod root;
 mod spawner;

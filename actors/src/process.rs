@@ -37,6 +37,7 @@ use crate::event::{ProcessId, StreamName};
 use crate::exit::{ExitActor, ExitMsg};
 use crate::ledger::{Effect, Fact, Ledger, LedgerSpec, StopCause};
 use crate::log::Log;
+use crate::proxy::ProxyPort;
 use crate::record::{Closed, TerminalRecord};
 use crate::spawner::SpawnerLink;
 use crate::spec::{ProcessSpec, StdinSpec};
@@ -126,6 +127,8 @@ pub(crate) struct ProcessArgs {
     pub(crate) stdin: Arc<StdinPort>,
     /// What was allowed to every process of the session.
     pub(crate) session_grants: Grants,
+    /// Where its proxy will be, if it has one.
+    pub(crate) proxy: Option<ProxyPort>,
 }
 
 pub(crate) struct ProcessState {
@@ -435,6 +438,7 @@ impl ProcessState {
                 audit: self.args.audit.clone(),
                 ask_timeout: self.args.spec.ask_timeout,
                 session_grants: self.args.session_grants.clone(),
+                proxy: self.args.proxy.take(),
             };
             let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
             self.denials = Some(denials);

@@ -21,6 +21,7 @@ use crate::event::ProcessId;
 use crate::head_start::{Expected, HeadStart, Prepared, compile_context};
 use crate::log::Log;
 use crate::process::{ProcessArgs, spawn_request};
+use crate::proxy::ProxyPort;
 use crate::spawner::{LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
 use crate::stdin::StdinPort;
@@ -219,6 +220,14 @@ impl Tree {
         let id = ProcessId::new();
         let log = Arc::new(Log::new(id, spec.retention));
         let stdin = Arc::new(StdinPort::new(matches!(spec.stdin, StdinSpec::Pipe)));
+        let proxy = match sandbox.policy.net.proxy {
+            true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),
+            false => None,
+        };
+        for (name, value) in proxy.iter().flat_map(ProxyPort::variables) {
+            spec.env.retain(|(known, _)| known != name);
+            spec.env.push((name.into(), value.into()));
+        }
         let (request, given) = spawn_request(id, &mut spec, &sandbox);
         let args = Box::new(ProcessArgs {
             id,
@@ -229,6 +238,7 @@ impl Tree {
             log: log.clone(),
             stdin: stdin.clone(),
             session_grants: self.session_grants.clone(),
+            proxy,
         });
         let (reply, accepted) = oneshot::channel();
         let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());
@@ -328,6 +338,9 @@ pub enum SpawnRefused {
     /// The policy is wrong, or this machine cannot hold it.
     #[error(transparent)]
     Sandbox(#[from] CompileError),
+    /// There is no port for the process's proxy.
+    #[error("cannot listen on loopback for the proxy: {0}")]
+    Proxy(#[source] std::io::Error),
     /// The supervisor takes nothing any more.
     #[error("{0}")]
     Gone(String),

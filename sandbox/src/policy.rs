@@ -181,6 +181,7 @@ impl Policy {
                 allow: Vec::new(),
                 listen: Vec::new(),
                 names: NamePolicy::default(),
+                proxy: false,
             },
             refuse_syscalls: Vec::new(),
             limits: Limits::default(),

@@ -28,6 +28,7 @@ use super::DenialArgs;
 use crate::approval::{ApprovalScope, Approvals, GrantRecord, Verdict, Waiting};
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
+use crate::proxy::Proxy;
 use crate::spawner::lock;
 use crate::workers::Workers;
 
@@ -103,13 +104,28 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(args: &DenialArgs, answers: mpsc::UnboundedSender<Answered>) -> Self {
+    /// The server, and the process's proxy where it has one.
+    ///
+    /// # Errors
+    /// The proxy cannot be watched.
+    pub(super) fn new(
+        args: &mut DenialArgs,
+        answers: mpsc::UnboundedSender<Answered>,
+    ) -> std::io::Result<(Self, Option<Proxy>)> {
         let sandbox = &args.sandbox;
         let approvals = Approvals::new(args.ask_timeout, args.session_grants.clone());
         let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
         setup.grants = approvals.grants();
         let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-        Self {
+        let proxy = match args.proxy.take() {
+            Some(port) => {
+                let net = std::mem::replace(&mut setup.net, port.direct(&sandbox.policy.net));
+                let (process, permits) = (args.process.clone(), permits.clone());
+                Some(Proxy::serve(port, net, refusals(process, permits))?)
+            }
+            None => None,
+        };
+        let server = Self {
             decider: Decider::new(setup).resolving(
                 reporter(args.process.clone(), permits.clone()),
                 Box::new(move |question| {
@@ -132,7 +148,8 @@ impl Server {
             blocking: Blocking::default(),
             workers: Workers::default(),
             permits,
-        }
+        };
+        Ok((server, proxy))
     }
 
     /// The names that were asked for and are not settled.
@@ -499,6 +516,17 @@ fn reporter(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> Report {
     Box::new(move |denial| {
         let permit = runtime.block_on(permits.clone().acquire_owned()).ok();
         let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
+    })
+}
+
+/// The same for the proxy, which waits for it.
+fn refusals(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> crate::proxy::Report {
+    Arc::new(move |denial| {
+        let (process, permits) = (process.clone(), permits.clone());
+        Box::pin(async move {
+            let permit = permits.acquire_owned().await.ok();
+            let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
+        })
     })
 }
 

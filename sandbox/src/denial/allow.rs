@@ -46,6 +46,9 @@ impl AllowingRule {
                             by_name.unwrap_or_else(|| SocketAddr::new(address, port).to_string()),
                         )
                     }
+                    ("connect", None, "tcp") => {
+                        rule("net.allow", named(target.host.as_deref()?, target.port?)?)
+                    }
                     ("connect", None, "unix") => {
                         let path = target.path.as_deref().filter(|path| path.starts_with('/'))?;
                         rule("net.unix", plain(path)?.to_owned())

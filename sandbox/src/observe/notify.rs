@@ -55,7 +55,7 @@ use crate::syscalls::{self, Entry, Handling};
 pub use ask::{Grant, Grants, Question};
 pub use connect::{BlockingConnect, Canceller};
 pub use listener::{Listener, Notification, Received, Response};
-pub use names::{AskName, HeldName, Report};
+pub use names::{AskName, HeldName, Report, look_up};
 pub use opening::HeldOpen;
 pub use tree::Tree;
 

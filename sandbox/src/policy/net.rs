@@ -28,6 +28,10 @@ pub struct NetPolicy {
     /// Destinations allowed by their names.
     #[serde(default)]
     pub names: NamePolicy,
+    /// Names are reached through a proxy of ours only, which the program's environment names: it tells hosts apart that
+    /// share an address.
+    #[serde(default)]
+    pub proxy: bool,
 }
 
 /// What a policy says about one destination.

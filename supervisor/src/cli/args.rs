@@ -100,6 +100,9 @@ pub(crate) struct RunArgs {
     /// How long a request waits before it is denied
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
     pub(crate) ask_timeout: Duration,
+    /// Reach allowed host names through a proxy only, which tells hosts apart that share an address (HTTP, HTTPS)
+    #[arg(long, help_heading = "Sandbox")]
+    pub(crate) proxy: bool,
     /// Allow connections to the unix socket of another program at this path; repeatable
     #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
     pub(crate) allow_unix: Vec<PathBuf>,

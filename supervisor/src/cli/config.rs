@@ -116,9 +116,9 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     let rules =
         paths.iter().any(|rules| !rules.is_empty()) || texts.iter().any(|rules| !rules.is_empty());
     let asks = !args.ask.is_empty() || args.ask_command.is_some();
-    if !policy.confined && (rules || asks || args.net.is_some()) {
+    if !policy.confined && (rules || asks || args.proxy || args.net.is_some()) {
         return Err(
-            "--policy unconfined has no sandbox: --read, --write, --execute, --deny, --net, --allow-net, --allow-unix, --listen, --refuse-syscall and --ask do nothing there; leave them out or choose another policy"
+            "--policy unconfined has no sandbox: --read, --write, --execute, --deny, --net, --allow-net, --allow-unix, --listen, --proxy, --refuse-syscall and --ask do nothing there; leave them out or choose another policy"
                 .to_owned(),
         );
     }
@@ -166,6 +166,7 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
             Err(error) => return Err(format!("--allow-net: {error}")),
         }
     }
+    policy.net.proxy |= args.proxy;
     for text in &args.listen {
         let rule: NetRule = text.parse().map_err(|error| format!("--listen: {error}"))?;
         let source = format!("--listen {text}");

@@ -93,6 +93,8 @@ pub(super) struct Net {
     /// port; `/udp` after it for UDP, else TCP.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) allow: Vec<Spanned<String>>,
+    /// Reach allowed names through a proxy of Provost's only, which tells hosts apart that share an address.
+    pub(super) proxy: Option<bool>,
     /// Addresses of this machine where TCP may be served with off or ask: `127.0.0.1:8080`, `[::1]:*`. Ports from 1024 on.
     #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
     pub(super) listen: Vec<Spanned<String>>,

@@ -243,6 +243,7 @@ impl Layer<'_> {
                 Destination::Name(rule) => policy.net.names.rules.push(NameRule { source, ..rule }),
             }
         }
+        policy.net.proxy = file.net.proxy.unwrap_or(policy.net.proxy);
         for (index, text) in file.net.listen.iter().enumerate() {
             let rule: NetRule = self.value(text, &format!("net.listen[{index}]"))?;
             let source = self.rule(text, "net.listen");
@@ -484,6 +485,12 @@ impl LoadedPolicy {
         if policy.net.mode == NetMode::Isolated && destinations {
             return Err(
                 "nothing can be allowed with the network isolated: a private loopback has no way to that address; use off"
+                    .to_owned(),
+            );
+        }
+        if policy.net.proxy && (policy.net.mode != NetMode::Off || policy.ask.net) {
+            return Err(
+                "the proxy is for what a closed network allows by name: it goes with the network off, and nobody is asked there"
                     .to_owned(),
             );
         }

@@ -356,39 +356,13 @@ impl Names {
             }
         }
         // May take long; no lock is held.
-        let found = self.look_up(name)?;
+        let found = look_up(&self.net, name)?;
         let mut known = self.known();
         for &address in &found {
             known.pins.entry(address).or_default().insert(name.to_owned());
         }
         known.names.insert(name.to_owned(), found.clone());
         Ok(found)
-    }
-
-    fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, Option<String>> {
-        if let Some(fixed) = self.net.names.fixed.iter().find(|fixed| fixed.name == name) {
-            return Ok(fixed.addresses.iter().map(IpAddr::to_canonical).collect());
-        }
-        let found = (name, 0).to_socket_addrs().map_err(|_| None)?;
-        let found: BTreeSet<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
-        let (usable, inner): (Vec<IpAddr>, Vec<IpAddr>) = found
-            .into_iter()
-            .partition(|&address| self.may_be_pinned(name, address));
-        match (usable.is_empty(), inner.first()) {
-            (true, Some(address)) => Err(Some(format!(
-                "the name leads to {address}, which is not a public address: allow that address, too"
-            ))),
-            (true, None) => Err(None),
-            (false, _) => Ok(usable.into_iter().take(ADDRESSES_MAX).collect()),
-        }
-    }
-
-    /// Whoever owns a name decides where it leads. Into this machine and its own network it may lead only where
-    /// a rule allows the address, too.
-    fn may_be_pinned(&self, name: &str, address: IpAddr) -> bool {
-        is_public(address)
-            || self.net.allow.iter().any(|rule| rule.net.contains(&address))
-            || address.is_loopback() && (name == "localhost" || name.ends_with(".localhost"))
     }
 
     fn refuse(&self, name: &str, user: (i32, Option<String>), why: &str) {
@@ -424,6 +398,37 @@ impl Names {
             ..self.denial("", stand_in.last_user(), "")
         });
     }
+}
+
+/// Where an allowed name leads: at most a few addresses, none of which is this machine or of its own network unless a rule
+/// allows it, too. It blocks as long as the machine's resolver does.
+///
+/// # Errors
+/// Why there is none that may be reached; nothing, where there is none at all.
+pub fn look_up(net: &NetPolicy, name: &str) -> Result<Vec<IpAddr>, Option<String>> {
+    if let Some(fixed) = net.names.fixed.iter().find(|fixed| fixed.name == name) {
+        return Ok(fixed.addresses.iter().map(IpAddr::to_canonical).collect());
+    }
+    let found = (name, 0).to_socket_addrs().map_err(|_| None)?;
+    let found: BTreeSet<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
+    let (usable, inner): (Vec<IpAddr>, Vec<IpAddr>) = found
+        .into_iter()
+        .partition(|&address| may_lead_to(net, name, address));
+    match (usable.is_empty(), inner.first()) {
+        (true, Some(address)) => Err(Some(format!(
+            "the name leads to {address}, which is not a public address: allow that address, too"
+        ))),
+        (true, None) => Err(None),
+        (false, _) => Ok(usable.into_iter().take(ADDRESSES_MAX).collect()),
+    }
+}
+
+/// Whoever owns a name decides where it leads. Into this machine and its own network it may lead only where a rule allows
+/// the address, too.
+fn may_lead_to(net: &NetPolicy, name: &str, address: IpAddr) -> bool {
+    is_public(address)
+        || net.allow.iter().any(|rule| rule.net.contains(&address))
+        || address.is_loopback() && (name == "localhost" || name.ends_with(".localhost"))
 }
 
 /// The answer with these addresses, or that there are none.

@@ -66,6 +66,9 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
         }
         text += "]\n";
     }
+    if policy.net.proxy {
+        text += "proxy = true\n";
+    }
     paths(&mut text, "unix", &policy.net.unix);
     if !policy.refuse_syscalls.is_empty() {
         text += "\n[syscalls]\nrefuse = [\n";

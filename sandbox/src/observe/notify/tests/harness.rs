@@ -46,6 +46,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
             listen: Vec::new(),
             allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
             names: crate::policy::NamePolicy::default(),
+            proxy: false,
         },
         access: None,
         metadata: AccessMap::new(&FilePolicy::default(), &[]),
