@@ -220,6 +220,8 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, undecided: TaskTrackerTok
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        // Who asks and leaves at once has asked.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     // How a client ends its connection is its own business.
