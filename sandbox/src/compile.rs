@@ -128,9 +128,20 @@ pub fn compile(
         });
     }
     if !mounts && !policy.files.protect.is_empty() {
+        let why = format!("no mount namespace ({})", kernel.pid_namespace.why());
+        // What a preset protects is a precaution; what the user names is asked for.
+        if let Some(rule) = policy.files.protect.iter().find(|rule| rule.explicit) {
+            lacking(
+                best_effort,
+                &mut degraded,
+                &format!("read-only {} ({})", rule.path.display(), rule.source),
+                &why,
+                "allow user namespaces, or leave what is to be protected out of the writable directories",
+            )?;
+        }
         degraded.push(Degradation {
             what: "read-only .git/hooks and .git/config".to_owned(),
-            why: format!("no mount namespace ({})", kernel.pid_namespace.why()),
+            why,
         });
     }
     let private_dirs = mounts::private_directories(&policy);

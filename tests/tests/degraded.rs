@@ -56,6 +56,31 @@ fn without_user_namespaces_the_policy_holds_and_the_report_says_what_is_weaker(w
     let done = run_within(world, &wrapper, &["--net", "isolated"], "echo ran", &[]);
     assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
     assert!(done.stderr.contains("--net off"), "\n{done}");
+    world.file("work/kept", "kept");
+    let file = world.file(
+        "work/protect.toml",
+        "version = 1\nextends = \"workspace-write\"\n[files]\nprotect = [\"kept\"]\n",
+    );
+    let done = run_within(world, &wrapper, &["--policy", &file], "echo ran", &[]);
+    assert_eq!((done.code, done.text().as_str()), (Some(125), ""), "\n{done}");
+    assert!(
+        done.stderr.contains("work/kept") && done.stderr.contains("protect.toml:4"),
+        "\n{done}"
+    );
+    let done = run_within(
+        world,
+        &wrapper,
+        &["--policy", &file, "--best-effort"],
+        "echo ran",
+        &[],
+    );
+    assert_eq!(done.text(), "ran\n", "\n{done}");
+    assert!(
+        done.record()["sandbox"]["degraded"]
+            .to_string()
+            .contains("work/kept"),
+        "\n{done}"
+    );
 }
 
 fn with_a_containers_capabilities_the_policy_holds(world: &World) {
