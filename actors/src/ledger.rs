@@ -31,6 +31,9 @@ use crate::record::{Closed, Usage};
 
 mod effect;
 mod fact;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod seal;
 mod spec;
 mod streams;

@@ -41,6 +41,9 @@ mod workers;
 
 pub use head_start::Expected;
 pub use process::ProcessCommand;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use proxy::tls_hello;
 pub use root::{ShutdownReport, SpawnRefused, Tree};
 pub use spawner::{LaunchedSpawner, StartError};
 pub use supervisor::ProcessLink;

@@ -35,6 +35,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::hello::tls_hello;
 use self::hello::{HELLO_BYTES_MAX, Hello};
 
 /// Connections of one process at the same time.

@@ -34,6 +34,8 @@
 mod cgroup;
 mod child;
 mod children;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod image;
 mod init;
 mod mounts;

@@ -22,6 +22,9 @@
 
 pub mod compile;
 pub mod denial;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keeper;
 pub mod kernel;
 pub mod observe;

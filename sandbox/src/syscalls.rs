@@ -38,9 +38,9 @@ mod kernel;
 mod network;
 mod processes;
 
-#[cfg(any(target_arch = "aarch64", test))]
+#[cfg(any(target_arch = "aarch64", test, feature = "fuzzing"))]
 pub(crate) mod aarch64;
-#[cfg(any(target_arch = "x86_64", test))]
+#[cfg(any(target_arch = "x86_64", test, feature = "fuzzing"))]
 pub(crate) mod x86_64;
 
 pub(crate) use condition::{Calls, Compare, Rules, Test, bits, either, int, null};

@@ -13,6 +13,9 @@ mod run;
 mod signals;
 mod summary;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use policy::rendered;
+
 use std::process::ExitCode;
 
 use clap::Parser;

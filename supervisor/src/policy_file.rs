@@ -18,6 +18,10 @@
 mod error;
 mod find;
 mod format;
+// The command line writes policies out, so it is needed here.
+#[cfg(all(feature = "cli", any(test, feature = "fuzzing")))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod merge;
 
 pub use error::PolicyFileError;

@@ -156,7 +156,14 @@ fn every_flag_is_documented() {
 #[test]
 fn every_source_file_is_on_the_map() {
     let map = page("docs/architecture.md");
-    for folder in ["sandbox/src", "actors/src", "supervisor/src"] {
+    for folder in [
+        "sandbox/src",
+        "actors/src",
+        "supervisor/src",
+        "fuzz/src",
+        "fuzz/fuzz_targets",
+        "fuzz/examples",
+    ] {
         let mut files = Vec::new();
         walk(&root().join(folder), &mut files);
         assert!(!files.is_empty(), "{folder} is empty");

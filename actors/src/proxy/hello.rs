@@ -30,6 +30,22 @@ pub(super) fn server_name(bytes: &[u8]) -> Hello {
     }
 }
 
+/// Any first bytes: what was once decided stays so, however many more come; a name is one that can be compared with rules.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn tls_hello(bytes: &[u8]) {
+    let whole = server_name(bytes);
+    for end in (0..bytes.len()).rev().step_by(1 + bytes.len() / 64) {
+        let part = server_name(&bytes[..end]);
+        assert!(
+            part == Hello::Incomplete || part == whole,
+            "{part:?}, then {whole:?}"
+        );
+    }
+    if let Hello::Name(name) = whole {
+        assert!(!name.is_empty() && !name.bytes().any(|byte| byte.is_ascii_uppercase() || byte == 0));
+    }
+}
+
 /// The first handshake message, out of as many records as it was cut into. `None`: it is none; `Some(None)`: not all of it
 /// is there.
 fn handshake(bytes: &[u8]) -> Option<Option<Vec<u8>>> {
@@ -206,11 +222,11 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn no_bytes_cause_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), at in 0usize..300, byte: u8) {
-            let _ = server_name(&bytes);
+            tls_hello(&bytes);
             let mut near = hello_for("a.example");
             let at = at % near.len();
             near[at] = byte;
-            let _ = server_name(&near);
+            tls_hello(&near);
         }
     }
 }

@@ -161,5 +161,5 @@ fn is_answer(code: u16, k: u32) -> bool {
     u32::from(code) == libc::BPF_RET | libc::BPF_K && (k == SECCOMP_RET_ALLOW || k == NOTIFY)
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -176,10 +176,38 @@ impl Written {
     }
 }
 
+/// What is written of a request is what its child reads; only a NUL is not written.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn reads_as_it_was_written(request: &SpawnRequest) {
+    fn strings(mut array: *const *const c_char) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        // SAFETY: null-terminated arrays of NUL-terminated strings, which is what is tested here.
+        unsafe {
+            while !(*array).is_null() {
+                found.push(std::ffi::CStr::from_ptr(*array).to_bytes().to_vec());
+                array = array.add(1);
+            }
+        }
+        found
+    }
+    let lists = [&request.candidates, &request.argv, &request.env];
+    let mut program = Program::with_room(Program::bytes(request)).expect("memory");
+    if lists.iter().any(|list| list.iter().any(|text| text.contains(&0))) {
+        return assert_eq!(program.write(request), Err(Unwritten::Nul));
+    }
+    program.write(request).expect("room");
+    let written = program.read();
+    assert_eq!(strings(written.candidates), request.candidates);
+    assert_eq!(strings(written.argv), request.argv);
+    assert_eq!(strings(written.env), request.env);
+    let file = c"/the/file".as_ptr();
+    let mut shell = vec![SHELL.to_vec(), b"/the/file".to_vec()];
+    shell.extend(request.argv.iter().skip(1).cloned());
+    assert_eq!(strings(written.shell_for(file)), shell);
+}
+
 #[cfg(test)]
 mod tests {
-    use std::ffi::CStr;
-
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -201,18 +229,6 @@ mod tests {
         }
     }
 
-    fn strings(mut array: *const *const c_char) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
-        // SAFETY: null-terminated arrays of NUL-terminated strings, which is what is tested here.
-        unsafe {
-            while !(*array).is_null() {
-                found.push(CStr::from_ptr(*array).to_bytes().to_vec());
-                array = array.add(1);
-            }
-        }
-        found
-    }
-
     fn words() -> impl Strategy<Value = Vec<Vec<u8>>> {
         prop::collection::vec(prop::collection::vec(1u8.., 0..20), 0..8)
     }
@@ -220,17 +236,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_what_is_read(candidates in words(), argv in words(), env in words()) {
-            let request = request(&candidates, &argv, &env);
-            let mut program = Program::with_room(Program::bytes(&request)).expect("memory");
-            program.write(&request).expect("room");
-            let written = program.read();
-            prop_assert_eq!(strings(written.candidates), candidates.clone());
-            prop_assert_eq!(strings(written.argv), argv.clone());
-            prop_assert_eq!(strings(written.env), env);
-            let file = c"/the/file".as_ptr();
-            let mut shell = vec![SHELL.to_vec(), b"/the/file".to_vec()];
-            shell.extend(argv.iter().skip(1).cloned());
-            prop_assert_eq!(strings(written.shell_for(file)), shell);
+            reads_as_it_was_written(&request(&candidates, &argv, &env));
         }
     }
 

@@ -26,6 +26,8 @@ mod control;
 mod denial;
 mod feed;
 mod fence;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod record;
 mod switch;
 #[cfg(test)]

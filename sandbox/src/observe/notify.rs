@@ -22,6 +22,8 @@ mod connect;
 mod diag;
 mod dns;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod listener;
 mod memory;
 mod metadata;

@@ -31,6 +31,12 @@ pub(super) fn run(args: PolicyArgs) -> CliResult {
     }
 }
 
+/// A policy as it is shown, and its lines as they are compared.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn rendered(loaded: &LoadedPolicy) -> (String, Vec<String>) {
+    (render::toml(loaded), render::lines(loaded))
+}
+
 /// Writes to stdout; a reader who has seen enough is no error.
 fn print(text: &str) -> CliResult {
     let mut stdout = std::io::stdout().lock();

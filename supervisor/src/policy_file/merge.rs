@@ -85,7 +85,10 @@ pub fn load(name: &PolicyName, context: &PolicyFileContext) -> Result<LoadedPoli
     if let PolicyName::Preset(preset) = name {
         return base(preset, context);
     }
-    let chain = chain(name.clone(), context)?;
+    merge(chain(name.clone(), context)?, context)
+}
+
+fn merge(chain: Chain, context: &PolicyFileContext) -> Result<LoadedPolicy, PolicyFileError> {
     let preset = chain.preset.as_deref();
     let mut loaded = base(preset.unwrap_or("read-only"), context)?;
     if preset.is_none() {
@@ -109,6 +112,43 @@ pub fn load(name: &PolicyName, context: &PolicyFileContext) -> Result<LoadedPoli
             .map_or_else(|| text.file.clone(), |stem| stem.to_string_lossy().into_owned());
     }
     Ok(loaded)
+}
+
+/// The policy in a text that extends a preset or nothing; `None` where it extends another file.
+#[cfg(all(feature = "cli", any(test, feature = "fuzzing")))]
+pub(super) fn load_text(
+    text: Text,
+    context: &PolicyFileContext,
+) -> Option<Result<LoadedPolicy, PolicyFileError>> {
+    let file = match format::parse(&text) {
+        Ok(file) => file,
+        Err(error) => return Some(Err(error)),
+    };
+    let preset = match &file.extends {
+        None => None,
+        Some(extends) => match PolicyName::parse(extends.get_ref()) {
+            PolicyName::Preset(preset) => Some(preset),
+            _ => return None,
+        },
+    };
+    // A pattern for all of the machine would take as long as all of the machine is large.
+    let lists = [
+        &file.files.read,
+        &file.files.execute,
+        &file.files.write,
+        &file.files.deny,
+        &file.files.protect,
+        &file.net.unix,
+    ];
+    let searches = |path: &Spanned<String>| {
+        let path = path.get_ref();
+        path.starts_with('/') && path.contains(['*', '?', '['])
+    };
+    if lists.into_iter().flatten().any(searches) {
+        return None;
+    }
+    let files = vec![(text, file)];
+    Some(merge(Chain { files, preset }, context))
 }
 
 fn base(preset: &str, context: &PolicyFileContext) -> Result<LoadedPolicy, PolicyFileError> {

@@ -1,12 +1,20 @@
+//! What the filter says, by the small interpreter in `bpf`. The fuzz target uses it too, so this is not for tests alone.
+#![cfg_attr(not(test), allow(dead_code, reason = "some of this only the tests use"))]
+
 use super::*;
 use crate::syscalls::{aarch64, x86_64};
 
 mod bpf;
+#[cfg(test)]
 mod equal;
+#[cfg(test)]
 mod escapes;
+pub(crate) mod fuzzing;
+#[cfg(test)]
 mod layout;
 mod model;
 mod oracle;
+mod trio;
 
 use bpf::Data;
 

@@ -275,6 +275,12 @@ impl Call<'_> {
     }
 }
 
+/// Whether the arguments of a call like `chmod` can be read.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn can_be_read(call: Call<'_>) -> bool {
+    call.metadata().is_ok()
+}
+
 /// How a call counts the fractions of seconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {

@@ -13,14 +13,17 @@ pub(super) fn toml(loaded: &LoadedPolicy) -> String {
         policy.name.replace(char::is_control, "?"),
         loaded.layers.join(", ").replace(char::is_control, "?")
     );
-    if !policy.confined {
-        text += "version = 1\nextends = \"unconfined\"\n";
-        limits(&mut text, loaded);
-        return text;
-    }
     text += "version = 1\n";
+    if !policy.confined {
+        text += "extends = \"unconfined\"\n";
+    }
     if policy.degrade == Degrade::BestEffort {
         text += "best_effort = true\n";
+    }
+    if !policy.confined {
+        environment(&mut text, loaded);
+        limits(&mut text, loaded);
+        return text;
     }
     text += "\n[files]\n";
     let files = &policy.files;

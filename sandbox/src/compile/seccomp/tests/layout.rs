@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::search::{self, JUMP, LOAD_WORD, Leaf, RETURN, Range};
+use super::super::search::{LOAD_WORD, Leaf, RETURN};
 use super::super::{chunk, outcome};
 use super::oracle::Oracle;
 use super::*;
@@ -96,29 +96,6 @@ fn a_chunk_that_cannot_tell_calls_apart_is_an_error() {
     );
 }
 
-/// A chunk that can be told by its answer.
-fn marked(index: usize) -> Vec<sock_filter> {
-    let instruction = |code, k| sock_filter {
-        code,
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    vec![
-        instruction(JUMP, 1),
-        instruction(RETURN, 0),
-        instruction(RETURN, 1000 + index as u32),
-    ]
-}
-
-fn expected(leaf: Leaf) -> u32 {
-    match leaf {
-        Leaf::Allow => SECCOMP_RET_ALLOW,
-        Leaf::Notify => NOTIFY,
-        Leaf::Chunk(index) => 1000 + index as u32,
-    }
-}
-
 fn leaf() -> impl Strategy<Value = Leaf> {
     prop_oneof![
         Just(Leaf::Allow),
@@ -137,22 +114,6 @@ proptest! {
             proptest::collection::vec((leaf(), 1_u32..4_000_000), 1..1000),
         ],
     ) {
-        let mut first = 0;
-        let mut ranges = Vec::new();
-        for &(leaf, width) in &leaves {
-            ranges.push(Range { first, leaf });
-            first += width;
-        }
-        let chunks: Vec<_> = (0..150).map(marked).collect();
-        let program = search::assemble(7, &ranges, &chunks);
-        for (at, range) in ranges.iter().enumerate() {
-            let last = ranges.get(at + 1).map_or(u32::MAX, |next| next.first - 1);
-            for number in [range.first, last, range.first + (last - range.first) / 2] {
-                let data = Data { number, arch: 7, args: [0; 6] };
-                prop_assert_eq!(bpf::run(&program, &data).answer, expected(range.leaf));
-                let foreign = Data { arch: 8, ..data };
-                prop_assert_eq!(bpf::run(&program, &foreign).answer, NOTIFY);
-            }
-        }
+        fuzzing::search_leads_every_number_to_its_leaf(&leaves);
     }
 }
