@@ -32,7 +32,7 @@ PROGRAMS = {
         printf 'int f(void);int main(void){return f();}' > m.c; printf 'int f(void){return 0;}' > f.c
         printf 'm: m.o f.o\n\tcc -o m m.o f.o\n' > Makefile; make -j4 -s && ./m"""),
     "tar": (["tar"], [], """
-        mkdir -p a/b && echo x > a/b/c && ln -s c a/b/l && ln a/b/c a/h && chmod 750 a/b && touch -d @1000000000 a/b/c
+        mkdir -p a/b && echo x > a/b/c && ln -s c a/b/l && ln a/b/c a/h && chmod 750 a/b && touch -d @1000000000 a/b/c a/b
         tar cpf t.tar a && mkdir o && tar xpf t.tar -C o && stat -c '%n %a %Y %h' o/a/b/c o/a/b && readlink o/a/b/l"""),
     "rsync": (["rsync"], [], "mkdir -p a/b && echo x > a/b/c && rsync -aHAX a/ b/ && diff -r a b && rsync -aHAX --checksum a/ b/"),
     "sqlite3": (["sqlite3"], [], """
