@@ -86,6 +86,8 @@ pub enum Handling {
     Receive,
     /// `setsockopt` of a refused option.
     SetSockOpt,
+    /// `getsockname`, `getpeername` where a socket of another kind stands in for UDP.
+    SocketName,
     /// `ioctl` with a refused command.
     Ioctl,
     /// `open`, `openat`, `openat2`, `creat`: observed, never granted here.

@@ -177,6 +177,48 @@ fn resolvers_with_connected_sockets_are_answered(world: &World) {
     assert_eq!(done.record()["denied"], false, "\n{done}");
 }
 
+/// libuv takes a socket that has a peer for connected; BIND's tools stop where a port cannot be shared.
+fn a_socket_for_questions_says_of_itself_what_a_udp_socket_says(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let known = named("db.provost.example");
+    let script = "def peer(s):\n\
+        \x20   try: return s.getpeername()\n\
+        \x20   except OSError as e: return e.errno\n\
+        for family, any, there in (socket.AF_INET, '0.0.0.0', '192.0.2.53'), (socket.AF_INET6, '::', '2001:db8::53'):\n\
+        \x20   s = socket.socket(family, socket.SOCK_DGRAM)\n\
+        \x20   s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n\
+        \x20   assert s.getsockname()[:2] == (any, 0), s.getsockname()\n\
+        \x20   s.bind(('', 0)); own = s.getsockname(); assert own[0] == any and own[1] >= 32768, own\n\
+        \x20   s.sendto(query('db.provost.example', 1), (there, 53)); s.recv(512)\n\
+        \x20   print(peer(s)); s.connect((there, 53)); print(peer(s)[:2]); assert s.getsockname() == own\n\
+        import ctypes\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        def raw(address, length): return libc.getsockname(s.fileno(), address, length), ctypes.get_errno()\n\
+        short, length = ctypes.create_string_buffer(b'_' * 8), ctypes.c_int(2)\n\
+        print(raw(short, ctypes.byref(length))[0], short.raw[:3], length.value)\n\
+        print(raw(None, ctypes.byref(ctypes.c_int(16))), raw(short, None), raw(short, ctypes.byref(ctypes.c_int(-1))))\n\
+        t = socket.socket(); assert t.getsockname() == ('0.0.0.0', 0); print(peer(t))\n";
+    let done = python(world, script, &known);
+    let wanted = "107\n('192.0.2.53', 53)\n107\n('2001:db8::53', 53)\n\
+        0 b'\\n\\x00_' 28\n(-1, 14) (-1, 14) (-1, 22)\n107\n";
+    assert_eq!(done.text(), wanted, "\n{done}");
+    assert_eq!(done.record()["denied"], false, "\n{done}");
+}
+
+fn dig_is_answered(world: &World) {
+    require!(needs::command("dig"), "dig");
+    let known = named("db.provost.example");
+    let dig = |name: &str| {
+        let words = ["dig", "+short", "+tries=1", "+timeout=20", name];
+        world.run(words).with(known.flags.clone()).finish()
+    };
+    let done = dig("db.provost.example");
+    assert_eq!(done.text(), "127.0.0.1\n", "\n{done}");
+    let done = dig("secret.evil.example");
+    assert_eq!(done.text(), "", "\n{done}");
+    done.denial(&network("resolve").host("secret.evil.example"));
+}
+
 fn escape_19_nothing_but_questions_gets_out_of_a_datagram_socket(world: &World) {
     require!(needs::command("python3"), "python3");
     let mailbox = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -382,6 +424,8 @@ both_users!(
     a_wildcard_covers_what_is_below_it,
     a_resolver_that_checks_who_answered_is_answered,
     resolvers_with_connected_sockets_are_answered,
+    a_socket_for_questions_says_of_itself_what_a_udp_socket_says,
+    dig_is_answered,
     escape_19_nothing_but_questions_gets_out_of_a_datagram_socket,
     an_address_that_no_name_led_to_is_refused,
     localhost_is_a_name,

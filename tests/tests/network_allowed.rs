@@ -24,6 +24,37 @@ fn an_allowed_address_is_reached_and_its_neighbour_is_not(world: &World) {
     assert_eq!(other.connections(), 0);
 }
 
+/// As `dig +tcp` does. Nothing is bound by it: listen is refused as it is of a socket that never was.
+fn escape_07_a_bind_to_nothing_in_particular_before_an_allowed_connect_binds_nothing(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let server = TcpServer::start();
+    let script = "import socket, sys\n\
+        there = ('127.0.0.1', int(sys.argv[1]))\n\
+        def bound(address, family=socket.AF_INET):\n\
+        \x20   s = socket.socket(family); s.bind(address); return s\n\
+        def attempt(act):\n\
+        \x20   try: print('done', act())\n\
+        \x20   except OSError as e: print(e.errno)\n\
+        attempt(lambda: bound(('0.0.0.0', 0)).connect(there))\n\
+        attempt(lambda: bound(('::', 0), socket.AF_INET6).connect(('::ffff:127.0.0.1', there[1])))\n\
+        attempt(lambda: bound(('0.0.0.0', 0)).getsockname())\n\
+        attempt(lambda: bound(('0.0.0.0', 0)).listen())\n\
+        for address in ('0.0.0.0', 8099), ('127.0.0.1', 0): attempt(lambda: bound(address))\n";
+    let run = || world.run(["python3", "-c", script, &server.port_text()]);
+    let done = run()
+        .with(["--allow-net", &server.address().to_string()])
+        .finish();
+    let wanted = "done None\ndone None\ndone ('0.0.0.0', 0)\n13\n13\n13\n";
+    assert_eq!(done.text(), wanted, "\n{done}");
+    assert_eq!(server.connections(), 2, "\n{done}");
+    done.denial(&network("listen").protocol("tcp"));
+    done.denial(&network("bind").address("0.0.0.0").port(8099));
+    done.denial(&network("bind").address("127.0.0.1").port(0));
+    // Where nothing can be reached there is no reason for it.
+    let done = run().finish();
+    assert_eq!(done.text(), "13\n".repeat(6), "\n{done}");
+}
+
 fn curl_talks_to_an_allowed_server(world: &World) {
     require!(needs::command("curl"), "curl");
     let server = TcpServer::start();
@@ -154,6 +185,7 @@ fn an_allowed_unix_socket_is_reached_and_its_neighbour_is_not(world: &World) {
 both_users!(
     an_allowed_unix_socket_is_reached_and_its_neighbour_is_not,
     an_allowed_address_is_reached_and_its_neighbour_is_not,
+    escape_07_a_bind_to_nothing_in_particular_before_an_allowed_connect_binds_nothing,
     curl_talks_to_an_allowed_server,
     an_isolated_network_serves_itself_and_reaches_nobody,
     an_open_network_reaches_the_hosts_loopback,

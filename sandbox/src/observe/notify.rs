@@ -249,6 +249,7 @@ impl Decider {
             Handling::Send => self.send(call),
             Handling::Receive => self.receive(call),
             Handling::SetSockOpt => self.set_socket_option(call, entry),
+            Handling::SocketName => self.name_of_stand_in(call),
             Handling::Open => self.open(call),
             Handling::Metadata => self.metadata(call),
             Handling::Watch => self.watch(call),

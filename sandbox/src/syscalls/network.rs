@@ -31,6 +31,8 @@ const REFUSED_OPTIONS: Rules = &[
 const OUT_OF_BAND: &str = "out-of-band data reaches little-used kernel code with a record of bugs";
 const SEND: &str = "a send may carry its own destination, or connect by itself (TCP Fast Open)";
 
+const STAND_IN: &str = "a socket that stands in for UDP has no internet address to tell";
+
 pub(super) const ROWS: &[Row] = &[
     Row::new(
         "socket",
@@ -57,4 +59,6 @@ pub(super) const ROWS: &[Row] = &[
         "another protocol under a TCP socket, or a route of its own, leads past the rules for destinations",
     )
     .only(REFUSED_OPTIONS),
+    Row::new("getsockname", Handling::SocketName, STAND_IN),
+    Row::new("getpeername", Handling::SocketName, STAND_IN),
 ];

@@ -57,11 +57,13 @@ const SENDTO_WITHOUT_ADDRESS: Rules = &[&[bits(3, REFUSED_SEND_FLAGS, 0), null(4
 /// `recv` as libc makes it.
 const RECVFROM_WITHOUT_ADDRESS: Rules = &[&[bits(3, libc::MSG_OOB as u32, 0), null(4)]];
 
-/// The refused options, and all of a level that the socket in UDP's place does not have.
+/// The refused options, and what the socket in UDP's place does not have: whole levels, and sharing a port, which
+/// Linux refuses to local sockets since 6.13.
 const OPTIONS_OF_INTERNET_SOCKETS: Rules = &[
     &[int(1, libc::SOL_TCP as u32), int(2, libc::TCP_ULP as u32)],
     &[int(1, libc::SOL_IP as u32)],
     &[int(1, libc::SOL_IPV6 as u32)],
+    &[int(1, libc::SOL_SOCKET as u32), int(2, libc::SO_REUSEPORT as u32)],
 ];
 
 /// In a PID namespace of its own a process sees one stranger: our init, whose limits and priorities are not its
@@ -98,6 +100,7 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
         Handling::SetSockOpt if plan.net == NetMode::Off => {
             Some(Calls::Only(OPTIONS_OF_INTERNET_SOCKETS))
         }
+        Handling::SocketName if plan.net != NetMode::Off => None,
         Handling::Open => match plan.opens {
             OpenObservation::None => None,
             OpenObservation::Writes => Some(entry.calls),
@@ -116,6 +119,7 @@ pub(super) fn calls(entry: &Entry, plan: &FilterPlan) -> Option<Calls> {
         | Handling::Send
         | Handling::Receive
         | Handling::SetSockOpt
+        | Handling::SocketName
         | Handling::Ioctl
         | Handling::Metadata
         | Handling::Watch

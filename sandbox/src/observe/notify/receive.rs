@@ -40,18 +40,13 @@ impl Place {
     /// Reads the arguments of `recvfrom`, `recvmsg` or `recvmmsg`.
     pub(super) fn of(call: Call<'_>) -> Result<Self, Unavailable> {
         if call.name == "recvfrom" {
-            let mut length = [0; 4];
-            let (name_at, length_at) = (call.arg(4), call.arg(5));
-            if name_at != 0 {
-                read(call.tid(), length_at, &mut length)?;
-            }
-            let capacity = i32::from_ne_bytes(length);
-            let capacity = usize::try_from(capacity).map_err(|_| Unavailable::Errno(Errno::EINVAL))?;
+            let place = match call.arg(4) {
+                0 => Self::default(),
+                name_at => Self::of_name(call, name_at, call.arg(5))?,
+            };
             return Ok(Self {
                 parts: vec![(call.arg(1), call.arg(2))],
-                name: (name_at != 0).then_some((name_at, capacity)),
-                name_length_at: (name_at != 0).then_some(length_at),
-                ..Self::default()
+                ..place
             });
         }
         let several = call.name == "recvmmsg";
@@ -90,13 +85,26 @@ impl Place {
         })
     }
 
+    /// An address alone, and where its length stands and goes.
+    pub(super) fn of_name(call: Call<'_>, name_at: u64, length_at: u64) -> Result<Self, Unavailable> {
+        let mut length = [0; 4];
+        read(call.tid(), length_at, &mut length)?;
+        let capacity = i32::from_ne_bytes(length);
+        let capacity = usize::try_from(capacity).map_err(|_| Unavailable::Errno(Errno::EINVAL))?;
+        Ok(Self {
+            name: Some((name_at, capacity)),
+            name_length_at: Some(length_at),
+            ..Self::default()
+        })
+    }
+
     fn room(&self) -> usize {
         let total: u64 = self.parts.iter().map(|part| part.1.min(ANSWER_BYTES_MAX)).sum();
         total.min(ANSWER_BYTES_MAX) as usize
     }
 
     /// Writes a received message; the result of the call.
-    fn fill(
+    pub(super) fn fill(
         &self,
         memory: &File,
         message: &[u8],

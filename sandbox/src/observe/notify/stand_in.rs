@@ -6,12 +6,13 @@
 //! makes it safe to continue its sends. Calls with an address are notified only to learn whom the program means
 //! to ask, and to tell it that the answer came from there.
 //!
-//! Other calls show the difference: `getsockname`, `getpeername`, `SO_TYPE`, `SO_DOMAIN`.
+//! Libraries ask a socket for its addresses before they use it (libuv takes one that has a peer for connected):
+//! they are told what a UDP socket would say. Other calls show the difference: `SO_TYPE`, `SO_DOMAIN`.
 
-use std::fs::OpenOptions;
-use std::net::{IpAddr, SocketAddr};
+use std::fs::{File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -29,10 +30,17 @@ use crate::syscalls::Entry;
 
 /// Where name servers listen.
 const DNS_PORT: u16 = 53;
+/// Where the ports begin that the kernel gives to sockets which do not care, and how many they are.
+const PORTS_FIRST: u16 = 32768;
+const PORTS: u64 = 28232;
 
 /// One socket in UDP's place.
 #[derive(Debug)]
 pub(super) struct StandIn {
+    /// The unspecified address of the family that the program asked for.
+    unspecified: IpAddr,
+    /// What it is told of its port. There is none, but sockets that were used have one.
+    port: u16,
     seen: Mutex<Seen>,
 }
 
@@ -40,42 +48,65 @@ pub(super) struct StandIn {
 struct Seen {
     /// Whom the program asked last.
     destination: Option<SocketAddr>,
-    /// The thread that did, and its name.
+    /// Whom it is connected to.
+    peer: Option<SocketAddr>,
+    /// Whether it has a port: by bind, or by having been used.
+    bound: bool,
+    /// The thread that used it last, and its name.
     pid: i32,
     comm: Option<String>,
 }
 
 impl StandIn {
-    fn new(call: Call<'_>) -> Self {
+    fn new(call: Call<'_>, cookie: u64) -> Self {
         Self {
+            unspecified: match call.int(0) {
+                libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+                _ => Ipv4Addr::UNSPECIFIED.into(),
+            },
+            port: PORTS_FIRST + (cookie % PORTS) as u16,
             seen: Mutex::new(Seen {
                 destination: None,
+                peer: None,
+                bound: false,
                 pid: call.tid(),
                 comm: call.comm(),
             }),
         }
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The thread that used it last.
     pub(super) fn last_user(&self) -> (i32, Option<String>) {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen();
         (seen.pid, seen.comm.clone())
     }
 
     /// Whom the program asked last.
     pub(super) fn destination(&self) -> Option<SocketAddr> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.destination
+        self.seen().destination
+    }
+
+    fn connected(&self, call: Call<'_>, peer: Option<SocketAddr>) {
+        self.used(call, peer);
+        self.seen().peer = peer;
     }
 
     fn used(&self, call: Call<'_>, destination: Option<SocketAddr>) {
         let comm = call.comm();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = Seen {
-            destination,
-            pid: call.tid(),
-            comm,
-        };
+        let mut seen = self.seen();
+        seen.destination = destination;
+        seen.bound = true;
+        (seen.pid, seen.comm) = (call.tid(), comm);
+    }
+
+    /// What getsockname(2) tells.
+    fn own_address(&self) -> SocketAddr {
+        let port = if self.seen().bound { self.port } else { 0 };
+        SocketAddr::new(self.unspecified, port)
     }
 }
 
@@ -94,7 +125,7 @@ impl Decider {
                 fcntl(&theirs, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
             let cookie = listener::socket_u64(theirs.as_fd(), libc::SO_COOKIE)?;
-            if !names.serve(cookie, Arc::new(StandIn::new(call)), ours) {
+            if !names.serve(cookie, Arc::new(StandIn::new(call, cookie)), ours) {
                 return Err(Errno::ENOBUFS);
             }
             let close_on_exec = call.int(1) & libc::SOCK_CLOEXEC != 0;
@@ -123,7 +154,7 @@ impl Decider {
         address: &SocketAddress,
     ) -> Decided {
         if address.family() == Some(libc::AF_UNSPEC) {
-            stand_in.used(call, None);
+            stand_in.connected(call, None);
             return Decided::now(Response::Value(0));
         }
         let (ip, port) = match address.inet() {
@@ -132,7 +163,7 @@ impl Decider {
         };
         let address = effective(ip);
         if port == DNS_PORT || self.passes_datagrams(address, port) {
-            stand_in.used(call, Some(SocketAddr::new(ip, port)));
+            stand_in.connected(call, Some(SocketAddr::new(ip, port)));
             return Decided::now(Response::Value(0));
         }
         let allowed = self
@@ -148,9 +179,17 @@ impl Decider {
     }
 
     /// bind(2): to no port in particular, as resolvers do.
-    pub(super) fn bind_stand_in(&self, call: Call<'_>, address: &SocketAddress) -> Decided {
+    pub(super) fn bind_stand_in(
+        &self,
+        call: Call<'_>,
+        stand_in: &StandIn,
+        address: &SocketAddress,
+    ) -> Decided {
         match address.inet_or_unspecified() {
-            Ok((_, 0)) => Decided::now(Response::Value(0)),
+            Ok((_, 0)) => {
+                stand_in.seen().bound = true;
+                Decided::now(Response::Value(0))
+            }
             Ok((ip, port)) => self.deny_datagram(call, ip, port),
             Err(errno) => Decided::error(errno),
         }
@@ -187,17 +226,10 @@ impl Decider {
             Ok(place) => place,
             Err(unavailable) => return call.fail(unavailable),
         };
-        // Bound to the memory of the thread that waits, whoever has its number later.
-        let memory = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{}/mem", call.tid()));
-        let Ok(memory) = memory else {
-            return call.fail(Unavailable::Forbidden);
+        let memory = match memory_of(call) {
+            Ok(memory) => memory,
+            Err(unavailable) => return call.fail(unavailable),
         };
-        if !call.is_valid() {
-            return Decided::error(Errno::ESRCH);
-        }
         let flags = call.int(if call.name == "recvmsg" { 2 } else { 3 });
         let receive = Receive::new(call.notification.id, flags, memory, place, stand_in.destination());
         let patient = flags & libc::MSG_DONTWAIT == 0
@@ -213,7 +245,29 @@ impl Decider {
         Decided::now(receive.run(&socket, call.listener, false))
     }
 
-    /// setsockopt(2) of the levels that a UDP socket has and a stand-in has not.
+    /// getsockname(2), getpeername(2).
+    pub(super) fn name_of_stand_in(&self, call: Call<'_>) -> Decided {
+        let Some(stand_in) = self.duplicate(call).ok().and_then(|(fd, _)| self.stand_in(&fd)) else {
+            return Decided::CONTINUE;
+        };
+        let address = match call.name {
+            "getpeername" => stand_in.seen().peer,
+            _ => Some(stand_in.own_address()),
+        };
+        let Some(address) = address else {
+            return Decided::error(Errno::ENOTCONN);
+        };
+        let place = Place::of_name(call, call.arg(1), call.arg(2));
+        match place.and_then(|place| Ok((place, memory_of(call)?))) {
+            Ok((place, memory)) => Decided::now(match place.fill(&memory, &[], 0, Some(address)) {
+                Ok(value) => Response::Value(value),
+                Err(_) => Response::Errno(Errno::EFAULT as i32),
+            }),
+            Err(unavailable) => call.fail(unavailable),
+        }
+    }
+
+    /// setsockopt(2) of what a UDP socket has and a stand-in has not: it holds without having an effect.
     pub(super) fn set_socket_option(&self, call: Call<'_>, entry: &Entry) -> Decided {
         if entry.is_refused(&call.notification.args) {
             return call.refuse_socket_option(entry);
@@ -241,5 +295,18 @@ impl Decider {
             ..DenialTarget::inet(ip.to_canonical(), port, "udp")
         };
         call.deny_net(Errno::EACCES, target, self.net_rule.as_str())
+    }
+}
+
+/// The memory of the thread that waits, to be read and written: bound to it, whoever has its number later.
+fn memory_of(call: Call<'_>) -> Result<File, Unavailable> {
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{}/mem", call.tid()));
+    let memory = memory.map_err(|_| Unavailable::Forbidden)?;
+    match call.is_valid() {
+        true => Ok(memory),
+        false => Err(Unavailable::Errno(Errno::ESRCH)),
     }
 }

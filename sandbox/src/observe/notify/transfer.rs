@@ -10,7 +10,7 @@ use super::address::{SocketAddress, effective};
 use super::memory::{self, Unread};
 use super::{Answer, Call, Decided, Decider, Observation, Response, Unavailable, listener};
 use crate::denial::{Certainty, DenialClass, DenialTarget};
-use crate::policy::NetMode;
+use crate::policy::{NetMode, Protocol};
 
 /// Ports below are for those with `CAP_NET_BIND_SERVICE` (ip(7)).
 const UNPRIVILEGED_PORT_MIN: u16 = 1024;
@@ -30,6 +30,9 @@ impl Decider {
     ///   performed by us, refuses to listen.
     /// - A TCP socket is bound on its behalf, by a duplicate, where a rule lets it serve there.
     /// - In the other modes every bind is permitted, and the namespace holds the isolated one.
+    ///
+    /// Some programs bind to nothing in particular before they connect. Where TCP may connect anywhere at all, that
+    /// is answered and not done: connect picks a port by itself, and listen refuses what was never bound.
     pub(super) fn bind(&self, call: Call<'_>) -> Decided {
         if self.setup.net.mode != NetMode::Off {
             return self.socket_file(call);
@@ -49,8 +52,8 @@ impl Decider {
         if !call.is_valid() {
             return Decided::error(Errno::ESRCH);
         }
-        if stand_in.is_some() {
-            return self.bind_stand_in(call, &address);
+        if let Some(stand_in) = stand_in {
+            return self.bind_stand_in(call, &stand_in, &address);
         }
         if let Ok((ip, port)) = address.inet_or_unspecified()
             && kind.is_tcp()
@@ -58,7 +61,18 @@ impl Decider {
         {
             return Decided::performed(listener::bind(socket.as_fd(), address.as_bytes()));
         }
+        if kind.is_tcp() && self.binds_to_connect() && is_anything(&address) {
+            return Decided::now(Response::Value(0));
+        }
         call.deny_net(Errno::EACCES, self.target(kind, &address), self.net_rule.as_str())
+    }
+
+    /// Whether TCP may reach any place, and serve nowhere: a bind is then meant for a connect, if for anything allowed.
+    fn binds_to_connect(&self) -> bool {
+        let (net, ask) = (&self.setup.net, &self.setup.ask);
+        let by_address = net.allow.iter().any(|rule| rule.protocol == Protocol::Tcp);
+        let by_name = net.names.rules.iter().any(|rule| rule.protocol == Protocol::Tcp);
+        net.listen.is_empty() && (by_address || by_name || ask.net)
     }
 
     /// listen(2). An unbound TCP socket would bind itself to all addresses and no layer of the kernel would
@@ -239,6 +253,11 @@ fn message_name(tid: i32, header: u64) -> Result<Option<SocketAddress>, Unavaila
     // Here, unlike elsewhere, the kernel cuts what is too long.
     let length = length.min(listener::SOCKADDR_BYTES_MAX as i32);
     SocketAddress::copy(tid, pointer, length).map(Some)
+}
+
+/// No address in particular, and no port.
+fn is_anything(address: &SocketAddress) -> bool {
+    matches!(address.inet(), Ok((ip, 0)) if ip.to_canonical().is_unspecified())
 }
 
 /// The address and port that a socket is bound to, where it is bound.

@@ -26,8 +26,9 @@ pub(super) fn notifies(plan: &FilterPlan, name: &str, args: &[u64; 6]) -> bool {
         "recvmsg" => names || flags(2, libc::MSG_OOB),
         "recvfrom" => names && args[4] != 0 || flags(3, libc::MSG_OOB),
         "recvmmsg" => names || flags(3, libc::MSG_OOB),
-        "setsockopt" if names && matches!(int(1), 0 | 41) => true,
+        "setsockopt" if names && (matches!(int(1), 0 | 41) || (int(1), int(2)) == (1, 15)) => true,
         "setsockopt" => matches!((int(1), int(2)), (6, 31) | (0, 4) | (41, 57 | 6)),
+        "getsockname" | "getpeername" => names,
         "ioctl" => matches!(
             args[1] as u32,
             0x5412

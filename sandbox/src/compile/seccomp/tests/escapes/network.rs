@@ -119,15 +119,18 @@ fn escape_7_8_10_every_connect_bind_and_listen_is_notified() {
         for name in ["connect", "bind", "listen"] {
             assert!(filter.notifies(name, &[3, 0, 0]));
         }
-        for name in ["accept", "accept4", "getsockopt", "shutdown", "getsockname"] {
+        for name in ["accept", "accept4", "getsockopt", "shutdown"] {
             assert!(!filter.notifies(name, &[3, 0, 0]));
         }
-        // TCP_ULP, IP_OPTIONS and IPV6_RTHDR; beside them TCP_NODELAY, IP_TOS, IPV6_V6ONLY, SO_REUSEADDR.
+        for name in ["getsockname", "getpeername"] {
+            assert_eq!(filter.notifies(name, &[3, 0, 0]), filter.names);
+        }
+        // TCP_ULP, IP_OPTIONS and IPV6_RTHDR; beside them TCP_NODELAY, IP_TOS, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT.
         for (level, option) in [(6, 31), (0, 4), (41, 57)] {
             assert!(filter.notifies("setsockopt", &[3, level | HIGH, option | HIGH]));
         }
-        for (level, option) in [(6, 1), (0, 1), (41, 26), (1, 2), (1, 31), (6, 4)] {
-            let of_udp = filter.names && matches!(level, 0 | 41);
+        for (level, option) in [(6, 1), (0, 1), (41, 26), (1, 2), (1, 15), (1, 31), (6, 4)] {
+            let of_udp = filter.names && (matches!(level, 0 | 41) || option == 15);
             assert_eq!(filter.notifies("setsockopt", &[3, level, option]), of_udp);
         }
     }
