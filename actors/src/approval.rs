@@ -161,6 +161,11 @@ impl Approvals {
         self.waiting.remove_entry(&approval)
     }
 
+    /// Takes out any request.
+    pub(crate) fn take_first(&mut self) -> Option<(u64, Waiting)> {
+        self.waiting.pop_first()
+    }
+
     /// Takes out any request; from now on nothing is asked.
     pub(crate) fn take_last_ones(&mut self) -> Option<(u64, Waiting)> {
         self.closed = true;

@@ -47,6 +47,8 @@ pub(crate) enum DenialMsg {
     },
     /// The process is to end: what waits for an answer is refused, and nothing is asked any more.
     RefuseWaiting,
+    /// Nobody is there to answer: what waits is refused. It may ask again.
+    RefusePending,
     /// Every audit record queued before the fence was delivered; some may have been lost.
     AuditDrained { complete: bool },
 }
@@ -176,6 +178,7 @@ impl Actor for DenialActor {
                 reply,
             }),
             DenialMsg::RefuseWaiting => state.tell_server(Answered::RefuseWaiting),
+            DenialMsg::RefusePending => state.tell_server(Answered::RefusePending),
             DenialMsg::AuditDrained { complete } => state.drained(complete),
         }
         Ok(())

@@ -106,6 +106,16 @@ pub enum EventBody {
         /// Who decided: `deadline`, `stopped`, `ended`, or the word of whoever answered.
         by: String,
     },
+    /// Its session is held by nobody any more; it runs on and is recorded all the same.
+    Detached {
+        /// The session.
+        session: String,
+    },
+    /// Somebody holds its session again.
+    Attached {
+        /// The session.
+        session: String,
+    },
     /// A signal was sent.
     SignalSent {
         /// Its name: `SIGTERM`.

@@ -53,6 +53,8 @@ use tally::DenialTally;
 
 /// How many `signal_sent` events are stated. Only the process's owner can cause them, but in any number.
 const SIGNAL_EVENTS_MAX: u32 = 4096;
+/// Events about who holds the session that are stated; whoever moves it more often moves it unseen.
+const MOVE_EVENTS_MAX: u32 = 1024;
 
 /// How many permissions the record lists.
 const GRANTS_LISTED_MAX: usize = 64;
@@ -88,6 +90,7 @@ pub struct Ledger {
     denials: DenialTally,
     approvals: ApprovalSummary,
     signals_stated: u32,
+    moves_stated: u32,
     sealed: bool,
 }
 
@@ -135,6 +138,7 @@ impl Ledger {
             denials,
             approvals: ApprovalSummary::default(),
             signals_stated: 0,
+            moves_stated: 0,
             sealed: false,
         }
     }
@@ -195,6 +199,8 @@ impl Ledger {
             Fact::Unobserved(class) => self.denials.unobserved(class),
             Fact::DenialsDrained { complete, unobserved } => self.denials.drained(complete, unobserved),
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
+            Fact::Detached { session } => self.moved(EventBody::Detached { session }, out),
+            Fact::Attached { session } => self.moved(EventBody::Attached { session }, out),
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),
             Fact::DrainExpired => self.drain_expired(false, out),
             Fact::DrainHeld => self.drain_expired(true, out),
@@ -377,6 +383,13 @@ impl Ledger {
         if self.signals_stated < SIGNAL_EVENTS_MAX {
             self.signals_stated += 1;
             self.state(EventBody::SignalSent { signal, scope, cause }, out);
+        }
+    }
+
+    fn moved(&mut self, body: EventBody, out: &mut Vec<Effect>) {
+        if self.moves_stated < MOVE_EVENTS_MAX {
+            self.moves_stated += 1;
+            self.state(body, out);
         }
     }
 

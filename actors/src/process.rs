@@ -77,6 +77,16 @@ pub enum ProcessCommand {
         /// Who asks, or why, for the record.
         reason: String,
     },
+    /// Nobody holds its session any more: what waits for an answer is refused, and it runs on.
+    Detached {
+        /// The session.
+        session: String,
+    },
+    /// Somebody holds its session again.
+    Attached {
+        /// The session.
+        session: String,
+    },
     /// Answer an approval request.
     Decide {
         /// The number of the request.
@@ -125,6 +135,8 @@ pub(crate) struct ProcessArgs {
     pub(crate) audit: Option<ActorRef<AuditMsg>>,
     pub(crate) log: Arc<Log>,
     pub(crate) stdin: Arc<StdinPort>,
+    /// The session it belongs to, for the record.
+    pub(crate) session: Option<String>,
     /// What was allowed to every process of the session.
     pub(crate) session_grants: Grants,
     /// Where its proxy will be, if it has one.
@@ -250,7 +262,7 @@ impl Actor for ProcessActor {
 fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
     LedgerSpec {
         process: args.id,
-        session: None,
+        session: args.session.clone(),
         argv: args
             .spec
             .argv
@@ -481,6 +493,13 @@ impl ProcessState {
                 self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
                 self.kill_tree(myself);
             }
+            ProcessCommand::Detached { session } => {
+                if let Some(denials) = &self.denials {
+                    let _ = denials.send_message(DenialMsg::RefusePending);
+                }
+                self.fact(myself, Fact::Detached { session });
+            }
+            ProcessCommand::Attached { session } => self.fact(myself, Fact::Attached { session }),
             ProcessCommand::Decide {
                 approval,
                 verdict,

@@ -25,7 +25,7 @@ use crate::proxy::ProxyPort;
 use crate::spawner::{LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
 use crate::stdin::StdinPort;
-use crate::supervisor::{ProcessLink, SupervisorActor, SupervisorMsg};
+use crate::supervisor::{ProcessLink, SessionLink, SupervisorActor, SupervisorMsg};
 
 /// Compiled sandboxes that are kept for the next process with the same policy.
 const PREPARED_MAX: usize = 16;
@@ -100,14 +100,13 @@ impl Actor for RootActor {
 #[derive(Debug)]
 pub struct Tree {
     root: ActorRef<RootMsg>,
-    supervisor: ActorRef<SupervisorMsg>,
+    /// Where processes belong that belong to no session.
+    own: SessionLink,
     link: Arc<SpawnerLink>,
     kernel: OnceCell<(KernelSupport, Option<ActorRef<AuditMsg>>)>,
     found: KernelSupport,
     prepared: Mutex<Vec<Prepared>>,
     head_start: Mutex<Option<HeadStart>>,
-    /// What was allowed to every process.
-    session_grants: Grants,
     /// The spawner has been asked for its share in audit.
     audit_shared: AtomicBool,
     /// Cleared by a shutdown. Whoever starts something holds this until the supervisor's mailbox has it, so that a
@@ -142,21 +141,19 @@ impl Tree {
         let (root, _) = RootActor::spawn(None, RootActor, tasks)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;
-        let (reply, opened) = oneshot::channel();
-        let _ = root.send_message(RootMsg::OpenSupervisor { reply });
-        let supervisor = opened
-            .await
-            .map_err(|error| StartError::Actor(error.to_string()))?
-            .map_err(StartError::Actor)?;
+        let supervisor = open_supervisor(&root).await?;
         Ok(Self {
             root,
-            supervisor,
+            own: SessionLink {
+                id: None,
+                supervisor,
+                grants: Grants::default(),
+            },
             link,
             kernel: OnceCell::new(),
             found,
             prepared: Mutex::default(),
             head_start: Mutex::new(head_start),
-            session_grants: Grants::default(),
             audit_shared: AtomicBool::new(false),
             accepts: Mutex::new(true),
         })
@@ -207,7 +204,32 @@ impl Tree {
     ///
     /// # Errors
     /// The spec or its policy cannot be used, or this machine cannot hold it; nothing was started.
-    pub async fn spawn(&self, mut spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
+    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
+        self.spawn_in(&self.own, spec).await
+    }
+
+    /// Opens a session: a supervisor of its own, under which processes can be started.
+    ///
+    /// # Errors
+    /// The tree is gone.
+    pub async fn open_session(&self, id: String) -> Result<SessionLink, StartError> {
+        let supervisor = open_supervisor(&self.root).await?;
+        Ok(SessionLink {
+            id: Some(id),
+            supervisor,
+            grants: Grants::default(),
+        })
+    }
+
+    /// Starts a process in a session, as [`Tree::spawn`] does in none.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn spawn_in(
+        &self,
+        session: &SessionLink,
+        mut spec: ProcessSpec,
+    ) -> Result<ProcessLink, SpawnRefused> {
         validate(&spec)?;
         let (kernel, audit) = if spec.policy.confined {
             let (kernel, audit) = self.resolved().await;
@@ -237,7 +259,8 @@ impl Tree {
             link: self.link.clone(),
             log: log.clone(),
             stdin: stdin.clone(),
-            session_grants: self.session_grants.clone(),
+            session: session.id.clone(),
+            session_grants: session.grants.clone(),
             proxy,
         });
         let (reply, accepted) = oneshot::channel();
@@ -251,7 +274,7 @@ impl Tree {
             let (sandbox, process) = (args.sandbox.clone(), *id.as_uuid());
             self.link.announce(process);
             self.link.post(request, Some(sandbox), given);
-            if self
+            if session
                 .supervisor
                 .send_message(SupervisorMsg::Spawn { args, reply })
                 .is_err()
@@ -323,10 +346,19 @@ impl Tree {
             kill,
             reply: Some(reply),
         };
-        if self.supervisor.send_message(message).is_ok() {
+        if self.own.supervisor.send_message(message).is_ok() {
             let _ = empty.await;
         }
     }
+}
+
+async fn open_supervisor(root: &ActorRef<RootMsg>) -> Result<ActorRef<SupervisorMsg>, StartError> {
+    let (reply, opened) = oneshot::channel();
+    let _ = root.send_message(RootMsg::OpenSupervisor { reply });
+    opened
+        .await
+        .map_err(|error| StartError::Actor(error.to_string()))?
+        .map_err(StartError::Actor)
 }
 
 /// A process was not accepted.

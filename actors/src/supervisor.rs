@@ -6,6 +6,8 @@ use std::sync::Arc;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+use provost_sandbox::observe::notify::Grants;
+
 use crate::process::{ProcessActor, ProcessArgs, ProcessCommand, ProcessMsg};
 
 pub(crate) struct SupervisorActor;
@@ -121,6 +123,37 @@ impl SupervisorState {
                 let _ = reply.send(());
             }
         }
+    }
+}
+
+/// What a caller holds of a session: the supervisor of its processes.
+#[derive(Debug, Clone)]
+pub struct SessionLink {
+    pub(crate) id: Option<String>,
+    pub(crate) supervisor: ActorRef<SupervisorMsg>,
+    /// What was allowed to every process of it.
+    pub(crate) grants: Grants,
+}
+
+impl SessionLink {
+    /// Stops every process of it by its stop rule, or kills them at once; done when nothing of it lives. Nothing starts in
+    /// it any more.
+    pub async fn stop_all(&self, reason: impl Into<String>, kill: bool) {
+        let (reply, empty) = oneshot::channel();
+        let reason = reason.into();
+        let message = SupervisorMsg::StopAll {
+            reason,
+            kill,
+            reply: Some(reply),
+        };
+        if self.supervisor.send_message(message).is_ok() {
+            let _ = empty.await;
+        }
+    }
+
+    /// Ends its supervisor, once nothing of it lives.
+    pub fn close(&self) {
+        self.supervisor.stop(None);
     }
 }
 

@@ -55,6 +55,7 @@ pub(super) enum Answered {
         reply: oneshot::Sender<bool>,
     },
     RefuseWaiting,
+    RefusePending,
     /// A name is to be asked about; the program waits for an answer to its message.
     Name(Box<Question>),
 }
@@ -132,7 +133,7 @@ impl Server {
                     let sent = answers.send(Answered::Name(question));
                     sent.map_err(|unsent| match unsent.0 {
                         Answered::Name(question) => question,
-                        Answered::One { .. } | Answered::RefuseWaiting => {
+                        Answered::One { .. } | Answered::RefuseWaiting | Answered::RefusePending => {
                             unreachable!("a name was sent")
                         }
                     })
@@ -358,6 +359,11 @@ impl Server {
                 let _ = reply.send(true);
             }
             Answered::Name(question) => self.ask(listener, None, question).await,
+            Answered::RefusePending => {
+                while let Some((approval, waiting)) = self.approvals.take_first() {
+                    self.refuse(listener, approval, waiting, "detached").await;
+                }
+            }
             Answered::RefuseWaiting => {
                 while let Some((approval, waiting)) = self.approvals.take_last_ones() {
                     self.refuse(listener, approval, waiting, "stopped").await;

@@ -93,6 +93,16 @@ pub enum Fact {
     },
     /// Somebody or something wants the process to end.
     StopRequested(StopCause),
+    /// Nobody holds its session any more.
+    Detached {
+        /// The session.
+        session: String,
+    },
+    /// Somebody holds its session again.
+    Attached {
+        /// The session.
+        session: String,
+    },
     /// A signal was sent.
     SignalSent {
         /// Its name: `SIGTERM`.
