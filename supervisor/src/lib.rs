@@ -38,8 +38,11 @@
 mod builder;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod daemon;
 mod handle;
 pub mod policy_file;
+pub mod protocol;
 mod stream;
 mod units;
 

@@ -59,6 +59,7 @@ pub enum Request {
 
 /// To whom a signal goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SignalScope {
     /// The command alone.
     Leader,

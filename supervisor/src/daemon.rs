@@ -1,0 +1,342 @@
+//! The daemon: one user's sessions and processes, for many clients over a Unix socket.
+//!
+//! ```text
+//! connection ──► requests ──► Daemon { leases, processes } ──► actors
+//!     ▲                                    │
+//!     └── outbox ◄── followers ◄── cursors in the processes' logs
+//! ```
+//!
+//! Recording never depends on a client: followers read the logs with cursors, and what a client does not take waits in its
+//! own outbox, which is bounded, and then in the log, which is, too.
+
+mod connection;
+mod follow;
+mod outbox;
+mod peer;
+mod processes;
+mod requests;
+mod sessions;
+mod start;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use provost_actors::event::ProcessId;
+use provost_actors::session::{Holder, Leases};
+use provost_actors::{SessionLink, Tree};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::outbox::Outbox;
+pub use self::peer::{ConfinedPeers, Peer};
+use self::processes::Supervised;
+use self::start::Starts;
+use crate::Supervisor;
+use crate::protocol::{FRAME_BYTES_MAX, ServerLimits, Status};
+
+/// How often it is looked at what has expired.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long the graceful end of a connection may take once the daemon stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How a daemon is to behave.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Connections of a user.
+    pub clients_max: usize,
+    /// Requests of a connection in work at the same time.
+    pub requests_max: usize,
+    /// The longest line, in bytes.
+    pub frame_bytes_max: usize,
+    /// Live processes.
+    pub processes_max: usize,
+    /// Bytes of each stream that are kept, unless a start says less.
+    pub output_bytes: u64,
+    /// Bytes of output that are kept in all: of processes that have ended the oldest are forgotten.
+    pub memory_bytes: u64,
+    /// Processes that have ended and are remembered.
+    pub ended_max: usize,
+    /// How long everything may take to stop when the daemon does.
+    pub stop_timeout: Duration,
+    /// What clients get that are confined themselves.
+    pub confined_peers: ConfinedPeers,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            clients_max: 256,
+            requests_max: 64,
+            frame_bytes_max: FRAME_BYTES_MAX,
+            processes_max: 4000,
+            output_bytes: 256 << 10,
+            memory_bytes: 128 << 20,
+            ended_max: 10_000,
+            stop_timeout: Duration::from_secs(30),
+            confined_peers: ConfinedPeers::Refuse,
+        }
+    }
+}
+
+/// A user as whom processes run.
+#[derive(Debug, Clone)]
+pub(crate) struct Account {
+    pub(crate) uid: u32,
+    pub(crate) name: String,
+    pub(crate) home: PathBuf,
+    pub(crate) shell: PathBuf,
+}
+
+/// One user's daemon. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Daemon(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tree: Arc<Tree>,
+    settings: Mutex<Settings>,
+    account: Account,
+    state: Mutex<State>,
+    starts: Mutex<Starts>,
+    /// Moves whenever a process or session is added.
+    changed: watch::Sender<u64>,
+    /// Nothing new begins any more.
+    stopping: CancellationToken,
+    /// Connections end.
+    ended: CancellationToken,
+    connections: TaskTracker,
+    clients: AtomicUsize,
+    next: AtomicU64,
+    began: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    leases: Leases<SessionLink>,
+    processes: BTreeMap<ProcessId, Arc<Supervised>>,
+    /// Ended ones, in the order of their ends as far as that was noticed.
+    ended: VecDeque<ProcessId>,
+    /// Where each holder of sessions is told of them.
+    holders: HashMap<Holder, Outbox>,
+}
+
+impl Daemon {
+    /// A daemon around a supervisor.
+    ///
+    /// # Errors
+    /// The user is not known to this machine.
+    pub fn new(supervisor: &Supervisor, settings: Settings) -> std::io::Result<Self> {
+        let (changed, _) = watch::channel(0);
+        Ok(Self(Arc::new(Inner {
+            tree: supervisor.tree.clone(),
+            settings: Mutex::new(settings),
+            account: Account::own()?,
+            state: Mutex::default(),
+            starts: Mutex::default(),
+            changed,
+            stopping: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            clients: AtomicUsize::new(0),
+            next: AtomicU64::new(1),
+            began: Instant::now(),
+        })))
+    }
+
+    /// Serves clients until it is told to stop, and stops everything.
+    pub async fn serve(&self, listener: UnixListener) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            tokio::select! {
+                () = self.0.stopping.cancelled() => break,
+                _ = housekeeping.tick() => self.keep_house(),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.accept(stream),
+                    Err(error) => {
+                        // No descriptors are left: whoever waits goes on waiting, and nobody is lost.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        self.stop_everything().await;
+    }
+
+    /// Takes a connection. One too many is told so.
+    pub fn accept(&self, stream: UnixStream) {
+        let daemon = self.clone();
+        self.0.connections.spawn(async move {
+            let _count = Count::of(&daemon);
+            connection::serve(daemon.clone(), stream).await;
+        });
+    }
+
+    /// Serves one client on any pair of streams, as the daemon's own user, until it ends.
+    pub async fn serve_streams(
+        &self,
+        reader: impl tokio::io::AsyncRead + Unpin + Send + 'static,
+        writer: impl tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) {
+        connection::talk(self.clone(), reader, writer, false).await;
+    }
+
+    /// Begins to stop: nothing new starts, sessions stop by their processes' own rules.
+    pub fn stop(&self) {
+        self.0.stopping.cancel();
+    }
+
+    /// Changes how it behaves from now on.
+    pub fn reconfigure(&self, settings: Settings) {
+        *lock(&self.0.settings) = settings;
+    }
+
+    /// Whether the actors answer: what a watchdog wants to know.
+    pub async fn is_healthy(&self) -> bool {
+        let session = self.0.tree.open_session("health".to_owned());
+        match tokio::time::timeout(Duration::from_secs(5), session).await {
+            Ok(Ok(session)) => {
+                session.stop_all("health", true).await;
+                session.close();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What it has.
+    pub fn status(&self) -> Status {
+        let state = self.state();
+        let retained = state.processes.values().map(|process| process.retained()).sum();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uid: self.0.account.uid,
+            uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            clients: self.0.clients.load(Ordering::Relaxed),
+            sessions: state.leases.iter().count(),
+            live: state
+                .processes
+                .values()
+                .filter(|process| process.is_live())
+                .count(),
+            processes: state.processes.len(),
+            retained_bytes: retained,
+        }
+    }
+
+    /// Stops every session and every process, and tells every client.
+    async fn stop_everything(&self) {
+        let timeout = lock(&self.0.settings).stop_timeout;
+        let sessions: Vec<SessionLink> = self
+            .state()
+            .leases
+            .iter()
+            .map(|(_, lease)| lease.value.clone())
+            .collect();
+        let stop = async {
+            let stopping = sessions
+                .iter()
+                .map(|session| session.stop_all("the daemon stops", false));
+            futures_util::future::join_all(stopping).await;
+        };
+        if tokio::time::timeout(timeout, stop).await.is_err() {
+            tracing::warn!("killing what did not stop in time");
+            let killing = sessions
+                .iter()
+                .map(|session| session.stop_all("the daemon stops", true));
+            futures_util::future::join_all(killing).await;
+        }
+        self.0.tree.shutdown(timeout).await;
+        // Followers are told the last events before the connections end.
+        self.0.connections.close();
+        tokio::select! {
+            () = self.0.connections.wait() => {}
+            () = tokio::time::sleep(GOODBYE) => self.0.ended.cancel(),
+        }
+    }
+
+    fn keep_house(&self) {
+        let expired = self.state().leases.expired(Instant::now());
+        for session in expired {
+            tracing::info!(%session, "nobody attached it in time");
+            self.close_session(session, "nobody attached it in time", false);
+        }
+        self.forget_ended();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
+    }
+
+    fn settings(&self) -> Settings {
+        lock(&self.0.settings).clone()
+    }
+
+    fn limits(&self) -> ServerLimits {
+        let settings = lock(&self.0.settings);
+        ServerLimits {
+            frame_bytes: settings.frame_bytes_max,
+            requests_in_flight: settings.requests_max,
+            clients: settings.clients_max,
+            processes: settings.processes_max,
+        }
+    }
+
+    /// A number that nobody had before.
+    fn next(&self) -> u64 {
+        self.0.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn say_changed(&self) {
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// A connection, as long as it is counted.
+struct Count(Daemon);
+
+impl Count {
+    fn of(daemon: &Daemon) -> Self {
+        daemon.0.clients.fetch_add(1, Ordering::Relaxed);
+        Self(daemon.clone())
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.0.0.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Account {
+    fn own() -> std::io::Result<Self> {
+        let uid = nix::unistd::geteuid();
+        let user = nix::unistd::User::from_uid(uid)?;
+        Ok(match user {
+            Some(user) => Self {
+                uid: uid.as_raw(),
+                name: user.name,
+                home: user.dir,
+                shell: user.shell,
+            },
+            // A container's user need not be in its files.
+            None => Self {
+                uid: uid.as_raw(),
+                name: uid.to_string(),
+                home: PathBuf::from("/"),
+                shell: PathBuf::from("/bin/sh"),
+            },
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,96 @@
+//! Who is at the other end of a connection.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+use serde::{Deserialize, Serialize};
+
+/// What clients get that are confined themselves (a seccomp filter and no new privileges, or namespaces of their own): with
+/// a daemon that started anything for them they would not be confined.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfinedPeers {
+    /// Nothing.
+    #[default]
+    Refuse,
+    /// Processes under this policy alone: a preset, a policy's name, or a file.
+    Policy(String),
+}
+
+/// The process that connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its uid when it connected.
+    pub uid: u32,
+    /// Its pid then. For logs.
+    pub pid: i32,
+    /// Why it counts as confined, if it does.
+    pub confined: Option<String>,
+}
+
+impl Peer {
+    /// Asks the kernel (`SO_PEERCRED`, unix(7)) and `/proc`. A peer that cannot be looked at counts as confined; one
+    /// that is gone already is an error.
+    ///
+    /// # Errors
+    /// The socket is none, or the peer is gone.
+    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
+        let credentials = getsockopt(socket, PeerCredentials)?;
+        // Held while its number is used: from 6.5 on the kernel says whether it still is that process (older ones leave
+        // the moment in which a number could be reused).
+        let pidfd = getsockopt(socket, PeerPidfd).ok();
+        let pid = credentials.pid();
+        let confined = confinement(pid);
+        if let Some(pidfd) = pidfd {
+            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ended, PollTimeout::ZERO)? > 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionAborted,
+                    "the peer is gone",
+                ));
+            }
+        }
+        Ok(Self {
+            uid: credentials.uid(),
+            pid,
+            confined,
+        })
+    }
+}
+
+/// Why this process counts as confined, compared with us.
+fn confinement(pid: i32) -> Option<String> {
+    if pid <= 0 {
+        return Some("it is in a PID namespace that is not ours".to_owned());
+    }
+    let proc = Path::new("/proc").join(pid.to_string());
+    let Ok(status) = fs::read_to_string(proc.join("status")) else {
+        return Some("it cannot be looked at".to_owned());
+    };
+    let field = |status: &str, name: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+    };
+    let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // A filter that we are under as well confines nobody more than us.
+    let filtered = |status: &str| {
+        field(status, "Seccomp").as_deref() == Some("2")
+            && field(status, "NoNewPrivs").as_deref() == Some("1")
+    };
+    if filtered(&status) && !filtered(&own) {
+        return Some("it is under a seccomp filter and gains no new privileges".to_owned());
+    }
+    for namespace in ["user", "mnt", "pid", "net"] {
+        let of = |who: &Path| fs::read_link(who.join("ns").join(namespace)).ok();
+        let (theirs, ours) = (of(&proc), of(Path::new("/proc/self")));
+        // Links that may not be read are another user's, whose uid says enough; root can read all.
+        if theirs.is_some() && theirs != ours {
+            return Some(format!("it is in another {namespace} namespace"));
+        }
+    }
+    None
+}

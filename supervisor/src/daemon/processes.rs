@@ -1,0 +1,306 @@
+//! The processes that a daemon knows, live and ended.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use provost_actors::ProcessLink;
+use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
+use provost_actors::session::SessionId;
+use tokio::sync::oneshot;
+
+use super::{Daemon, lock};
+use crate::protocol::{
+    ErrorKind, Events, ProcessInfo, ProcessList, ProcessPrune, ProcessRead, RpcError, Written,
+};
+
+/// What a read gives at most, unless it says less.
+const READ_BYTES: usize = 1 << 20;
+/// Events of one answer.
+const READ_EVENTS_MAX: usize = 4096;
+/// The longest that a read waits.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// A process that was accepted.
+#[derive(Debug)]
+pub(super) struct Supervised {
+    pub(super) link: ProcessLink,
+    pub(super) session: Option<SessionId>,
+    pub(super) name: Option<String>,
+    pub(super) argv: Vec<String>,
+    pub(super) cwd: String,
+    pub(super) policy: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) started_at: Timestamp,
+    writes: Mutex<Writes>,
+}
+
+/// Writes to the standard input: one after the other, in the order in which they came.
+#[derive(Debug, Default)]
+struct Writes {
+    taken: u64,
+    /// Done when the last one that came is.
+    last: Option<oneshot::Receiver<()>>,
+}
+
+/// A write's turn among those to the same process.
+#[derive(Debug)]
+pub(super) struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    _done: oneshot::Sender<()>,
+}
+
+impl Supervised {
+    pub(super) fn new(link: ProcessLink, session: Option<SessionId>, name: Option<String>) -> Self {
+        Self {
+            link,
+            session,
+            name,
+            argv: Vec::new(),
+            cwd: String::new(),
+            policy: String::new(),
+            labels: BTreeMap::new(),
+            started_at: Timestamp::now(),
+            writes: Mutex::default(),
+        }
+    }
+
+    pub(super) fn id(&self) -> ProcessId {
+        self.link.id()
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.link.log().record().is_none()
+    }
+
+    /// Bytes of its output that are kept.
+    pub(super) fn retained(&self) -> u64 {
+        let log = self.link.log();
+        StreamName::ALL
+            .into_iter()
+            .map(|stream| log.retained(stream))
+            .sum()
+    }
+
+    pub(super) fn info(&self) -> ProcessInfo {
+        let record = self.link.log().record();
+        ProcessInfo {
+            process: self.id(),
+            name: self.name.clone(),
+            session: self.session,
+            argv: self.argv.clone(),
+            cwd: self.cwd.clone(),
+            policy: self.policy.clone(),
+            labels: self.labels.clone(),
+            started_at: format!("{:.6}", self.started_at),
+            live: record.is_none(),
+            outcome: record.as_ref().and_then(|record| {
+                let outcome = serde_json::to_value(record.outcome).ok()?;
+                Some(outcome.as_str()?.to_owned())
+            }),
+            exit_code: record.as_ref().and_then(|record| record.exit_code),
+            denied: record.is_some_and(|record| record.denied),
+        }
+    }
+
+    /// A place in the order of writes. Taken before anything else is done about one.
+    pub(super) fn turn(&self) -> Turn {
+        let (done, after) = oneshot::channel();
+        let before = lock(&self.writes).last.replace(after);
+        Turn { before, _done: done }
+    }
+
+    /// Writes what was not written yet of bytes that begin at this place.
+    pub(super) async fn write(
+        &self,
+        mut turn: Turn,
+        offset: Option<u64>,
+        bytes: &[u8],
+        close: bool,
+    ) -> Result<Written, RpcError> {
+        if let Some(before) = turn.before.take() {
+            // An error as well means that it is done with.
+            let _ = before.await;
+        }
+        let what = || format!("write to {}", self.id());
+        let taken = lock(&self.writes).taken;
+        let rest = match offset {
+            Some(offset) if offset > taken => {
+                let why = format!("bytes {taken} to {offset} were not written");
+                return Err(RpcError::new(ErrorKind::Conflict, what(), why)
+                    .hint(format!("go on at offset {taken}")));
+            }
+            Some(offset) => {
+                let known = usize::try_from(taken - offset).unwrap_or(usize::MAX);
+                bytes.get(known..).unwrap_or_default()
+            }
+            None => bytes,
+        };
+        if !rest.is_empty() {
+            self.link
+                .write_stdin(rest)
+                .await
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe => {
+                        RpcError::new(ErrorKind::Ended, what(), error.to_string())
+                    }
+                    _ => RpcError::new(ErrorKind::Internal, what(), error.to_string()),
+                })?;
+        }
+        let offset = {
+            let mut writes = lock(&self.writes);
+            writes.taken += rest.len() as u64;
+            writes.taken
+        };
+        if close {
+            self.link.close_stdin();
+        }
+        Ok(Written { offset })
+    }
+
+    /// Events that are there, or the first one that comes.
+    pub(super) async fn read(&self, request: &ProcessRead) -> Events {
+        let mut cursor = self.link.log().follow(request.after_seq, false);
+        let mut events: Vec<Event> = Vec::new();
+        let mut room = request.max_bytes.unwrap_or(READ_BYTES).clamp(1, READ_BYTES);
+        let wait = Duration::from_millis(request.wait_ms).min(WAIT_MAX);
+        if !wait.is_zero()
+            && let Ok(Some(event)) = tokio::time::timeout(wait, cursor.next()).await
+        {
+            room = room.saturating_sub(weight(&event));
+            events.push(event);
+        }
+        while room > 0 && events.len() < READ_EVENTS_MAX {
+            let Some(event) = cursor.try_next() else { break };
+            room = room.saturating_sub(weight(&event));
+            events.push(event);
+        }
+        Events {
+            next_seq: events.last().map_or(request.after_seq, |event| event.seq),
+            ended: cursor.is_finished(),
+            events,
+        }
+    }
+}
+
+/// About how many bytes an event is, before it is written as JSON.
+fn weight(event: &Event) -> usize {
+    match &event.body {
+        EventBody::Output { data, .. } => data.len() + 128,
+        _ => 512,
+    }
+}
+
+impl Daemon {
+    /// The process that is meant by an id, an unambiguous beginning or end of one, or a name.
+    pub(super) fn find(&self, text: &str) -> Result<Arc<Supervised>, RpcError> {
+        let state = self.state();
+        if let Ok(id) = text.parse::<ProcessId>()
+            && let Some(process) = state.processes.get(&id)
+        {
+            return Ok(process.clone());
+        }
+        let what = || format!("process `{text}`");
+        let named = |live: bool| {
+            let mut processes = state.processes.values().rev();
+            processes
+                .find(|process| process.name.as_deref() == Some(text) && (!live || process.is_live()))
+        };
+        if let Some(process) = named(true).or_else(|| named(false)) {
+            return Ok(process.clone());
+        }
+        let part = text.len() >= ID_PART_MIN && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        let mut fitting = state.processes.values().filter(|process| {
+            let id = process.id().to_string();
+            part && (id.starts_with(text) || id.ends_with(text))
+        });
+        match (fitting.next(), fitting.next()) {
+            (Some(process), None) => Ok(process.clone()),
+            (Some(_), Some(_)) => {
+                Err(
+                    RpcError::new(ErrorKind::Ambiguous, what(), "more than one begins or ends so")
+                        .hint("give more of the id"),
+                )
+            }
+            (None, _) => {
+                Err(
+                    RpcError::new(ErrorKind::NotFound, what(), "there is none of that id or name")
+                        .hint("`provost ps -a` lists them"),
+                )
+            }
+        }
+    }
+
+    pub(super) fn list(&self, request: &ProcessList) -> Result<Vec<ProcessInfo>, RpcError> {
+        let within = match &request.session {
+            Some(session) => {
+                let id = self.find_session(session)?;
+                Some(self.state().leases.with_parts(id))
+            }
+            None => None,
+        };
+        let processes: Vec<Arc<Supervised>> = self.state().processes.values().cloned().collect();
+        Ok(processes
+            .iter()
+            .filter(|process| {
+                let there =
+                    |sessions: &Vec<SessionId>| process.session.is_some_and(|id| sessions.contains(&id));
+                within.as_ref().is_none_or(there)
+                    && request.live.is_none_or(|live| process.is_live() == live)
+                    && request
+                        .labels
+                        .iter()
+                        .all(|(key, value)| process.labels.get(key) == Some(value))
+            })
+            .map(|process| process.info())
+            .collect())
+    }
+
+    /// Forgets processes that have ended; how many.
+    pub(super) fn prune(&self, request: &ProcessPrune) -> Result<usize, RpcError> {
+        let within = match &request.session {
+            Some(session) => Some(self.find_session(session)?),
+            None => None,
+        };
+        let age = Duration::from_millis(request.older_than_ms);
+        let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
+        let mut state = self.state();
+        let count = state.processes.len();
+        state.processes.retain(|_, process| {
+            let Some(record) = process.link.log().record() else {
+                return true;
+            };
+            let elsewhere = within.is_some() && process.session != within;
+            elsewhere || record.ended_at > before
+        });
+        let left = count - state.processes.len();
+        Ok(left)
+    }
+
+    /// Forgets those that ended first, where there are too many or they keep too much.
+    pub(super) fn forget_ended(&self) {
+        let settings = self.settings();
+        let mut state = self.state();
+        let state = &mut *state;
+        for (id, process) in &state.processes {
+            if !process.is_live() && !state.ended.contains(id) {
+                state.ended.push_back(*id);
+            }
+        }
+        state.ended.retain(|id| state.processes.contains_key(id));
+        let mut kept: u64 = state.processes.values().map(|process| process.retained()).sum();
+        while state.ended.len() > settings.ended_max || kept > settings.memory_bytes {
+            let Some(first) = state.ended.pop_front() else {
+                break;
+            };
+            if let Some(process) = state.processes.remove(&first) {
+                kept = kept.saturating_sub(process.retained());
+            }
+        }
+    }
+}
+
+/// The shortest part of an id that is looked for.
+const ID_PART_MIN: usize = 4;

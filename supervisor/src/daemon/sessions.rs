@@ -1,0 +1,353 @@
+//! Sessions as clients see them: leases over supervisors in the tree.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use provost_actors::ProcessCommand;
+use provost_actors::event::ProcessId;
+use provost_actors::session::{Holder, LeaseError, Moved, OnDisconnect, OpenSession, SessionId};
+
+use super::Daemon;
+use super::processes::Supervised;
+use crate::protocol::{
+    ErrorKind, RpcError, SessionAttach, SessionClose, SessionEvent, SessionInfo, SessionOpen,
+    SessionsMoved, SkippedSession,
+};
+
+/// Sessions of one daemon.
+const SESSIONS_MAX: usize = 4096;
+/// The longest name.
+const NAME_BYTES_MAX: usize = 128;
+
+impl Daemon {
+    pub(super) async fn open_session(
+        &self,
+        request: SessionOpen,
+        holder: Holder,
+    ) -> Result<SessionId, RpcError> {
+        let what = || {
+            format!(
+                "open session {}",
+                request.name.as_deref().unwrap_or("without a name")
+            )
+        };
+        check_name(request.name.as_deref())?;
+        let parent = match &request.parent {
+            Some(parent) => Some(self.find_session(parent)?),
+            None => None,
+        };
+        if self.state().leases.iter().count() >= SESSIONS_MAX {
+            let why = format!("there are {SESSIONS_MAX} already");
+            return Err(RpcError::new(ErrorKind::Limit, what(), why)
+                .hint("close some (`provost session clean`)"));
+        }
+        let id = SessionId::new();
+        let link = self.0.tree.open_session(id.to_string()).await;
+        let link =
+            link.map_err(|error| RpcError::new(ErrorKind::Internal, what(), error.to_string()))?;
+        let open = OpenSession {
+            name: request.name.clone(),
+            parent,
+            on_disconnect: request.on_disconnect,
+            ttl: request.ttl_ms.map(Duration::from_millis),
+        };
+        // Nobody was asked twice: the lease decides.
+        let opened = self.state().leases.open(id, open, Some(holder), link.clone());
+        if let Err(error) = opened {
+            link.close();
+            return Err(refused(what(), error));
+        }
+        self.say_changed();
+        Ok(id)
+    }
+
+    pub(super) fn detach_session(
+        &self,
+        session: &str,
+        holder: Holder,
+    ) -> Result<SessionsMoved, RpcError> {
+        // One that is not there is nothing to detach, and no error.
+        let Ok(id) = self.find_session(session) else {
+            return Ok(SessionsMoved::default());
+        };
+        let moved = self.state().leases.detach(id, holder, Instant::now());
+        let moved = moved.map_err(|error| refused(format!("detach session `{session}`"), error))?;
+        self.tell_detached(moved.sessions.iter().map(|(id, _)| *id));
+        Ok(self.summary(moved, Vec::new()))
+    }
+
+    pub(super) fn attach_sessions(
+        &self,
+        request: &SessionAttach,
+        holder: Holder,
+    ) -> Result<SessionsMoved, RpcError> {
+        let mut skipped = Vec::new();
+        let mut skip = |session: String, why: String| skipped.push(SkippedSession { session, why });
+        let wanted: Vec<(String, SessionId)> = match &request.sessions {
+            Some(sessions) => sessions
+                .iter()
+                .filter_map(|session| match self.find_session(session) {
+                    Ok(id) => Some((session.clone(), id)),
+                    Err(error) => {
+                        skip(session.clone(), error.data.why);
+                        None
+                    }
+                })
+                .collect(),
+            None => {
+                let state = self.state();
+                let free = state.leases.iter().filter(|(_, lease)| lease.holder.is_none());
+                free.map(|(id, _)| (id.to_string(), id)).collect()
+            }
+        };
+        let mut all = Moved::default();
+        for (text, id) in wanted {
+            let moved = self.state().leases.attach(id, holder, request.steal);
+            match moved {
+                Ok(moved) => all.sessions.extend(moved.sessions),
+                Err(error) => skip(text, error.to_string()),
+            }
+        }
+        for (id, before) in &all.sessions {
+            if let Some(before) = before {
+                self.tell_holder(*before, *id, "lost");
+            }
+            for process in self.live_in(&[*id]) {
+                let session = id.to_string();
+                process.link.tell(ProcessCommand::Attached { session });
+            }
+        }
+        Ok(self.summary(all, skipped))
+    }
+
+    /// Takes a session and its parts away and stops what is in them.
+    pub(super) fn close_session(&self, id: SessionId, reason: &str, kill: bool) -> Vec<SessionId> {
+        let closed = self.state().leases.close(id);
+        let ids = closed.iter().map(|(id, _)| *id).collect();
+        for (id, lease) in closed {
+            if let Some(holder) = lease.holder {
+                self.tell_holder(holder, id, "closed");
+            }
+            let (daemon, reason) = (self.clone(), reason.to_owned());
+            tokio::spawn(async move {
+                lease.value.stop_all(reason, kill).await;
+                lease.value.close();
+                daemon.say_changed();
+            });
+        }
+        ids
+    }
+
+    pub(super) async fn close_sessions(
+        &self,
+        request: &SessionClose,
+        holder: Holder,
+        detached_only: bool,
+    ) -> Result<SessionsMoved, RpcError> {
+        let wanted: Vec<SessionId> = match &request.session {
+            Some(session) => vec![self.find_session(session)?],
+            None if detached_only => {
+                let state = self.state();
+                let free = state.leases.iter().filter(|(_, lease)| lease.holder.is_none());
+                free.map(|(id, _)| id).collect()
+            }
+            None => {
+                return Err(RpcError::new(
+                    ErrorKind::InvalidParams,
+                    "session/close",
+                    "no `session` is given",
+                ));
+            }
+        };
+        let mut result = SessionsMoved::default();
+        let mut stopping = Vec::new();
+        for id in wanted {
+            {
+                let state = self.state();
+                let Some(lease) = state.leases.get(id) else {
+                    continue;
+                };
+                let elsewhere = lease.holder.is_some() && !state.leases.is_held_by(id, holder);
+                if elsewhere || detached_only && lease.holder.is_some() {
+                    result.skipped.push(SkippedSession {
+                        session: id.to_string(),
+                        why: LeaseError::HeldElsewhere.to_string(),
+                    });
+                    continue;
+                }
+            }
+            let parts = self.state().leases.with_parts(id);
+            stopping.extend(self.live_in(&parts));
+            result
+                .moved
+                .extend(self.close_session(id, "its session was closed", request.kill));
+        }
+        result.processes = stopping.iter().map(|process| process.id()).collect();
+        // What was stopped is over when this is answered.
+        for process in stopping {
+            process.link.log().sealed().await;
+        }
+        if !detached_only && result.moved.is_empty() && !result.skipped.is_empty() {
+            let what = format!(
+                "close session `{}`",
+                request.session.as_deref().unwrap_or_default()
+            );
+            return Err(refused(what, LeaseError::HeldElsewhere));
+        }
+        Ok(result)
+    }
+
+    pub(super) fn list_sessions(&self, holder: Holder) -> Vec<SessionInfo> {
+        let state = self.state();
+        let in_session = |id: SessionId| {
+            let processes = state.processes.values();
+            processes.filter(move |process| process.session == Some(id))
+        };
+        state
+            .leases
+            .iter()
+            .map(|(id, lease)| SessionInfo {
+                session: id,
+                name: lease.open.name.clone(),
+                parent: lease.open.parent,
+                attached: lease.holder.is_some(),
+                attached_here: lease.holder == Some(holder),
+                on_disconnect: lease.open.on_disconnect,
+                live: in_session(id).filter(|process| process.is_live()).count(),
+                processes: in_session(id).count(),
+            })
+            .collect()
+    }
+
+    /// A connection is over: what it held goes on or stops, as it was opened.
+    pub(super) fn disconnect(&self, holder: Holder) {
+        let left = {
+            let mut state = self.state();
+            state.holders.remove(&holder);
+            state.leases.disconnect(holder, Instant::now())
+        };
+        let detached = left.iter().filter(|(_, rule)| *rule == OnDisconnect::Detach);
+        self.tell_detached(detached.map(|(id, _)| *id));
+        for (id, rule) in left {
+            if rule == OnDisconnect::Stop {
+                self.close_session(id, "its client is gone", false);
+            }
+        }
+    }
+
+    /// The session that is meant by an id, an unambiguous part of one, or a name.
+    pub(super) fn find_session(&self, text: &str) -> Result<SessionId, RpcError> {
+        let state = self.state();
+        let what = || format!("session `{text}`");
+        let exact = state.leases.iter().find(|(id, _)| id.to_string() == text);
+        if let Some((id, _)) = exact {
+            return Ok(id);
+        }
+        let named: Vec<SessionId> = state
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.open.name.as_deref() == Some(text))
+            .map(|(id, _)| id)
+            .collect();
+        let fitting: Vec<SessionId> = if named.is_empty() && text.len() >= 4 {
+            let all = state.leases.iter().map(|(id, _)| id);
+            all.filter(|id| id.to_string().starts_with(text) || id.to_string().ends_with(text))
+                .collect()
+        } else {
+            named
+        };
+        match fitting[..] {
+            [id] => Ok(id),
+            [] => Err(
+                RpcError::new(ErrorKind::NotFound, what(), "there is none of that id or name")
+                    .hint("`provost session list` lists them"),
+            ),
+            _ => {
+                Err(RpcError::new(ErrorKind::Ambiguous, what(), "there are several").hint("give the id"))
+            }
+        }
+    }
+
+    /// Whether a holder may change what is in a session: it has it, or a whole that it is part of, or nobody does.
+    pub(super) fn may_touch(
+        &self,
+        session: Option<SessionId>,
+        holder: Holder,
+        what: &str,
+    ) -> Result<(), RpcError> {
+        let Some(id) = session else { return Ok(()) };
+        let state = self.state();
+        let free = state.leases.get(id).is_none_or(|lease| lease.holder.is_none());
+        if free || state.leases.is_held_by(id, holder) {
+            return Ok(());
+        }
+        Err(refused(what.to_owned(), LeaseError::HeldElsewhere))
+    }
+
+    pub(super) fn live_in(&self, sessions: &[SessionId]) -> Vec<Arc<Supervised>> {
+        let state = self.state();
+        let there = |process: &&Arc<Supervised>| {
+            process.is_live() && process.session.is_some_and(|id| sessions.contains(&id))
+        };
+        state.processes.values().filter(there).cloned().collect()
+    }
+
+    fn tell_detached(&self, sessions: impl Iterator<Item = SessionId>) {
+        for id in sessions {
+            for process in self.live_in(&[id]) {
+                let session = id.to_string();
+                process.link.tell(ProcessCommand::Detached { session });
+            }
+        }
+    }
+
+    fn tell_holder(&self, holder: Holder, session: SessionId, event: &str) {
+        let state = self.state();
+        if let Some(outbox) = state.holders.get(&holder) {
+            let event = event.to_owned();
+            outbox.push(&super::connection::notification(
+                "session/event",
+                &SessionEvent { session, event },
+            ));
+        }
+    }
+
+    fn summary(&self, moved: Moved, skipped: Vec<SkippedSession>) -> SessionsMoved {
+        let ids: Vec<SessionId> = moved.sessions.iter().map(|(id, _)| *id).collect();
+        let processes: Vec<ProcessId> = self.live_in(&ids).iter().map(|process| process.id()).collect();
+        SessionsMoved {
+            moved: ids,
+            skipped,
+            processes,
+        }
+    }
+}
+
+/// Names are for people and scripts: nothing that could be taken for something else.
+pub(super) fn check_name(name: Option<&str>) -> Result<(), RpcError> {
+    let Some(name) = name else { return Ok(()) };
+    let sound = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && !name.starts_with('-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.:@".contains(&b));
+    if sound {
+        return Ok(());
+    }
+    Err(RpcError::new(
+        ErrorKind::InvalidParams,
+        format!("name `{}`", name.escape_default()),
+        "want 1 to 128 letters, digits and - _ . : @, not beginning with -",
+    ))
+}
+
+fn refused(what: String, error: LeaseError) -> RpcError {
+    let (kind, hint) = match error {
+        LeaseError::Absent => (ErrorKind::NotFound, "`provost session list` lists them"),
+        LeaseError::HeldElsewhere => (ErrorKind::NotHolder, "attach it with `steal` to take it over"),
+        LeaseError::NameTaken => (ErrorKind::Conflict, "choose another name, or detach that session"),
+        LeaseError::TooDeep => (ErrorKind::Limit, ""),
+    };
+    RpcError::new(kind, what, error.to_string()).hint(hint)
+}

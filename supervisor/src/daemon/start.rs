@@ -1,0 +1,311 @@
+//! Starting a process: once for each request id, whatever the client repeats.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use provost_actors::event::ProcessId;
+use provost_actors::session::Holder;
+use provost_actors::{SpawnRefused, log::LogLimits};
+use provost_sandbox::policy::{Policy, PresetContext};
+use tokio::sync::OnceCell;
+
+use super::peer::ConfinedPeers;
+use super::processes::Supervised;
+use super::sessions::check_name;
+use super::{Account, Daemon, lock};
+use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
+use crate::protocol::{ErrorKind, ProcessStart, RpcError, Started};
+use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
+
+/// Starts that are remembered by their request ids.
+const REMEMBERED_MAX: usize = 10_000;
+/// A process keeps at least so much of each stream.
+const OUTPUT_BYTES_MIN: u64 = 4096;
+
+/// Starts by request id.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    known: HashMap<String, Known>,
+    order: VecDeque<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    /// What was asked for, to tell a repeated request from another one.
+    asked: String,
+    started: Arc<OnceCell<ProcessId>>,
+}
+
+impl Starts {
+    fn remember(&mut self, id: &str, asked: String) -> Known {
+        if let Some(known) = self.known.get(id) {
+            return known.clone();
+        }
+        if self.order.len() >= REMEMBERED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        let known = Known {
+            asked,
+            started: Arc::default(),
+        };
+        self.order.push_back(id.to_owned());
+        self.known.insert(id.to_owned(), known.clone());
+        known
+    }
+}
+
+impl Daemon {
+    /// Starts a process; the answer to a repeated request is that of the first.
+    pub(super) async fn start(
+        &self,
+        request: ProcessStart,
+        holder: Holder,
+        confined: bool,
+    ) -> Result<Started, RpcError> {
+        let Some(request_id) = request.request_id.clone() else {
+            let process = self.start_once(request, holder, confined).await?;
+            return Ok(Started {
+                process,
+                repeated: false,
+            });
+        };
+        let asked = serde_json::to_string(&request).unwrap_or_default();
+        let known = lock(&self.0.starts).remember(&request_id, asked.clone());
+        if known.asked != asked {
+            let what = format!("start with request_id `{request_id}`");
+            let why = "another start had the same one";
+            return Err(
+                RpcError::new(ErrorKind::Conflict, what, why).hint("use a new one for a new process")
+            );
+        }
+        let mut repeated = true;
+        // A start that failed is not remembered: it may be tried again.
+        let process = known
+            .started
+            .get_or_try_init(|| {
+                repeated = false;
+                self.start_once(request, holder, confined)
+            })
+            .await?;
+        Ok(Started {
+            process: *process,
+            repeated,
+        })
+    }
+
+    async fn start_once(
+        &self,
+        request: ProcessStart,
+        holder: Holder,
+        confined: bool,
+    ) -> Result<ProcessId, RpcError> {
+        let what = format!("start `{}`", request.argv.join(" "));
+        let settings = self.settings();
+        if self.0.stopping.is_cancelled() {
+            return Err(RpcError::new(
+                ErrorKind::ShuttingDown,
+                what,
+                "the daemon is stopping",
+            ));
+        }
+        check_name(request.name.as_deref())?;
+        let session = match &request.session {
+            Some(session) => {
+                let id = self.find_session(session)?;
+                self.may_touch(Some(id), holder, &what)?;
+                Some(id)
+            }
+            None => None,
+        };
+        let link = session.and_then(|id| self.state().leases.get(id).map(|lease| lease.value.clone()));
+        {
+            let state = self.state();
+            let live = || state.processes.values().filter(|process| process.is_live());
+            if live().count() >= settings.processes_max {
+                let why = format!("{} processes live already", settings.processes_max);
+                return Err(
+                    RpcError::new(ErrorKind::Limit, what, why).hint("wait until some have ended")
+                );
+            }
+            if request.name.is_some() && live().any(|process| process.name == request.name) {
+                let why = "a process of that name lives already";
+                return Err(RpcError::new(ErrorKind::Conflict, what, why).hint("choose another name"));
+            }
+        }
+        let confined = confined.then_some(&settings.confined_peers);
+        let spec = self.spec(&request, &what, settings.output_bytes, confined)?;
+        let policy = spec.policy.name.clone();
+        let started = match &link {
+            Some(session) => self.0.tree.spawn_in(session, spec).await,
+            None => self.0.tree.spawn(spec).await,
+        };
+        let link = started.map_err(|error| match error {
+            SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
+            error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
+        })?;
+        let process = Supervised {
+            argv: request.argv,
+            cwd: request.cwd,
+            policy,
+            labels: request.labels,
+            ..Supervised::new(link, session, request.name)
+        };
+        let id = process.id();
+        self.state().processes.insert(id, Arc::new(process));
+        self.say_changed();
+        Ok(id)
+    }
+
+    fn spec(
+        &self,
+        request: &ProcessStart,
+        what: &str,
+        output_bytes: u64,
+        confined: Option<&ConfinedPeers>,
+    ) -> Result<ProcessSpec, RpcError> {
+        let invalid = |why: String| RpcError::new(ErrorKind::InvalidParams, what, why);
+        if request.argv.is_empty() {
+            return Err(invalid("`argv` is empty".to_owned()));
+        }
+        let cwd = PathBuf::from(&request.cwd);
+        if !cwd.is_absolute() {
+            return Err(invalid(format!(
+                "`cwd` is `{}`, and must be absolute",
+                request.cwd
+            )));
+        }
+        if request.policy.is_some() && request.prepared_policy.is_some() {
+            return Err(invalid(
+                "`policy` and `prepared_policy` exclude each other".to_owned(),
+            ));
+        }
+        let named = match confined {
+            // Whatever it asks for.
+            Some(ConfinedPeers::Policy(name)) => Some(name.as_str()),
+            Some(ConfinedPeers::Refuse) => {
+                return Err(RpcError::new(
+                    ErrorKind::Forbidden,
+                    what,
+                    "the client is confined itself",
+                ));
+            }
+            None => request.policy.as_deref(),
+        };
+        let prepared = request.prepared_policy.as_deref().filter(|_| confined.is_none());
+        let loaded = match prepared {
+            Some(_) => None,
+            None => Some(self.policy(named.unwrap_or("workspace-write"), &cwd)?),
+        };
+        let policy: Policy = match (prepared, &loaded) {
+            (Some(policy), _) => policy.clone(),
+            (None, Some(loaded)) => loaded.policy.clone(),
+            (None, None) => return Err(invalid("there is no policy".to_owned())),
+        };
+        let mut spec = ProcessSpec::new(request.argv.iter().map(OsString::from), cwd, policy);
+        spec.env = match &request.env {
+            Some(env) => env
+                .iter()
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+            None => self.0.account.environment(loaded.as_ref()),
+        };
+        if request.stdin {
+            spec.stdin = StdinSpec::Pipe;
+        }
+        if request.terminal.is_some() {
+            return Err(invalid("terminals are not there yet".to_owned()));
+        }
+        let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
+        let limit = |own: Option<Duration>, policys: Option<Duration>| own.or(policys);
+        spec.timeout = limit(
+            millis(request.timeout_ms),
+            loaded.as_ref().and_then(|policy| policy.timeout),
+        );
+        spec.idle_timeout = limit(
+            millis(request.idle_timeout_ms),
+            loaded.as_ref().and_then(|policy| policy.idle_timeout),
+        );
+        let stop = StopRule::default();
+        spec.stop = StopRule {
+            signal: match &request.stop_signal {
+                Some(signal) => super::requests::signal(signal)?,
+                None => stop.signal,
+            },
+            grace: millis(request.grace_ms).unwrap_or(stop.grace),
+        };
+        spec.tree = match request.tree.as_deref() {
+            None | Some("kill") => TreeRule::Kill,
+            Some("wait") => TreeRule::Wait,
+            Some(other) => return Err(invalid(format!("`tree` is `{other}`, want kill or wait"))),
+        };
+        spec.on_denial = match request.on_denial.as_deref() {
+            None | Some("report") => OnDenial::Report,
+            Some("stop") => OnDenial::Stop,
+            Some(other) => {
+                return Err(invalid(format!("`on_denial` is `{other}`, want report or stop")));
+            }
+        };
+        spec.drain = millis(request.drain_ms).unwrap_or(spec.drain);
+        spec.ask_timeout = millis(request.ask_timeout_ms).unwrap_or(spec.ask_timeout);
+        spec.observe_reads = request.observe_reads;
+        let kept = request
+            .max_output
+            .unwrap_or(output_bytes)
+            .clamp(OUTPUT_BYTES_MIN, output_bytes);
+        spec.retention = LogLimits::keeping(kept);
+        spec.labels.clone_from(&request.labels);
+        Ok(spec)
+    }
+
+    /// The policy of this name, for a command that runs there.
+    pub(super) fn policy(&self, name: &str, cwd: &Path) -> Result<LoadedPolicy, RpcError> {
+        let what = format!("policy `{name}`");
+        let refused = |why: String| RpcError::new(ErrorKind::Refused, what.as_str(), why);
+        let preset = PresetContext {
+            cwd: cwd
+                .canonicalize()
+                .map_err(|error| refused(format!("{}: {error}", cwd.display())))?,
+            home: Some(self.0.account.home.clone()),
+            uid: self.0.account.uid,
+            runtime_dir: Some(PathBuf::from(format!("/run/user/{}", self.0.account.uid))),
+        };
+        let name = PolicyName::parse(name);
+        if let PolicyName::File(file) = &name
+            && !file.is_absolute()
+        {
+            return Err(refused(
+                "the path of a policy file must be absolute here".to_owned(),
+            ));
+        }
+        let context = PolicyFileContext::new(preset, None);
+        let mut loaded =
+            policy_file::load(&name, &context).map_err(|error| refused(error.to_string()))?;
+        loaded.settle().map_err(refused)?;
+        Ok(loaded)
+    }
+}
+
+impl Account {
+    /// A clean environment, and what the policy sets.
+    fn environment(&self, policy: Option<&LoadedPolicy>) -> Vec<(OsString, OsString)> {
+        let own: [(&str, OsString); 5] = [
+            ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
+            ("HOME", self.home.clone().into()),
+            ("USER", self.name.clone().into()),
+            ("LOGNAME", self.name.clone().into()),
+            ("SHELL", self.shell.clone().into()),
+        ];
+        let mut all: BTreeMap<OsString, OsString> =
+            own.into_iter().map(|(key, value)| (key.into(), value)).collect();
+        if let Some(policy) = policy {
+            let set = policy.environment.set.iter();
+            all.extend(set.map(|(key, value)| (key.into(), value.into())));
+        }
+        all.into_iter().collect()
+    }
+}
