@@ -10,6 +10,7 @@ mod output;
 mod policy;
 mod report_file;
 mod run;
+mod serve;
 mod signals;
 mod summary;
 
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
             Some(option) => Err(option),
             None => run::run(*run),
         },
+        args::Verb::Serve(serve) => serve::run(serve),
         args::Verb::Policy(policy) => policy::run(policy),
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),

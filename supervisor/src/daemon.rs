@@ -192,6 +192,12 @@ impl Daemon {
         self.0.stopping.cancel();
     }
 
+    /// Stops everything, as at the end of [`Daemon::serve`].
+    pub async fn stop_now(&self) {
+        self.stop();
+        self.stop_everything().await;
+    }
+
     /// Changes how it behaves from now on.
     pub fn reconfigure(&self, settings: Settings) {
         *lock(&self.0.settings) = settings;

@@ -38,6 +38,7 @@
 mod builder;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod client;
 #[cfg(feature = "cli")]
 pub mod daemon;
 mod handle;

@@ -24,12 +24,32 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
     Run(Box<RunArgs>),
+    /// Supervise for many clients, over a Unix socket
+    Serve(ServeArgs),
     /// Look at policies, check them, ask them, begin new ones
     Policy(PolicyArgs),
     /// Say what this machine offers and which guarantees hold
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+/// Supervise for many clients, over a Unix socket
+///
+/// What a client starts goes on when the client goes away, and can be taken up again with the same ids and not a byte
+/// missing. On TERM or INT everything is stopped by its own stop rule.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  provost serve
+  provost serve --socket /tmp/p.sock
+  provost serve --stdio        # for a program that embeds it: the protocol on stdin and stdout")]
+pub(crate) struct ServeArgs {
+    /// Where to listen [default: /run/provost/provost.sock for root, else $XDG_RUNTIME_DIR/provost/provost.sock]
+    #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Serve one client on stdin and stdout instead; everything stops when it goes
+    #[arg(long, conflicts_with = "socket")]
+    pub(crate) stdio: bool,
 }
 
 /// Run one command in a sandbox and report its end

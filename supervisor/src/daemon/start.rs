@@ -148,13 +148,11 @@ impl Daemon {
             SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
             error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
         })?;
-        let process = Supervised {
-            argv: request.argv,
-            cwd: request.cwd,
-            policy,
-            labels: request.labels,
-            ..Supervised::new(link, session, request.name)
-        };
+        let mut process = Supervised::new(link, session, request.name);
+        process.argv = request.argv;
+        process.cwd = request.cwd;
+        process.policy = policy;
+        process.labels = request.labels;
         let id = process.id();
         self.state().processes.insert(id, Arc::new(process));
         self.say_changed();

@@ -1,0 +1,362 @@
+//! A connection to a daemon: requests, and the events that it follows.
+//!
+//! One connection carries requests side by side. What a follower does not take holds up the whole connection, as soon as
+//! a bounded number of events wait: who follows a flood and asks other things meanwhile uses two connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use provost_actors::session::SessionId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::Event;
+use crate::protocol::{
+    EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, Reply, Request, RpcError,
+    SessionEvent,
+};
+
+/// Events of one follower that wait to be taken.
+const EVENTS_WAITING: usize = 256;
+
+/// Why a request to a daemon came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error(
+        "no daemon answers at {path}: {error}; start one with `provost serve`, or say where it is with --socket or PROVOST_SOCKET"
+    )]
+    Connect {
+        /// The socket.
+        path: String,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// The connection ended. What was asked for may have been done.
+    #[error("the connection to the daemon is lost")]
+    Lost,
+    /// The daemon says no.
+    #[error("{}", .0.message)]
+    Refused(#[from] Box<RpcError>),
+    /// It says something that this client does not understand.
+    #[error("the daemon's answer is not understood: {0}")]
+    Answer(String),
+}
+
+/// A connection to a daemon. Clones share it; it ends with the last one and the last follower.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lines: mpsc::UnboundedSender<Vec<u8>>,
+    shared: Arc<Shared>,
+    next: AtomicU64,
+    server: Initialized,
+    reading: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Set when the connection has ended.
+    ended: bool,
+    replies: HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>,
+    followers: HashMap<u64, mpsc::Sender<(Option<SessionId>, Event)>>,
+    sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+/// Events that a connection follows, in order.
+#[derive(Debug)]
+pub struct Followed {
+    events: mpsc::Receiver<(Option<SessionId>, Event)>,
+    subscription: u64,
+    client: Client,
+}
+
+impl Followed {
+    /// The next event. `None` when the connection has ended, or the follower; a process's events end with the terminal
+    /// one, and what ends without is not over.
+    pub async fn next(&mut self) -> Option<Event> {
+        Some(self.next_tagged().await?.1)
+    }
+
+    /// The next event with the session of its process.
+    pub async fn next_tagged(&mut self) -> Option<(Option<SessionId>, Event)> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.client.0.shared.lock().followers.remove(&self.subscription);
+        self.client
+            .tell("unfollow", &json!({ "subscription": self.subscription }));
+    }
+}
+
+impl Client {
+    /// Connects to the socket of a daemon.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the daemon does not serve this client.
+    pub async fn connect(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)
+            .await
+            .map_err(|error| ClientError::Connect {
+                path: path.display().to_string(),
+                error,
+            })?;
+        let (reader, writer) = stream.into_split();
+        Self::over(reader, writer, None).await
+    }
+
+    /// The same over any pair of streams, such as those of `provost serve --stdio`. As another user: for root alone.
+    ///
+    /// # Errors
+    /// The daemon does not serve this client.
+    pub async fn over(
+        reader: impl AsyncRead + Unpin + Send + 'static,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+        user: Option<String>,
+    ) -> Result<Self, ClientError> {
+        let (lines, mut waiting) = mpsc::unbounded_channel::<Vec<u8>>();
+        tokio::spawn(async move {
+            let mut writer = writer;
+            while let Some(line) = waiting.recv().await {
+                if writer.write_all(&line).await.is_err() || writer.flush().await.is_err() {
+                    break;
+                }
+            }
+        });
+        let shared = Arc::<Shared>::default();
+        let reading = tokio::spawn(read(reader, shared.clone()));
+        let hello = Initialize {
+            protocol: PROTOCOL_VERSION,
+            client: format!("provost {}", env!("CARGO_PKG_VERSION")),
+            user,
+        };
+        let answer = request(&lines, &shared, 0, "initialize", &hello).await;
+        let server = match answer {
+            Ok(server) => server,
+            Err(error) => {
+                reading.abort();
+                return Err(error);
+            }
+        };
+        Ok(Self(Arc::new(Inner {
+            lines,
+            shared,
+            next: AtomicU64::new(1),
+            server,
+            reading,
+        })))
+    }
+
+    /// What the daemon said of itself.
+    pub fn server(&self) -> &Initialized {
+        &self.0.server
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The daemon refuses, or the connection ends.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        request(&self.0.lines, &self.0.shared, id, method, params).await
+    }
+
+    /// Says something that wants no answer.
+    pub fn tell(&self, method: &str, params: &impl Serialize) {
+        if let Some(line) = line(None, method, params) {
+            let _ = self.0.lines.send(line);
+        }
+    }
+
+    /// Follows: `process/follow`, `session/follow`.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn follow(&self, method: &str, params: &impl Serialize) -> Result<Followed, ClientError> {
+        let (events, taken) = mpsc::channel(EVENTS_WAITING);
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        // Put there by whoever reads the answer, before it reads the first event.
+        self.0.shared.lock().followers.insert(pending(id), events);
+        let answer: Result<Following, ClientError> =
+            request(&self.0.lines, &self.0.shared, id, method, params).await;
+        self.0.shared.lock().followers.remove(&pending(id));
+        Ok(Followed {
+            events: taken,
+            subscription: answer?.subscription,
+            client: self.clone(),
+        })
+    }
+
+    /// What happens to the sessions that this connection has attached. One receiver at a time.
+    pub fn session_events(&self) -> mpsc::UnboundedReceiver<SessionEvent> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.0.shared.lock().sessions = Some(sender);
+        receiver
+    }
+}
+
+/// Where a follower waits for its number: the upper half is never a subscription's.
+fn pending(id: u64) -> u64 {
+    id | 1 << 63
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn line(id: Option<u64>, method: &str, params: &impl Serialize) -> Option<Vec<u8>> {
+    let request = Request {
+        jsonrpc: "2.0".to_owned(),
+        id: id.map(Value::from),
+        method: method.to_owned(),
+        params: serde_json::to_value(params).ok()?,
+    };
+    let mut line = serde_json::to_vec(&request).ok()?;
+    line.push(b'\n');
+    Some(line)
+}
+
+async fn request<T: DeserializeOwned>(
+    lines: &mpsc::UnboundedSender<Vec<u8>>,
+    shared: &Shared,
+    id: u64,
+    method: &str,
+    params: &impl Serialize,
+) -> Result<T, ClientError> {
+    let line = line(Some(id), method, params).ok_or_else(|| {
+        ClientError::Answer(format!(
+            "what was to be asked of {method} cannot be written as JSON"
+        ))
+    })?;
+    let (reply, answered) = oneshot::channel();
+    {
+        let mut state = shared.lock();
+        if state.ended {
+            return Err(ClientError::Lost);
+        }
+        state.replies.insert(id, reply);
+    }
+    lines.send(line).map_err(|_| ClientError::Lost)?;
+    let answer = answered.await.map_err(|_| ClientError::Lost)?;
+    let value = answer.map_err(Box::new)?;
+    T::deserialize(value).map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+/// A line of the daemon's: a reply or a notification.
+#[derive(Deserialize)]
+struct Incoming {
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    params: Value,
+    #[serde(flatten)]
+    rest: HashMap<String, Value>,
+}
+
+async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
+    let mut reader = BufReader::with_capacity(256 << 10, reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader.read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        take(&line, &shared).await;
+    }
+    let mut state = shared.lock();
+    state.ended = true;
+    state.replies.clear();
+    state.followers.clear();
+    state.sessions = None;
+}
+
+async fn take(line: &[u8], shared: &Shared) {
+    /// Read first of all, for there are many.
+    #[derive(Deserialize)]
+    struct Pushed {
+        method: String,
+        params: EventNotification,
+    }
+    if let Ok(Pushed { method, params }) = serde_json::from_slice::<Pushed>(line)
+        && method == "process/event"
+    {
+        let follower = shared.lock().followers.get(&params.subscription).cloned();
+        if let Some(follower) = follower {
+            let _ = follower.send((params.session, params.event)).await;
+        }
+        return;
+    }
+    let Ok(incoming) = serde_json::from_slice::<Incoming>(line) else {
+        return;
+    };
+    match incoming.method.as_deref() {
+        Some("session/event") => {
+            if let (Ok(event), Some(sessions)) =
+                (serde_json::from_value(incoming.params), &shared.lock().sessions)
+            {
+                let _ = sessions.send(event);
+            }
+        }
+        Some(_) => {}
+        None => {
+            let rest = incoming.rest.into_iter().collect();
+            if let Ok(reply) = serde_json::from_value::<Reply>(Value::Object(rest)) {
+                answered(reply, shared);
+            }
+        }
+    }
+}
+
+fn answered(reply: Reply, shared: &Shared) {
+    let Some(id) = reply.id.as_u64().or(reply.id.is_null().then_some(0)) else {
+        return;
+    };
+    let mut state = shared.lock();
+    if let (Some(events), Some(subscription)) = (
+        state.followers.remove(&pending(id)),
+        reply
+            .result
+            .as_ref()
+            .and_then(|result| result.get("subscription")?.as_u64()),
+    ) {
+        state.followers.insert(subscription, events);
+    }
+    if let Some(waiting) = state.replies.remove(&id) {
+        let _ = waiting.send(match reply.error {
+            Some(error) => Err(error),
+            None => Ok(reply.result.unwrap_or_default()),
+        });
+    }
+}
