@@ -39,7 +39,7 @@ pub(crate) mod fuzzing;
 mod image;
 mod init;
 mod mounts;
-mod packet;
+pub(crate) mod packet;
 pub mod plan;
 mod probe;
 mod program;

@@ -25,6 +25,7 @@ pub mod denial;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handover;
 pub mod keeper;
 pub mod kernel;
 pub mod observe;

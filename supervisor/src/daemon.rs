@@ -9,6 +9,7 @@
 //! Recording never depends on a client: followers read the logs with cursors, and what a client does not take waits in its
 //! own outbox, which is bounded, and then in the log, which is, too.
 
+mod broker;
 mod connection;
 mod follow;
 mod outbox;
@@ -27,11 +28,13 @@ use std::time::{Duration, Instant};
 use provost_actors::event::ProcessId;
 use provost_actors::session::{Holder, Leases};
 use provost_actors::{SessionLink, Tree};
+use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::broker::{Broker, become_instance};
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
@@ -45,7 +48,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How a daemon is to behave.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Connections of a user.
     pub clients_max: usize,

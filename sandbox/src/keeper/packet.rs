@@ -10,13 +10,13 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use super::sys::{self, Errno};
 
 /// Descriptors that a packet may bring.
-pub(super) const DESCRIPTORS_MAX: usize = 12;
+pub(crate) const DESCRIPTORS_MAX: usize = 12;
 
 /// Words of a control buffer: a header, padded, and the descriptors, padded.
 const CONTROL_WORDS: usize = 4 + DESCRIPTORS_MAX.div_ceil(2);
 
 /// Sends one packet with up to two descriptors; `flags` besides `MSG_NOSIGNAL`.
-pub(super) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
+pub(crate) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
     let flags = flags | libc::MSG_NOSIGNAL;
     // Room for a header and two descriptors, aligned as the header wants it.
     let mut control = [0u64; 4];
@@ -56,17 +56,17 @@ pub(super) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> R
 }
 
 /// A packet that came.
-pub(super) struct Packet {
+pub(crate) struct Packet {
     /// Its length; 0 also when the peer has closed the socket.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// It was longer than the buffer.
-    pub(super) is_cut: bool,
+    pub(crate) is_cut: bool,
     /// What came with it, as far as this process has room for descriptors.
-    pub(super) fds: [Option<OwnedFd>; DESCRIPTORS_MAX],
+    pub(crate) fds: [Option<OwnedFd>; DESCRIPTORS_MAX],
 }
 
 /// Receives one packet; every descriptor is close-on-exec.
-pub(super) fn receive(socket: RawFd, buffer: &mut [u8], flags: i32) -> Result<Packet, Errno> {
+pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], flags: i32) -> Result<Packet, Errno> {
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let mut control = [0u64; CONTROL_WORDS];
     // SAFETY: all zero is a valid msghdr.

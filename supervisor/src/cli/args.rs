@@ -50,6 +50,12 @@ pub(crate) struct ServeArgs {
     /// Serve one client on stdin and stdout instead; everything stops when it goes
     #[arg(long, conflicts_with = "socket")]
     pub(crate) stdio: bool,
+    /// Becomes this user and then an instance: what root's daemon starts.
+    #[arg(long, hide = true, value_name = "UID")]
+    pub(crate) instance_of: Option<u32>,
+    /// Serves the connections that arrive on stdin.
+    #[arg(long, hide = true)]
+    pub(crate) instance: bool,
 }
 
 /// Run one command in a sandbox and report its end

@@ -1,5 +1,6 @@
 //! `provost serve`: the daemon in the foreground.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use provost_sandbox::keeper::settle_in_leaf;
@@ -9,9 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::CliResult;
 use super::args::ServeArgs;
 use crate::Supervisor;
-use crate::daemon::{Daemon, Settings};
+use crate::daemon::{Broker, Daemon, Settings, become_instance};
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
+    if let Some(uid) = args.instance_of {
+        return Err(format!("cannot become uid {uid}: {}", become_instance(uid)));
+    }
     settle_in_leaf();
     // Before there are threads: the spawner is a fork of this program.
     let supervisor = Supervisor::builder()
@@ -24,6 +28,14 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     runtime.block_on(async {
         let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
         let daemon = Daemon::new(&supervisor, Settings::default()).map_err(|error| error.to_string())?;
+        if args.instance {
+            let control = std::io::stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(|error| error.to_string())?;
+            daemon.serve_instance(control).await;
+            return Ok(0);
+        }
         if args.stdio {
             daemon
                 .serve_streams(tokio::io::stdin(), tokio::io::stdout())
@@ -47,7 +59,12 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             }
             stopper.stop();
         });
-        daemon.serve(listener).await;
+        if nix::unistd::geteuid().is_root() {
+            let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+            Broker::new(daemon, executable).serve(listener).await;
+        } else {
+            daemon.serve(listener).await;
+        }
         let _ = std::fs::remove_file(&path);
         Ok(0)
     })

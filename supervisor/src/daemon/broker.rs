@@ -1,0 +1,327 @@
+//! Root's daemon: it accepts, looks who is there, and hands the connection to the instance of that user.
+//!
+//! ```text
+//! client (uid 1000) ──► socket ──► broker (root) ── descriptor ──► instance (uid 1000) ── its processes
+//! client (root)     ──►            own instance
+//! ```
+//!
+//! An instance is a daemon of its own that runs as its user, with that user's groups and nothing of root's: whatever a
+//! client asks for, nothing is opened, signalled or connected with root's rights, and one user's flood is not another's. The
+//! broker reads nothing from ordinary users. Root may say whose instance it wants (`user` in `initialize`).
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::unistd::{Gid, Uid, User};
+use provost_sandbox::handover;
+use serde_json::Value;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{Daemon, Settings, lock};
+
+/// Users with an instance.
+const INSTANCES_MAX: usize = 256;
+/// What is read ahead of what root says first.
+const INTRODUCTION_BYTES: usize = 64 * 1024;
+/// How long root may take to say it.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+
+/// What the broker says to an instance, as the first byte of a packet.
+const CONNECTION: u8 = b'c';
+const SETTINGS: u8 = b's';
+const STOP: u8 = b'q';
+
+/// The broker and root's own instance.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    own: Daemon,
+    instances: Arc<Mutex<HashMap<u32, Instance>>>,
+    executable: PathBuf,
+}
+
+#[derive(Debug)]
+struct Instance {
+    control: OwnedFd,
+    child: Child,
+}
+
+impl Broker {
+    /// A broker around root's own daemon. `executable` is the `provost` that instances are.
+    pub fn new(own: Daemon, executable: PathBuf) -> Self {
+        Self {
+            own,
+            instances: Arc::default(),
+            executable,
+        }
+    }
+
+    /// Serves until the own daemon is told to stop; then every instance is stopped as well.
+    pub async fn serve(&self, listener: UnixListener) {
+        let stopping = self.own.0.stopping.clone();
+        let mut housekeeping = tokio::time::interval(super::HOUSEKEEPING);
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                _ = housekeeping.tick() => {
+                    self.own.keep_house();
+                    self.bury();
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let broker = self.clone();
+                        tokio::spawn(async move { broker.route(stream).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        let broker = self.clone();
+        let instances = tokio::task::spawn_blocking(move || broker.stop_instances());
+        self.own.stop_everything().await;
+        let _ = instances.await;
+    }
+
+    /// Changes how all behave from now on.
+    pub fn reconfigure(&self, settings: &Settings) {
+        self.own.reconfigure(settings.clone());
+        for instance in lock(&self.instances).values() {
+            let _ = handover::send(instance.control.as_fd(), &packet(SETTINGS, settings), None);
+        }
+    }
+
+    async fn route(&self, stream: UnixStream) {
+        let Ok(credentials) = stream.peer_cred() else {
+            return;
+        };
+        let uid = match credentials.uid() {
+            0 => match wanted_user(&stream).await {
+                Ok(uid) => uid,
+                Err(user) => {
+                    tracing::info!(user, "root asked for a user that this machine does not have");
+                    0
+                }
+            },
+            uid => uid,
+        };
+        if uid == 0 {
+            return self.own.accept(stream);
+        }
+        let (broker, stream) = (self.clone(), stream.into_std());
+        let handed = tokio::task::spawn_blocking(move || broker.hand_over(uid, stream?)).await;
+        if let Ok(Err(error)) = handed {
+            tracing::error!(uid, %error, "cannot hand a connection to its user's instance");
+        }
+    }
+
+    fn hand_over(&self, uid: u32, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
+        let mut instances = lock(&self.instances);
+        if let Some(instance) = instances.get(&uid)
+            && handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd())).is_ok()
+        {
+            return Ok(());
+        }
+        // There is none, or it is gone.
+        instances.remove(&uid);
+        if instances.len() >= INSTANCES_MAX {
+            return Err(io::Error::other(format!(
+                "{INSTANCES_MAX} users have an instance already"
+            )));
+        }
+        let instance = self.start(uid)?;
+        handover::send(
+            instance.control.as_fd(),
+            &packet(SETTINGS, &self.own.settings()),
+            None,
+        )?;
+        handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd()))?;
+        instances.insert(uid, instance);
+        Ok(())
+    }
+
+    fn start(&self, uid: u32) -> io::Result<Instance> {
+        let (control, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        let mut command = Command::new(&self.executable);
+        command
+            .args(["serve", "--instance-of", &uid.to_string()])
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null());
+        if let Some(log) = std::env::var_os("PROVOST_LOG") {
+            command.env("PROVOST_LOG", log);
+        }
+        let child = command.spawn()?;
+        tracing::info!(uid, pid = child.id(), "started the instance of a user");
+        Ok(Instance { control, child })
+    }
+
+    /// Takes notice of instances that have ended.
+    fn bury(&self) {
+        lock(&self.instances).retain(|uid, instance| match instance.child.try_wait() {
+            Ok(Some(status)) => {
+                tracing::error!(uid, %status, "the instance of a user has ended");
+                false
+            }
+            _ => true,
+        });
+    }
+
+    fn stop_instances(&self) {
+        let mut instances: Vec<Instance> = lock(&self.instances)
+            .drain()
+            .map(|(_, instance)| instance)
+            .collect();
+        for instance in &instances {
+            let _ = handover::send(instance.control.as_fd(), &[STOP], None);
+        }
+        // Each has the same time to stop, and kills what is left.
+        for instance in &mut instances {
+            let _ = instance.child.wait();
+        }
+    }
+}
+
+/// Whose instance root wants. What it said stays in the socket, to be read by whoever serves it.
+async fn wanted_user(stream: &UnixStream) -> Result<u32, String> {
+    let line = async {
+        let mut ahead = vec![0; INTRODUCTION_BYTES];
+        let mut known = 0;
+        loop {
+            stream.readable().await.ok()?;
+            let peeked = stream.try_io(tokio::io::Interest::READABLE, || {
+                use std::os::fd::AsRawFd;
+                let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+                recv(stream.as_raw_fd(), &mut ahead, flags).map_err(io::Error::from)
+            });
+            match peeked {
+                Ok(0) => return None,
+                Ok(length) => {
+                    if let Some(end) = ahead[..length].iter().position(|byte| *byte == b'\n') {
+                        return serde_json::from_slice::<Value>(&ahead[..end]).ok();
+                    }
+                    if length == INTRODUCTION_BYTES {
+                        return None;
+                    }
+                    // It is readable as long as nobody reads; the rest takes its time.
+                    let pause = if length == known { 5 } else { 0 };
+                    known = length;
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    let first = tokio::time::timeout(INTRODUCTION, line).await.ok().flatten();
+    let user = first.as_ref().and_then(|first| first["params"]["user"].as_str());
+    let Some(user) = user else { return Ok(0) };
+    let found = match user.parse::<u32>() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+        Err(_) => User::from_name(user),
+    };
+    found
+        .ok()
+        .flatten()
+        .map(|user| user.uid.as_raw())
+        .ok_or_else(|| user.to_owned())
+}
+
+fn packet(kind: u8, settings: &Settings) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(serde_json::to_vec(settings).unwrap_or_default());
+    bytes
+}
+
+/// Becomes a user for good, with that user's groups, and this program anew: to be called first of all, while there is one
+/// thread. What comes back is why not.
+pub fn become_instance(uid: u32) -> io::Error {
+    let become_user = || -> io::Result<Command> {
+        let user = User::from_uid(Uid::from_raw(uid))?;
+        let (gid, name, home) = match &user {
+            Some(user) => (user.gid, user.name.clone(), user.dir.clone()),
+            // A uid without an entry has a group of the same number, and no others.
+            None => (Gid::from_raw(uid), uid.to_string(), PathBuf::from("/")),
+        };
+        match &user {
+            Some(user) => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
+            None => nix::unistd::setgroups(&[])?,
+        }
+        nix::unistd::setresgid(gid, gid, gid)?;
+        let uid = Uid::from_raw(uid);
+        nix::unistd::setresuid(uid, uid, uid)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["serve", "--instance"])
+            .env("HOME", home)
+            .env("USER", &name)
+            .env("LOGNAME", &name)
+            .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
+        Ok(command)
+    };
+    match become_user() {
+        Ok(mut command) => command.exec(),
+        Err(error) => error,
+    }
+}
+
+impl Daemon {
+    /// Serves the connections that a broker hands over on this socket, until it says so or is gone.
+    pub async fn serve_instance(&self, control: OwnedFd) {
+        let (packets, mut received) = tokio::sync::mpsc::unbounded_channel();
+        // It waits in the kernel; it ends with the socket.
+        std::thread::spawn(move || {
+            while let Ok(Some(packet)) = handover::receive(control.as_fd()) {
+                if packets.send(packet).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut housekeeping = tokio::time::interval(super::HOUSEKEEPING);
+        loop {
+            let packet = tokio::select! {
+                _ = housekeeping.tick() => {
+                    self.keep_house();
+                    continue;
+                }
+                packet = received.recv() => packet,
+            };
+            let Some((bytes, descriptor)) = packet else { break };
+            match (bytes.split_first(), descriptor) {
+                (Some((&CONNECTION, _)), Some(descriptor)) => {
+                    let stream = std::os::unix::net::UnixStream::from(descriptor);
+                    let taken = stream
+                        .set_nonblocking(true)
+                        .and_then(|()| UnixStream::from_std(stream));
+                    match taken {
+                        Ok(stream) => self.accept(stream),
+                        Err(error) => tracing::warn!(%error, "a connection that cannot be served"),
+                    }
+                }
+                (Some((&SETTINGS, settings)), _) => match serde_json::from_slice(settings) {
+                    Ok(settings) => self.reconfigure(settings),
+                    Err(error) => tracing::error!(%error, "settings that are not understood"),
+                },
+                (Some((&STOP, _)), _) => break,
+                _ => tracing::error!("a packet of the broker's that is not understood"),
+            }
+        }
+        self.stop_now().await;
+    }
+}
