@@ -1,7 +1,7 @@
 //! A connection to a daemon: requests, and the events that it follows.
 //!
-//! One connection carries requests side by side. What a follower does not take holds up the whole connection, as soon as
-//! a bounded number of events wait: who follows a flood and asks other things meanwhile uses two connections.
+//! One connection carries requests and followers side by side. The daemon sends each follower so many events and waits until
+//! some were taken: one that takes none holds up nothing but itself.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,12 +20,13 @@ use tokio::task::JoinHandle;
 
 use crate::Event;
 use crate::protocol::{
-    EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, Reply, Request, RpcError,
-    SessionEvent,
+    Ack, EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, Reply, Request,
+    RpcError, SessionEvent,
 };
 
-/// Events of one follower that wait to be taken.
-const EVENTS_WAITING: usize = 256;
+/// Events that the daemon sends a follower before some were taken, and after how many it is told.
+const WINDOW: u64 = 256;
+const ACK_EVERY: u64 = 64;
 
 /// Why a request to a daemon came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +76,7 @@ struct State {
     /// Set when the connection has ended.
     ended: bool,
     replies: HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>,
-    followers: HashMap<u64, mpsc::Sender<(Option<SessionId>, Event)>>,
+    followers: HashMap<u64, mpsc::UnboundedSender<(Option<SessionId>, Event)>>,
     sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
 }
 
@@ -88,7 +89,9 @@ impl Drop for Inner {
 /// Events that a connection follows, in order.
 #[derive(Debug)]
 pub struct Followed {
-    events: mpsc::Receiver<(Option<SessionId>, Event)>,
+    /// No more than the window, for the daemon waits.
+    events: mpsc::UnboundedReceiver<(Option<SessionId>, Event)>,
+    taken: u64,
     subscription: u64,
     client: Client,
 }
@@ -102,7 +105,16 @@ impl Followed {
 
     /// The next event with the session of its process.
     pub async fn next_tagged(&mut self) -> Option<(Option<SessionId>, Event)> {
-        self.events.recv().await
+        let event = self.events.recv().await?;
+        self.taken += 1;
+        if self.taken.is_multiple_of(ACK_EVERY) {
+            let ack = Ack {
+                subscription: self.subscription,
+                events: self.taken,
+            };
+            self.client.tell("ack", &ack);
+        }
+        Some(event)
     }
 }
 
@@ -202,15 +214,19 @@ impl Client {
     /// # Errors
     /// As for [`Client::call`].
     pub async fn follow(&self, method: &str, params: &impl Serialize) -> Result<Followed, ClientError> {
-        let (events, taken) = mpsc::channel(EVENTS_WAITING);
+        let (events, taken) = mpsc::unbounded_channel();
+        let mut params =
+            serde_json::to_value(params).map_err(|error| ClientError::Answer(error.to_string()))?;
+        params["window"] = json!(WINDOW);
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         // Put there by whoever reads the answer, before it reads the first event.
         self.0.shared.lock().followers.insert(pending(id), events);
         let answer: Result<Following, ClientError> =
-            request(&self.0.lines, &self.0.shared, id, method, params).await;
+            request(&self.0.lines, &self.0.shared, id, method, &params).await;
         self.0.shared.lock().followers.remove(&pending(id));
         Ok(Followed {
             events: taken,
+            taken: 0,
             subscription: answer?.subscription,
             client: self.clone(),
         })
@@ -293,7 +309,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        take(&line, &shared).await;
+        take(&line, &shared);
     }
     let mut state = shared.lock();
     state.ended = true;
@@ -302,7 +318,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
     state.sessions = None;
 }
 
-async fn take(line: &[u8], shared: &Shared) {
+fn take(line: &[u8], shared: &Shared) {
     /// Read first of all, for there are many.
     #[derive(Deserialize)]
     struct Pushed {
@@ -314,7 +330,7 @@ async fn take(line: &[u8], shared: &Shared) {
     {
         let follower = shared.lock().followers.get(&params.subscription).cloned();
         if let Some(follower) = follower {
-            let _ = follower.send((params.session, params.event)).await;
+            let _ = follower.send((params.session, params.event));
         }
         return;
     }
@@ -327,6 +343,11 @@ async fn take(line: &[u8], shared: &Shared) {
                 (serde_json::from_value(incoming.params), &shared.lock().sessions)
             {
                 let _ = sessions.send(event);
+            }
+        }
+        Some("follow/ended") => {
+            if let Some(subscription) = incoming.params["subscription"].as_u64() {
+                shared.lock().followers.remove(&subscription);
             }
         }
         Some(_) => {}

@@ -393,6 +393,8 @@ pub struct ProcessFollow {
     pub after_seq: u64,
     /// At this reader's pace: the process waits for it, and nothing is dropped before it has read it. One at a time.
     pub paced: bool,
+    /// So many events at most are sent that were not acknowledged with `ack`; without it as many as the connection takes.
+    pub window: Option<u64>,
 }
 
 /// `session/follow`: events of all processes of a session and its parts.
@@ -401,6 +403,9 @@ pub struct ProcessFollow {
 pub struct SessionFollow {
     /// Which.
     pub session: String,
+    /// As in `process/follow`.
+    #[serde(default)]
+    pub window: Option<u64>,
 }
 
 /// The answer to a follow.
@@ -412,7 +417,17 @@ pub struct Following {
     pub paced: bool,
 }
 
-/// `unfollow`.
+/// `ack`: events that were taken, so that more may come.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    /// Of which follower.
+    pub subscription: u64,
+    /// How many in all.
+    pub events: u64,
+}
+
+/// `unfollow`, and the notification `follow/ended`: nothing comes any more.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unfollow {

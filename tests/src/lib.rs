@@ -20,6 +20,7 @@ mod live;
 pub mod needs;
 mod record;
 mod run;
+mod served;
 pub mod weaker;
 mod witness;
 mod world;
@@ -29,6 +30,7 @@ pub use denial::{Wanted, filesystem, network, syscall};
 pub use finished::{Finished, check_pattern};
 pub use live::{Live, peak_memory};
 pub use run::Run;
+pub use served::{Served, open_socket};
 pub use witness::Witness;
 pub use world::{User, World};
 

@@ -49,6 +49,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         };
         let listener = UnixListener::bind(&path)
             .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
+        super::output::note(&format!("listening on {}", path.display()));
         let stopper = daemon.clone();
         let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         let mut int = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;

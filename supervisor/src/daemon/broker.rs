@@ -236,10 +236,10 @@ async fn wanted_user(stream: &UnixStream) -> Result<u32, String> {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_) => User::from_name(user),
     };
-    found
-        .ok()
-        .flatten()
-        .map(|user| user.uid.as_raw())
+    let known = found.ok().flatten().map(|user| user.uid.as_raw());
+    // A number needs no name.
+    known
+        .or_else(|| user.parse::<u32>().ok())
         .ok_or_else(|| user.to_owned())
 }
 

@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::follow::Way;
 use super::outbox::Outbox;
 use super::peer::ConfinedPeers;
 use super::requests;
@@ -36,7 +36,7 @@ pub(super) struct Client {
     /// It is confined itself, and gets what is set for such clients.
     pub(super) confined: bool,
     /// By subscription.
-    pub(super) followers: Mutex<HashMap<u64, CancellationToken>>,
+    pub(super) followers: Mutex<HashMap<u64, Arc<Way>>>,
     /// Followers and requests.
     pub(super) tasks: TaskTracker,
 }
@@ -91,8 +91,8 @@ pub(super) async fn talk(
     }
     // What it held is given up first: whoever waits for that sees it at once.
     daemon.disconnect(holder);
-    for (_, enough) in super::lock(&client.followers).drain() {
-        enough.cancel();
+    for (_, way) in super::lock(&client.followers).drain() {
+        way.cancel();
     }
     client.tasks.close();
     drop(client);
@@ -149,6 +149,14 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
             client.outbox.push(&reply(id.unwrap_or_default(), answer));
             if !introduced {
                 return;
+            }
+            continue;
+        }
+        // Takes no time, and frees what others wait for.
+        if request.method == "ack" {
+            let answer = requests::ack(client, request);
+            if let Some(id) = id {
+                client.outbox.push(&reply(id, answer));
             }
             continue;
         }

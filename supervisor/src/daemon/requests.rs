@@ -12,13 +12,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
-use super::connection::{Client, FOLLOWERS_MAX};
+use super::connection::{Client, FOLLOWERS_MAX, notification};
+use super::follow::Way;
 use super::processes::{Supervised, Turn};
 use super::{follow, lock};
 use crate::protocol::{
-    ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessFollow,
+    Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessFollow,
     ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal, ProcessStart,
     ProcessStop, ProcessWait, ProcessWrite, Request, RpcError, SessionAttach, SessionClose,
     SessionFollow, SessionRef, Told, Unfollow, Waited,
@@ -78,6 +78,16 @@ pub(super) fn initialize(client: &Client, request: &Request) -> Answer {
     })
 }
 
+/// A client has taken events.
+pub(super) fn ack(client: &Client, mut request: Request) -> Answer {
+    let asked: Ack = params(&mut request)?;
+    let known = lock(&client.followers).get(&asked.subscription).cloned();
+    if let Some(way) = &known {
+        way.ack(asked.events);
+    }
+    Ok(json!({ "following": known.is_some() }))
+}
+
 /// Answers a request. What is to begin only behind the answer waits until `after` is dropped.
 pub(super) async fn answer(
     client: &Arc<Client>,
@@ -115,17 +125,16 @@ pub(super) async fn answer(
         "session/follow" => {
             let asked: SessionFollow = params(request)?;
             let id = daemon.find_session(&asked.session)?;
-            let (subscription, enough) = subscribe(client)?;
-            let (daemon, outbox) = (daemon.clone(), client.outbox.clone());
-            let behind = behind(after);
+            let way = subscribe(client, asked.window)?;
+            let (daemon, behind, following) = (daemon.clone(), behind(after), way.clone());
             client
                 .tasks
-                .spawn(ending(client.clone(), subscription, async move {
+                .spawn(ending(client.clone(), way.subscription, async move {
                     let _ = behind.await;
-                    follow::session(daemon, id, subscription, outbox, enough).await;
+                    follow::session(daemon, id, following).await;
                 }));
             value(&Following {
-                subscription,
+                subscription: way.subscription,
                 paced: false,
             })
         }
@@ -140,33 +149,24 @@ pub(super) async fn answer(
         "process/follow" => {
             let asked: ProcessFollow = params(request)?;
             let process = daemon.find(&asked.process)?;
-            let (subscription, enough) = subscribe(client)?;
-            let outbox = client.outbox.clone();
-            let behind = behind(after);
+            let way = subscribe(client, asked.window)?;
+            let (behind, following) = (behind(after), way.clone());
             client
                 .tasks
-                .spawn(ending(client.clone(), subscription, async move {
+                .spawn(ending(client.clone(), way.subscription, async move {
                     let _ = behind.await;
-                    follow::process(
-                        process,
-                        asked.after_seq,
-                        asked.paced,
-                        subscription,
-                        outbox,
-                        enough,
-                    )
-                    .await;
+                    follow::process(process, asked.after_seq, asked.paced, following).await;
                 }));
             value(&Following {
-                subscription,
+                subscription: way.subscription,
                 paced: asked.paced,
             })
         }
         "unfollow" => {
             let asked: Unfollow = params(request)?;
             let known = lock(&client.followers).remove(&asked.subscription);
-            if let Some(enough) = &known {
-                enough.cancel();
+            if let Some(way) = &known {
+                way.cancel();
             }
             Ok(json!({ "was_following": known.is_some() }))
         }
@@ -305,21 +305,25 @@ fn touched(client: &Client, process: &str, what: &str) -> Result<Arc<Supervised>
     Ok(process)
 }
 
-fn subscribe(client: &Client) -> Result<(u64, CancellationToken), RpcError> {
+fn subscribe(client: &Client, window: Option<u64>) -> Result<Arc<Way>, RpcError> {
     let mut followers = lock(&client.followers);
     if followers.len() >= FOLLOWERS_MAX {
         let why = format!("this connection follows {FOLLOWERS_MAX} already");
         return Err(RpcError::new(ErrorKind::Limit, "follow", why).hint("`unfollow` some"));
     }
-    let (subscription, enough) = (client.daemon.next(), CancellationToken::new());
-    followers.insert(subscription, enough.clone());
-    Ok((subscription, enough))
+    let way = Arc::new(Way::new(client.daemon.next(), client.outbox.clone(), window));
+    followers.insert(way.subscription, way.clone());
+    Ok(way)
 }
 
 /// Takes a subscription out when it has ended by itself.
 async fn ending(client: Arc<Client>, subscription: u64, follow: impl Future<Output = ()>) {
     follow.await;
-    lock(&client.followers).remove(&subscription);
+    // Who said `unfollow` has its answer.
+    if lock(&client.followers).remove(&subscription).is_some() {
+        let ended = Unfollow { subscription };
+        client.outbox.send(&notification("follow/ended", &ended)).await;
+    }
 }
 
 fn behind(after: &mut Option<oneshot::Sender<()>>) -> oneshot::Receiver<()> {

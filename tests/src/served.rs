@@ -1,0 +1,126 @@
+//! A daemon of the test's own.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{World, provost};
+
+/// `provost serve` as the world's user. Dropping it kills it.
+#[derive(Debug)]
+pub struct Served {
+    child: Child,
+    socket: PathBuf,
+    said: Arc<Mutex<String>>,
+}
+
+impl Served {
+    /// Starts one, on a socket in the world.
+    pub fn start(world: &World) -> Self {
+        Self::start_with(world, &[])
+    }
+
+    /// The same with more flags.
+    pub fn start_with(world: &World, flags: &[&str]) -> Self {
+        let socket = world.path("work/provost.sock");
+        let mut command = Command::new(provost());
+        command
+            .args(["serve", "--socket"])
+            .arg(&socket)
+            .args(flags)
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", world.path("home"))
+            .env("PROVOST_LOG", "info")
+            .current_dir(world.work())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        if world.changes_uid() {
+            command.uid(world.uid()).gid(world.uid());
+        }
+        let mut child = command.spawn().expect("provost serve starts");
+        let said = Arc::<Mutex<String>>::default();
+        let (listening, listens) = std::sync::mpsc::channel();
+        let stderr = child.stderr.take().expect("a pipe");
+        let heard = said.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains("listening on") {
+                    let _ = listening.send(());
+                }
+                let mut said = heard.lock().expect("no panic");
+                said.push_str(&line);
+                said.push('\n');
+            }
+        });
+        let served = Self { child, socket, said };
+        if listens.recv_timeout(crate::DEADLINE).is_err() {
+            panic!("the daemon does not listen:\n{}", served.said());
+        }
+        served
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said on stderr so far.
+    pub fn said(&self) -> String {
+        self.said.lock().expect("no panic").clone()
+    }
+
+    /// Bytes of memory that it has now (`VmRSS`).
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let mut lines = status.lines();
+        let kib = lines.find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        });
+        kib.unwrap_or(0) * 1024
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("it lives");
+    }
+
+    /// Tells it to stop, and waits until it has.
+    pub fn stop(self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.stop_signalled()
+    }
+
+    /// Waits until it has stopped, after it was told to.
+    pub fn stop_signalled(mut self) -> ExitStatus {
+        self.child.wait().expect("our own child")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lets everybody connect to a socket.
+pub fn open_socket(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .expect("the test's own socket");
+}
