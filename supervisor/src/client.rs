@@ -18,11 +18,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::Event;
 use crate::protocol::{
     Ack, EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, Reply, Request,
     RpcError, SessionEvent,
 };
+use crate::{Event, EventBody, ProcessId, StreamName};
 
 /// Events that the daemon sends a follower before some were taken, and after how many it is told.
 const WINDOW: u64 = 256;
@@ -324,6 +324,48 @@ fn take(line: &[u8], shared: &Shared) {
     struct Pushed {
         method: String,
         params: EventNotification,
+    }
+    /// The one kind of which there may be gigabytes, read without a copy.
+    #[derive(Deserialize)]
+    struct Output<'a> {
+        #[serde(borrow)]
+        params: OutputParams<'a>,
+    }
+    #[derive(Deserialize)]
+    struct OutputParams<'a> {
+        subscription: u64,
+        #[serde(default)]
+        session: Option<SessionId>,
+        #[serde(borrow)]
+        event: OutputEvent<'a>,
+    }
+    #[derive(Deserialize)]
+    struct OutputEvent<'a> {
+        process: ProcessId,
+        seq: u64,
+        time: jiff::Timestamp,
+        stream: StreamName,
+        offset: u64,
+        data: &'a str,
+    }
+    if let Ok(Output { params }) = serde_json::from_slice::<Output<'_>>(line)
+        && let Ok(data) = base64_simd::STANDARD.decode_to_vec(params.event.data)
+    {
+        let event = Event {
+            process: params.event.process,
+            seq: params.event.seq,
+            time: params.event.time,
+            body: EventBody::Output {
+                stream: params.event.stream,
+                offset: params.event.offset,
+                data: data.into(),
+            },
+        };
+        let follower = shared.lock().followers.get(&params.subscription).cloned();
+        if let Some(follower) = follower {
+            let _ = follower.send((params.session, event));
+        }
+        return;
     }
     if let Ok(Pushed { method, params }) = serde_json::from_slice::<Pushed>(line)
         && method == "process/event"

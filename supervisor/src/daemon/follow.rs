@@ -1,10 +1,12 @@
 //! Followers: cursors that push what they read to a client, at the client's pace.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use provost_actors::event::ProcessId;
+use base64_simd::STANDARD;
+use provost_actors::event::{EventBody, ProcessId};
 use provost_actors::log::Cursor;
 use provost_actors::session::SessionId;
 use tokio::sync::Semaphore;
@@ -69,7 +71,7 @@ impl Way {
 
     /// Sends an event when there is room. False when there is nobody to send to.
     async fn send(&self, body: &EventNotification) -> bool {
-        let message = notification("process/event", body);
+        let line = line(body);
         let send = async {
             if let Some(room) = &self.room {
                 match room.acquire().await {
@@ -77,7 +79,10 @@ impl Way {
                     Err(_) => return false,
                 }
             }
-            self.outbox.send(&message).await
+            match line {
+                Some(line) => self.outbox.send_line(line).await,
+                None => true,
+            }
         };
         tokio::select! {
             sent = send => sent,
@@ -145,4 +150,62 @@ pub(super) async fn session(daemon: Daemon, id: SessionId, way: Arc<Way>) {
     }
     // What was followed is told to its end, also where the session was closed.
     while pushing.join_next().await.is_some() {}
+}
+
+/// An event as a line. Output, of which there may be gigabytes, is written by hand: the same bytes that serde writes, without
+/// looking at each of them twice.
+fn line(body: &EventNotification) -> Option<Vec<u8>> {
+    let EventBody::Output { stream, offset, data } = &body.event.body else {
+        let mut line = serde_json::to_vec(&notification("process/event", body)).ok()?;
+        line.push(b'\n');
+        return Some(line);
+    };
+    let event = &body.event;
+    let mut line = Vec::with_capacity(STANDARD.encoded_length(data.len()) + 512);
+    let session = match body.session {
+        Some(session) => format!(r#""session":"{session}","#),
+        None => String::new(),
+    };
+    write!(
+        line,
+        r#"{{"jsonrpc":"2.0","method":"process/event","params":{{"subscription":{},{session}"event":{{"process":"{}","seq":{},"time":"{:.6}","type":"output","stream":"{stream}","offset":{offset},"data":""#,
+        body.subscription, event.process, event.seq, event.time,
+    )
+    .ok()?;
+    STANDARD.encode_append(data, &mut line);
+    line.extend_from_slice(b"\"}}}\n");
+    Some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use provost_actors::event::{Event, StreamName};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn output_is_written_as_serde_writes_it(
+            data in proptest::collection::vec(any::<u8>(), 0..200),
+            seq in 1u64..,
+            offset: u64,
+            seconds in 0i64..4_000_000_000,
+            in_session: bool,
+        ) {
+            let body = EventNotification {
+                subscription: seq / 2,
+                session: in_session.then(SessionId::new),
+                event: Event {
+                    process: ProcessId::new(),
+                    seq,
+                    time: jiff::Timestamp::new(seconds, 123_456_000).unwrap(),
+                    body: EventBody::Output { stream: StreamName::Stderr, offset, data: data.into() },
+                },
+            };
+            let mut plain = serde_json::to_vec(&notification("process/event", &body)).unwrap();
+            plain.push(b'\n');
+            prop_assert_eq!(line(&body), Some(plain));
+        }
+    }
 }

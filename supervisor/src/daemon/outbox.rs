@@ -55,7 +55,14 @@ impl Outbox {
 
     /// Waits until there is room, and puts a message there. False when the client is gone.
     pub(super) async fn send(&self, message: &impl Serialize) -> bool {
-        let Some(bytes) = line(message) else { return true };
+        match line(message) {
+            Some(bytes) => self.send_line(bytes).await,
+            None => true,
+        }
+    }
+
+    /// The same with a line that is written already, its end included.
+    pub(super) async fn send_line(&self, bytes: Vec<u8>) -> bool {
         let need = u32::try_from(bytes.len().min(WAITING_BYTES_MAX)).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().acquire_many_owned(need).await else {
             return false;

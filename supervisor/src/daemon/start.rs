@@ -24,6 +24,8 @@ use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
 const REMEMBERED_MAX: usize = 10_000;
 /// A process keeps at least so much of each stream.
 const OUTPUT_BYTES_MIN: u64 = 4096;
+/// What it may ask for, where the default is less.
+const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 
 /// Starts by request id.
 #[derive(Debug, Default)]
@@ -251,10 +253,11 @@ impl Daemon {
         spec.drain = millis(request.drain_ms).unwrap_or(spec.drain);
         spec.ask_timeout = millis(request.ask_timeout_ms).unwrap_or(spec.ask_timeout);
         spec.observe_reads = request.observe_reads;
+        let most = output_bytes.max(OUTPUT_BYTES_MAX);
         let kept = request
             .max_output
             .unwrap_or(output_bytes)
-            .clamp(OUTPUT_BYTES_MIN, output_bytes);
+            .clamp(OUTPUT_BYTES_MIN, most);
         spec.retention = LogLimits::keeping(kept);
         spec.labels.clone_from(&request.labels);
         Ok(spec)
