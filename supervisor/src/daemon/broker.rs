@@ -44,6 +44,7 @@ pub struct Broker {
     own: Daemon,
     instances: Arc<Mutex<HashMap<u32, Instance>>>,
     executable: PathBuf,
+    log: String,
 }
 
 #[derive(Debug)]
@@ -53,12 +54,13 @@ struct Instance {
 }
 
 impl Broker {
-    /// A broker around root's own daemon. `executable` is the `provost` that instances are.
-    pub fn new(own: Daemon, executable: PathBuf) -> Self {
+    /// A broker around root's own daemon. `executable` is the `provost` that instances are, `log` what they log.
+    pub fn new(own: Daemon, executable: PathBuf, log: String) -> Self {
         Self {
             own,
             instances: Arc::default(),
             executable,
+            log,
         }
     }
 
@@ -164,8 +166,10 @@ impl Broker {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        if let Some(log) = std::env::var_os("PROVOST_LOG") {
-            command.env("PROVOST_LOG", log);
+        command.env("PROVOST_LOG", &self.log);
+        // Their stderr is ours, and so where it leads.
+        if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
+            command.env("JOURNAL_STREAM", journal);
         }
         let child = command.spawn()?;
         tracing::info!(uid, pid = child.id(), "started the instance of a user");

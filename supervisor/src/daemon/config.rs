@@ -13,8 +13,8 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
@@ -27,31 +27,25 @@ pub type ConfigError = PolicyFileError;
 /// The longest path that a socket address holds, in bytes: `sun_path` with its final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// The flags of `provost serve`. The rest is in the file.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ServeArgs {
-    /// Configuration file [default: /etc/provost/provost.toml for root, else $XDG_CONFIG_HOME/provost/provost.toml].
-    #[arg(long, value_name = "FILE")]
+/// What the flags of `provost serve` say. The rest is in the file.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// The configuration file.
     pub config: Option<PathBuf>,
-    /// Unix socket to listen on [default: /run/provost/provost.sock for root, else $XDG_RUNTIME_DIR/provost/provost.sock].
-    #[arg(long, value_name = "PATH")]
+    /// The Unix socket to listen on.
     pub socket: Option<PathBuf>,
-    /// Let the members of this group connect, too.
-    #[arg(long, value_name = "NAME")]
+    /// The group whose members may connect, too.
     pub group: Option<String>,
-    /// Where records are kept [default: /var/lib/provost for root, else $XDG_STATE_HOME/provost].
-    #[arg(long, value_name = "DIR")]
+    /// Where records are kept.
     pub state_dir: Option<PathBuf>,
-    /// What is logged: off, error, warn, info, debug, trace, or directives like `info,provost_actors=debug`.
-    #[arg(long, value_name = "FILTER")]
+    /// What is logged.
     pub log: Option<String>,
     /// How it is logged.
-    #[arg(long, value_name = "FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
 }
 
 /// How the log is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// To the journal if stderr is connected to it, else as text.
@@ -63,6 +57,20 @@ pub enum LogFormat {
     Json,
     /// To the journal, with fields.
     Journald,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            "journald" => Ok(Self::Journald),
+            _ => Err("want auto, text, json or journald".to_owned()),
+        }
+    }
 }
 
 /// Where metrics are to be served: never beyond this machine.
@@ -132,8 +140,13 @@ impl Surroundings {
         }
     }
 
-    /// Where the daemon of this user listens if nobody says otherwise; clients look there too.
-    pub fn default_socket(&self) -> Option<PathBuf> {
+    /// Where clients look for the daemon of this user: where `PROVOST_SOCKET` says, else where it listens if nobody says
+    /// otherwise.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.socket.clone().or_else(|| self.default_socket())
+    }
+
+    fn default_socket(&self) -> Option<PathBuf> {
         match self.uid {
             0 => Some("/run/provost/provost.sock".into()),
             _ => Some(self.runtime_dir.as_ref()?.join("provost/provost.sock")),
@@ -168,42 +181,55 @@ impl ServeConfig {
     /// # Errors
     /// The file that was named does not exist; a file cannot be read, or others can write it; a key is unknown or its value
     /// makes no sense; a variable's or a flag's value makes no sense.
-    pub fn resolve(args: &ServeArgs, surroundings: &Surroundings) -> Result<Self, ConfigError> {
-        let named = args.config.clone();
+    pub fn resolve(flags: &Flags, surroundings: &Surroundings) -> Result<Self, ConfigError> {
+        let named = flags.config.clone();
         let must_exist = named.is_some();
-        let mut config = match named.or_else(|| surroundings.default_file()) {
+        let config = match named.or_else(|| surroundings.default_file()) {
             Some(path) => file::read(&path, must_exist, surroundings)?,
             None => Self::default_for(surroundings),
         };
+        config.with(flags, surroundings)
+    }
+
+    /// The same from environment and flags alone.
+    ///
+    /// # Errors
+    /// A variable's or a flag's value makes no sense.
+    pub fn without_file(flags: &Flags, surroundings: &Surroundings) -> Result<Self, ConfigError> {
+        Self::default_for(surroundings).with(flags, surroundings)
+    }
+
+    fn with(mut self, flags: &Flags, surroundings: &Surroundings) -> Result<Self, ConfigError> {
+        let config = &mut self;
         let given = |flag: &Option<PathBuf>, flag_name, variable: &Option<PathBuf>, variable_name| {
             let flag = flag.clone().map(|path| (flag_name, path));
             flag.or_else(|| variable.clone().map(|path| (variable_name, path)))
         };
         if let Some((name, path)) =
-            given(&args.socket, "--socket", &surroundings.socket, "PROVOST_SOCKET")
+            given(&flags.socket, "--socket", &surroundings.socket, "PROVOST_SOCKET")
         {
             config.socket = Some(checked(name, &path, socket_path)?);
         }
         if let Some((name, path)) = given(
-            &args.state_dir,
+            &flags.state_dir,
             "--state-dir",
             &surroundings.state_dir,
             "PROVOST_STATE_DIR",
         ) {
             config.state_dir = Some(checked(name, &path, absolute)?);
         }
-        if let Some(group) = &args.group {
+        if let Some(group) = &flags.group {
             config.group = Some(group.clone());
         }
-        let log = args.log.as_ref().map(|log| ("--log", log));
+        let log = flags.log.as_ref().map(|log| ("--log", log));
         if let Some((name, log)) = log.or(surroundings.log.as_ref().map(|log| ("PROVOST_LOG", log))) {
             logging::filter(log).map_err(|why| said(name, why))?;
             config.log = log.clone();
         }
-        if let Some(format) = args.log_format {
+        if let Some(format) = flags.log_format {
             config.log_format = format;
         }
-        Ok(config)
+        Ok(self)
     }
 
     fn default_for(surroundings: &Surroundings) -> Self {

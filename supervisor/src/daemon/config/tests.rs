@@ -7,7 +7,7 @@ use crate::daemon::ConfinedPeers;
 struct Case {
     directory: tempfile::TempDir,
     surroundings: Surroundings,
-    args: ServeArgs,
+    flags: Flags,
 }
 
 impl Case {
@@ -29,12 +29,12 @@ impl Case {
         Self {
             directory,
             surroundings,
-            args: ServeArgs::default(),
+            flags: Flags::default(),
         }
     }
 
     fn resolve(&self) -> Result<ServeConfig, ConfigError> {
-        ServeConfig::resolve(&self.args, &self.surroundings)
+        ServeConfig::resolve(&self.flags, &self.surroundings)
     }
 
     fn error(&self) -> String {
@@ -65,7 +65,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.state_dir, Some("/variable".into()));
     assert_eq!(config.log, "debug");
 
-    case.args = ServeArgs {
+    case.flags = Flags {
         config: None,
         socket: Some("/flag.sock".into()),
         group: Some("flag".into()),
@@ -183,11 +183,11 @@ fn errors_of_variables_and_flags_name_them() {
     };
     case.surroundings.log = Some("loud!".into());
     starts_with(&case, "PROVOST_LOG: ");
-    case.args.log = Some("quiet!".into());
+    case.flags.log = Some("quiet!".into());
     starts_with(&case, "--log: ");
     case.surroundings.state_dir = Some("here".into());
     starts_with(&case, "PROVOST_STATE_DIR: `here` is no absolute path");
-    case.args.socket = Some("there".into());
+    case.flags.socket = Some("there".into());
     starts_with(&case, "--socket: `there` is no absolute path");
 }
 
@@ -197,7 +197,7 @@ fn a_file_that_was_named_must_exist_and_another_need_not() {
     std::fs::remove_file(case.directory.path().join("provost/provost.toml")).unwrap();
     let config = case.resolve().unwrap();
     assert_eq!(config, ServeConfig::default_for(&case.surroundings));
-    case.args.config = Some(case.directory.path().join("none.toml"));
+    case.flags.config = Some(case.directory.path().join("none.toml"));
     assert!(
         case.error().ends_with("none.toml: no such file"),
         "{}",
