@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use provost_sandbox::keeper::settle_in_leaf;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::Receiver;
@@ -43,6 +44,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     let supervisor = Supervisor::builder()
         .launch()
         .map_err(|error| error.to_string())?;
+    allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -108,6 +110,16 @@ fn flags(args: &ServeArgs) -> Flags {
         state_dir: args.state_dir.clone(),
         log: args.log.clone(),
         log_format: args.log_format,
+    }
+}
+
+/// As many descriptors as this process may have: some for each connection and each process. After the spawner was launched,
+/// so that commands get what their daemon was given.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
     }
 }
 

@@ -18,6 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::{Gid, Uid, User};
 use provost_sandbox::handover;
@@ -28,6 +29,8 @@ use super::{Daemon, Settings, lock};
 
 /// Users with an instance.
 const INSTANCES_MAX: usize = 256;
+/// The soft limit of descriptors that programs expect to begin with.
+const DESCRIPTORS_EXPECTED: u64 = 1024;
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
@@ -257,6 +260,9 @@ fn packet(kind: u8, settings: &Settings) -> Vec<u8> {
 /// thread. What comes back is why not.
 pub fn become_instance(uid: u32) -> io::Error {
     let become_user = || -> io::Result<Command> {
+        // The broker has raised its own; commands begin with what programs expect.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
         let user = User::from_uid(Uid::from_raw(uid))?;
         let (gid, name, home) = match &user {
             Some(user) => (user.gid, user.name.clone(), user.dir.clone()),
