@@ -23,6 +23,7 @@ both_users! {
     the_second_daemon_is_told_who_the_first_is,
     what_a_killed_daemon_left_is_replaced,
     nobody_who_reads_the_log_is_needed,
+    the_second_wish_to_stop_kills_what_does_not_stop,
 }
 
 /// A service manager, as far as a daemon sees one.
@@ -95,7 +96,7 @@ impl<'a> Manager<'a> {
 
     fn wait_until_ready(&self) -> String {
         let message = self.message();
-        assert!(message.starts_with("READY=1\nSTATUS=serving at "), "{message}");
+        assert!(message.starts_with("READY=1\nSTATUS=listening on "), "{message}");
         message
     }
 }
@@ -128,18 +129,32 @@ impl Drop for Service {
     }
 }
 
+/// A client, as plain as can be.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// Asks, and waits for the answer.
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        let stream = self.0.get_mut();
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let answer: Value = serde_json::from_str(&line).unwrap();
+        assert!(answer["result"].is_object(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+}
+
 /// The daemon's answer to the first request on a connection.
 fn introduce(socket: &Path) -> Value {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let request =
-        json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocol": 1 } });
-    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    let answer: Value = serde_json::from_str(&line).unwrap();
-    assert!(answer["result"].is_object(), "{answer}");
-    answer["result"].clone()
+    Client::connect(socket).call("initialize", json!({ "protocol": 1 }))
 }
 
 fn i12_systemd_is_told_and_only_the_user_can_connect(world: &World) {
@@ -150,7 +165,7 @@ fn i12_systemd_is_told_and_only_the_user_can_connect(world: &World) {
     let socket = manager.socket();
     assert_eq!(
         ready,
-        format!("READY=1\nSTATUS=serving at {}\n", socket.display())
+        format!("READY=1\nSTATUS=listening on {}\n", socket.display())
     );
     let there = socket.symlink_metadata().unwrap();
     assert_eq!((there.mode() & 0o7777, there.uid()), (0o600, world.uid()));
@@ -226,7 +241,7 @@ fn a_socket_that_was_passed_is_served_and_left_behind(world: &World) {
     let service = manager.start_command(command);
     assert_eq!(
         manager.wait_until_ready(),
-        "READY=1\nSTATUS=serving at the socket that was passed\n"
+        "READY=1\nSTATUS=listening on the socket that was passed\n"
     );
     assert_eq!(introduce(&path)["uid"], world.uid());
     drop(early);
@@ -291,4 +306,35 @@ fn nobody_who_reads_the_log_is_needed(world: &World) {
     manager.wait_until_ready();
     introduce(&manager.socket());
     service.stop();
+}
+
+fn the_second_wish_to_stop_kills_what_does_not_stop(world: &World) {
+    let manager = Manager::new(world);
+    let service = manager.start();
+    manager.wait_until_ready();
+    let mut client = Client::connect(&manager.socket());
+    client.call("initialize", json!({ "protocol": 1 }));
+    let witness = world.witness();
+    // It ignores what asks it to stop, and would have an hour for it.
+    let up = world.path("work/up");
+    nix::unistd::mkfifo(&up, nix::sys::stat::Mode::empty()).unwrap();
+    world.give_away(&up, 0o600);
+    let script = format!(
+        "trap '' TERM; exec 9>{}; echo up >up; while :; do sleep 1000; done",
+        witness.path()
+    );
+    let cwd = world.path("work");
+    let params = json!({ "argv": ["sh", "-c", script], "cwd": cwd, "grace_ms": 3_600_000 });
+    client.call("process/start", params);
+    assert_eq!(fs::read_to_string(up).unwrap(), "up\n");
+    service.signal(Signal::SIGTERM);
+    assert!(manager.message().starts_with("STOPPING=1\nSTATUS=waiting"));
+    let begun = std::time::Instant::now();
+    service.signal(Signal::SIGINT);
+    assert!(manager.message().starts_with("STOPPING=1\nSTATUS=killing"));
+    let (status, log) = service.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    // Far less than the 30 s that everything has otherwise.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{log}");
+    witness.wait_until_gone();
 }

@@ -85,8 +85,8 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             false => None,
         };
         let place = match listening.path() {
-            Some(path) => format!("serving at {}", path.display()),
-            None => "serving at the socket that was passed".to_owned(),
+            Some(path) => format!("listening on {}", path.display()),
+            None => "listening on the socket that was passed".to_owned(),
         };
         let running = Running {
             daemon,
