@@ -330,6 +330,11 @@ fn the_second_wish_to_stop_kills_what_does_not_stop(world: &World) {
     service.signal(Signal::SIGTERM);
     assert!(manager.message().starts_with("STOPPING=1\nSTATUS=waiting"));
     let begun = std::time::Instant::now();
+    // Nobody new is let wait meanwhile.
+    while UnixStream::connect(manager.socket()).is_ok() {
+        assert!(begun.elapsed() < DEADLINE, "it still listens");
+        std::thread::yield_now();
+    }
     service.signal(Signal::SIGINT);
     assert!(manager.message().starts_with("STOPPING=1\nSTATUS=killing"));
     let (status, log) = service.end();

@@ -74,8 +74,10 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             None => listen::open(config.socket.as_deref(), config.group.as_deref())
                 .map_err(|error| error.to_string())?,
         };
-        let socket = listening.socket().and_then(UnixListener::from_std);
-        let socket = socket.map_err(|error| format!("cannot listen: {error}"))?;
+        // The file, if it is ours, goes when everything has stopped.
+        let (socket, made) = listening.split();
+        let socket =
+            UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
         let daemon = start(supervisor, config.settings.clone()).await?;
         let broker = match nix::unistd::geteuid().is_root() {
             true => {
@@ -84,8 +86,8 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             }
             false => None,
         };
-        let place = match listening.path() {
-            Some(path) => format!("listening on {}", path.display()),
+        let place = match &made {
+            Some(made) => format!("listening on {}", made.path().display()),
             None => "listening on the socket that was passed".to_owned(),
         };
         let running = Running {

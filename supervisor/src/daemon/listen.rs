@@ -83,7 +83,7 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket. What was made for it is removed when this is dropped.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listening {
     socket: UnixListener,
@@ -93,24 +93,24 @@ pub struct Listening {
 
 /// The socket in the file system, and the right to be its only daemon. Removed, then unlocked.
 #[derive(Debug)]
-struct Made {
+pub struct Made {
     path: PathBuf,
     identity: (u64, u64),
     _lock: InstanceLock,
 }
 
 impl Listening {
-    /// Another descriptor of the socket, non-blocking, for the runtime.
-    ///
-    /// # Errors
-    /// No descriptors are left.
-    pub fn socket(&self) -> io::Result<UnixListener> {
-        self.socket.try_clone()
+    /// The socket, non-blocking, and what is to be dropped at the very end: the file of a socket that was made here. Closed
+    /// before that, the socket refuses new clients while the daemon still stops.
+    pub fn split(self) -> (UnixListener, Option<Made>) {
+        (self.socket, self.made)
     }
+}
 
-    /// Where clients find it; absent for what the service manager passed.
-    pub fn path(&self) -> Option<&Path> {
-        Some(&self.made.as_ref()?.path)
+impl Made {
+    /// Where clients find the socket.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -13,14 +13,18 @@ fn i12_the_socket_is_for_its_user_alone() {
     let path = directory.path().join("new/provost.sock");
     let listening = open(Some(&path), None).unwrap();
     assert_eq!(mode(&path), 0o600);
-    assert_eq!(listening.path(), Some(path.as_path()));
     let expected = if geteuid().is_root() { 0o755 } else { 0o700 };
     assert_eq!(mode(path.parent().unwrap()), expected);
     let client = UnixStream::connect(&path).unwrap();
-    listening.socket().unwrap().accept().unwrap();
+    let (socket, made) = listening.split();
+    let made = made.unwrap();
+    assert_eq!(made.path(), path);
+    socket.accept().unwrap();
     drop(client);
     // Nothing of it is left but the lock, which nobody holds.
-    drop(listening);
+    drop(socket);
+    assert!(path.exists());
+    drop(made);
     assert!(!path.exists());
     drop(open(Some(&path), None).unwrap());
 }
