@@ -49,7 +49,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         if args.instance {
             let daemon = start(supervisor, config.settings).await?;
             let control = std::io::stdin()
@@ -101,7 +101,10 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         };
         running.serve(socket, orders, &notifier).await;
         Ok(0)
-    })
+    });
+    // Everything has stopped, or somebody does not want to wait: not for a thread that reads stdin or waits for an instance either.
+    runtime.shutdown_background();
+    result
 }
 
 fn flags(args: &ServeArgs) -> Flags {
