@@ -22,6 +22,7 @@
 
 pub mod compile;
 pub mod denial;
+pub mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

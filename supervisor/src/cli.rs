@@ -38,7 +38,10 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    set_up_tracing();
+    // The daemon logs as it is configured.
+    if !matches!(args.verb, args::Verb::Serve(_)) {
+        set_up_tracing();
+    }
     let result = match args.verb {
         args::Verb::Run(run) => match misspelt_option(&run.command, std::env::args_os()) {
             Some(option) => Err(option),

@@ -10,13 +10,19 @@
 //! own outbox, which is bounded, and then in the log, which is, too.
 
 mod broker;
+pub mod config;
 mod connection;
 mod follow;
+pub mod listen;
+pub mod lock;
+pub mod logging;
+pub mod notify;
 mod outbox;
 mod peer;
 mod processes;
 mod requests;
 mod sessions;
+pub mod signals;
 mod start;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -48,7 +54,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How a daemon is to behave.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Connections of a user.
     pub clients_max: usize,

@@ -25,7 +25,14 @@ pub mod fuzzing;
 mod merge;
 
 pub use error::PolicyFileError;
+// The daemon's configuration is read with the same care.
+#[cfg(feature = "cli")]
+pub(crate) use error::Text;
+#[cfg(feature = "cli")]
+pub(crate) use find::{NO_SUCH_FILE, read_file};
 pub use find::{PolicyName, names};
+#[cfg(feature = "cli")]
+pub(crate) use format::deserialize;
 pub use merge::{EnvironmentPolicy, LoadedPolicy, PolicyFileContext, load};
 
 #[cfg(test)]

@@ -137,19 +137,51 @@ fn snake_case(variant: &str) -> String {
 #[test]
 fn every_flag_is_documented() {
     let pages = page("README.md") + &page("docs/policy.md");
-    let help = provost(&["run", "--help"]);
-    let flags: BTreeSet<&str> = help
-        .lines()
-        .filter(|line| line.trim_start().starts_with('-'))
-        .filter_map(|line| line.split([' ', ',', '=']).find(|word| word.starts_with("--")))
-        .filter(|flag| *flag != "--help")
-        .collect();
+    let flags = flags_of("run");
     assert!(
         flags.len() > 20,
         "the help does not look as it used to: {flags:?}"
     );
     for flag in flags {
-        assert!(pages.contains(flag), "{flag} is not documented");
+        assert!(pages.contains(&flag), "{flag} is not documented");
+    }
+    let flags = flags_of("serve");
+    assert!(flags.len() > 5, "the help does not look as it used to: {flags:?}");
+    let daemon = page("docs/daemon.md");
+    for flag in flags {
+        assert!(daemon.contains(&format!("`{flag}")), "{flag} is not documented");
+    }
+}
+
+/// The flags that the help of a verb names.
+fn flags_of(verb: &str) -> BTreeSet<String> {
+    let help = provost(&[verb, "--help"]);
+    help.lines()
+        .filter(|line| line.trim_start().starts_with('-'))
+        .filter_map(|line| line.split([' ', ',', '=']).find(|word| word.starts_with("--")))
+        .filter(|flag| *flag != "--help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_key_of_the_daemons_configuration_is_documented() {
+    let source = page("supervisor/src/daemon/config/file.rs");
+    let body = source
+        .lines()
+        .skip_while(|line| *line != "struct ServeFile {")
+        .skip(1);
+    let keys: Vec<&str> = body
+        .take_while(|line| *line != "}")
+        .filter_map(|line| Some(line.trim().split_once(':')?.0))
+        .collect();
+    assert!(keys.len() > 10, "the keys were not found: {keys:?}");
+    let documented = page("docs/daemon.md");
+    for key in keys {
+        assert!(
+            documented.contains(&format!("\n| `{key}` |")),
+            "`{key}` is not documented"
+        );
     }
 }
 

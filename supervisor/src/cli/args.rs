@@ -44,9 +44,25 @@ pub(crate) enum Verb {
   provost serve --socket /tmp/p.sock
   provost serve --stdio        # for a program that embeds it: the protocol on stdin and stdout")]
 pub(crate) struct ServeArgs {
-    /// Where to listen [default: /run/provost/provost.sock for root, else $XDG_RUNTIME_DIR/provost/provost.sock]
-    #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET")]
+    /// Configuration [default: /etc/provost/provost.toml for root, else $XDG_CONFIG_HOME/provost/provost.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen [default: /run/provost/provost.sock for root, else $XDG_RUNTIME_DIR/provost/provost.sock; PROVOST_SOCKET]
+    #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    /// Let the members of this group connect, too
+    #[arg(long, value_name = "NAME", conflicts_with = "stdio")]
+    pub(crate) group: Option<String>,
+    /// Where records are kept [default: /var/lib/provost for root, else $XDG_STATE_HOME/provost; PROVOST_STATE_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// What is logged: off, error, warn, info, debug, trace, or directives like info,provost_actors=debug [default: info;
+    /// PROVOST_LOG]
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// How: text, json (lines of it), journald, or auto: journald if stderr is connected to it, else text [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<crate::daemon::config::LogFormat>,
     /// Serve one client on stdin and stdout instead; everything stops when it goes
     #[arg(long, conflicts_with = "socket")]
     pub(crate) stdio: bool,

@@ -1,34 +1,57 @@
-//! `provost serve`: the daemon in the foreground.
+//! `provost serve`: the daemon in the foreground, and what it has to do with whoever started it.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use provost_sandbox::keeper::settle_in_leaf;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::Receiver;
 
 use super::CliResult;
 use super::args::ServeArgs;
 use crate::Supervisor;
+use crate::daemon::config::{Flags, ServeConfig, Surroundings};
+use crate::daemon::listen::{self, ListenError};
+use crate::daemon::logging::{self, LogLevel};
+use crate::daemon::notify::Notifier;
+use crate::daemon::signals::{self, Order};
 use crate::daemon::{Broker, Daemon, Settings, become_instance};
+
+/// How long a graceful end may still take once somebody has asked a second time.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
     if let Some(uid) = args.instance_of {
         return Err(format!("cannot become uid {uid}: {}", become_instance(uid)));
     }
+    // What is removed from the environment can be removed only before there are threads, and must be before anything is
+    // started.
+    let notifier = Notifier::take().map_err(|error| error.to_string())?;
+    let passed = listen::passed().map_err(|error| error.to_string())?;
+    let surroundings = Surroundings::here();
+    let flags = flags(&args);
+    let config = match args.instance {
+        // Its broker tells it the rest; what its user has configured is for that user's own daemon.
+        true => ServeConfig::without_file(&flags, &surroundings),
+        false => ServeConfig::resolve(&flags, &surroundings),
+    };
+    let config = config.map_err(|error| error.to_string())?;
+    let level = logging::set_up(&config.log, config.log_format)?;
     settle_in_leaf();
     // Before there are threads: the spawner is a fork of this program.
     let supervisor = Supervisor::builder()
         .launch()
         .map_err(|error| error.to_string())?;
+    allow_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    runtime.block_on(async {
-        let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-        let daemon = Daemon::new(&supervisor, Settings::default()).map_err(|error| error.to_string())?;
+    let result = runtime.block_on(async {
         if args.instance {
+            let daemon = start(supervisor, config.settings).await?;
             let control = std::io::stdin()
                 .as_fd()
                 .try_clone_to_owned()
@@ -37,50 +60,172 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             return Ok(0);
         }
         if args.stdio {
+            let daemon = start(supervisor, config.settings).await?;
             daemon
                 .serve_streams(tokio::io::stdin(), tokio::io::stdout())
                 .await;
             daemon.stop_now().await;
             return Ok(0);
         }
-        let path = match args.socket {
-            Some(path) => path,
-            None => default_socket()?,
+        // From here on a signal is an order, also one that comes while this starts.
+        let orders = signals::watch().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let listening = match passed {
+            Some(passed) => passed,
+            None => listen::open(config.socket.as_deref(), config.group.as_deref())
+                .map_err(|error| error.to_string())?,
         };
-        let listener = UnixListener::bind(&path)
-            .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
-        super::output::note(&format!("listening on {}", path.display()));
-        let stopper = daemon.clone();
-        let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-        let mut int = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+        // The file, if it is ours, goes when everything has stopped.
+        let (socket, made) = listening.split();
+        let socket =
+            UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
+        let daemon = start(supervisor, config.settings.clone()).await?;
+        let broker = match nix::unistd::geteuid().is_root() {
+            true => {
+                let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+                Some(Broker::new(daemon.clone(), executable, config.log.clone()))
             }
-            stopper.stop();
-        });
-        if nix::unistd::geteuid().is_root() {
-            let executable = std::env::current_exe().map_err(|error| error.to_string())?;
-            Broker::new(daemon, executable).serve(listener).await;
-        } else {
-            daemon.serve(listener).await;
-        }
-        let _ = std::fs::remove_file(&path);
+            false => None,
+        };
+        let place = match &made {
+            Some(made) => format!("listening on {}", made.path().display()),
+            None => "listening on the socket that was passed".to_owned(),
+        };
+        let running = Running {
+            daemon,
+            broker,
+            level,
+            flags,
+            surroundings,
+            config,
+            place,
+        };
+        running.serve(socket, orders, &notifier).await;
         Ok(0)
-    })
+    });
+    // Everything has stopped, or somebody does not want to wait: not for a thread that reads stdin or waits for an instance either.
+    runtime.shutdown_background();
+    result
+}
+
+fn flags(args: &ServeArgs) -> Flags {
+    Flags {
+        config: args.config.clone(),
+        socket: args.socket.clone(),
+        group: args.group.clone(),
+        state_dir: args.state_dir.clone(),
+        log: args.log.clone(),
+        log_format: args.log_format,
+    }
+}
+
+/// As many descriptors as this process may have: some for each connection and each process. After the spawner was launched,
+/// so that commands get what their daemon was given.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
+    }
+}
+
+async fn start(supervisor: crate::Builder, settings: Settings) -> Result<Daemon, String> {
+    let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
+    Daemon::new(&supervisor, settings).map_err(|error| error.to_string())
+}
+
+/// A daemon that serves, and how it was configured.
+struct Running {
+    daemon: Daemon,
+    /// Root's hands connections on.
+    broker: Option<Broker>,
+    level: LogLevel,
+    flags: Flags,
+    surroundings: Surroundings,
+    /// As it was last read.
+    config: ServeConfig,
+    /// What it does, in words.
+    place: String,
+}
+
+impl Running {
+    /// Serves until everything has stopped.
+    async fn serve(mut self, socket: UnixListener, mut orders: Receiver<Order>, notifier: &Notifier) {
+        let (daemon, broker) = (self.daemon.clone(), self.broker.clone());
+        let serving = async {
+            match broker {
+                Some(broker) => broker.serve(socket).await,
+                None => daemon.serve(socket).await,
+            }
+        };
+        tokio::pin!(serving);
+        tracing::info!(pid = std::process::id(), "{}", self.place);
+        notifier.ready(&self.place);
+        // It goes on while the daemon stops, which may take long. Without a watchdog it never says anything.
+        let checked = self.daemon.clone();
+        let alive = notifier.keep_alive(async || checked.is_healthy().await);
+        tokio::pin!(alive);
+        loop {
+            let order = tokio::select! {
+                () = &mut serving => return,
+                () = &mut alive, if notifier.is_watched() => continue,
+                order = orders.recv() => order,
+            };
+            match order {
+                Some(Order::Reload) => self.reload(notifier),
+                Some(Order::Stop) => {
+                    tracing::info!("stopping");
+                    notifier.stopping("waiting for processes to stop");
+                    self.daemon.stop();
+                }
+                Some(Order::StopNow) | None => {
+                    tracing::warn!("stopping at once");
+                    notifier.stopping("killing processes");
+                    let mut settings = self.config.settings.clone();
+                    settings.stop_timeout = AT_ONCE;
+                    self.reconfigure(settings);
+                    return self.daemon.stop_now().await;
+                }
+            }
+        }
+    }
+
+    fn reconfigure(&self, settings: Settings) {
+        match &self.broker {
+            Some(broker) => broker.reconfigure(&settings),
+            None => self.daemon.reconfigure(settings),
+        }
+    }
+
+    /// Reads the configuration again. What is wrong with it changes nothing.
+    fn reload(&mut self, notifier: &Notifier) {
+        notifier.reloading();
+        match ServeConfig::resolve(&self.flags, &self.surroundings) {
+            Ok(next) => {
+                for key in self.config.needs_restart(&next) {
+                    tracing::warn!(key, "this change takes effect with a restart only");
+                }
+                if let Err(error) = self.level.set(&next.log) {
+                    tracing::error!(error, "what is logged stays as it is");
+                }
+                self.reconfigure(next.settings.clone());
+                // What needs a restart is as it was, and is said again next time.
+                self.config.log = next.log;
+                self.config.settings = next.settings;
+                tracing::info!("the configuration was read again");
+                notifier.ready(&self.place);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration stays as it is");
+                notifier.ready(&format!("{}; the configuration is wrong: {error}", self.place));
+            }
+        }
+    }
 }
 
 /// Where the daemon of this user listens.
+#[allow(dead_code, reason = "for the verbs that are clients")]
 pub(super) fn default_socket() -> Result<PathBuf, String> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok("/run/provost/provost.sock".into());
-    }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let runtime = runtime.filter(|path| path.is_absolute());
-    runtime
-        .map(|path| path.join("provost/provost.sock"))
-        .ok_or_else(|| {
-            "XDG_RUNTIME_DIR is not set; say where with --socket PATH or PROVOST_SOCKET".to_owned()
-        })
+    Surroundings::here()
+        .socket()
+        .ok_or_else(|| ListenError::NoPath.to_string())
 }

@@ -18,6 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::{Gid, Uid, User};
 use provost_sandbox::handover;
@@ -28,6 +29,8 @@ use super::{Daemon, Settings, lock};
 
 /// Users with an instance.
 const INSTANCES_MAX: usize = 256;
+/// The soft limit of descriptors that programs expect to begin with.
+const DESCRIPTORS_EXPECTED: u64 = 1024;
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
@@ -44,6 +47,7 @@ pub struct Broker {
     own: Daemon,
     instances: Arc<Mutex<HashMap<u32, Instance>>>,
     executable: PathBuf,
+    log: String,
 }
 
 #[derive(Debug)]
@@ -53,12 +57,13 @@ struct Instance {
 }
 
 impl Broker {
-    /// A broker around root's own daemon. `executable` is the `provost` that instances are.
-    pub fn new(own: Daemon, executable: PathBuf) -> Self {
+    /// A broker around root's own daemon. `executable` is the `provost` that instances are, `log` what they log.
+    pub fn new(own: Daemon, executable: PathBuf, log: String) -> Self {
         Self {
             own,
             instances: Arc::default(),
             executable,
+            log,
         }
     }
 
@@ -164,8 +169,10 @@ impl Broker {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        if let Some(log) = std::env::var_os("PROVOST_LOG") {
-            command.env("PROVOST_LOG", log);
+        command.env("PROVOST_LOG", &self.log);
+        // Their stderr is ours, and so where it leads.
+        if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
+            command.env("JOURNAL_STREAM", journal);
         }
         let child = command.spawn()?;
         tracing::info!(uid, pid = child.id(), "started the instance of a user");
@@ -253,6 +260,9 @@ fn packet(kind: u8, settings: &Settings) -> Vec<u8> {
 /// thread. What comes back is why not.
 pub fn become_instance(uid: u32) -> io::Error {
     let become_user = || -> io::Result<Command> {
+        // The broker has raised its own; commands begin with what programs expect.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
         let user = User::from_uid(Uid::from_raw(uid))?;
         let (gid, name, home) = match &user {
             Some(user) => (user.gid, user.name.clone(), user.dir.clone()),

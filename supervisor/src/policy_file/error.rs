@@ -39,7 +39,7 @@ impl fmt::Display for PolicyFileError {
 
 impl PolicyFileError {
     /// An error about a file as a whole.
-    pub(super) fn file(file: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn file(file: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
             file: file.into(),
             place: None,
@@ -49,7 +49,7 @@ impl PolicyFileError {
         }
     }
 
-    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
@@ -57,21 +57,21 @@ impl PolicyFileError {
 
 /// A file's name and text, for errors that name lines.
 #[derive(Debug)]
-pub(super) struct Text {
-    pub(super) file: String,
-    pub(super) text: String,
+pub(crate) struct Text {
+    pub(crate) file: String,
+    pub(crate) text: String,
 }
 
 impl Text {
     /// Line and column of a byte, from 1; columns count characters.
-    pub(super) fn place(&self, byte: usize) -> (usize, usize) {
+    pub(crate) fn place(&self, byte: usize) -> (usize, usize) {
         let before = self.text.get(..byte).unwrap_or(&self.text);
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         let line = before.matches('\n').count() + 1;
         (line, before[line_start..].chars().count() + 1)
     }
 
-    pub(super) fn error(
+    pub(crate) fn error(
         &self,
         span: Range<usize>,
         key: &str,

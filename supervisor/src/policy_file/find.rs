@@ -65,8 +65,8 @@ pub fn names(context: &PolicyFileContext) -> Vec<(String, PathBuf)> {
 }
 
 /// A policy file that was read.
-pub(super) struct Found {
-    pub(super) text: Text,
+pub(crate) struct Found {
+    pub(crate) text: Text,
     pub(super) path: PathBuf,
     /// Others had to be kept from writing it, so they must be kept from writing what it extends.
     pub(super) strict: bool,
@@ -114,9 +114,10 @@ pub(super) fn read(
     }
 }
 
-const NO_SUCH_FILE: &str = "no such file";
+pub(crate) const NO_SUCH_FILE: &str = "no such file";
 
-fn read_file(path: &Path, strict: bool, uid: u32) -> Result<Found, PolicyFileError> {
+/// Reads a file; with `strict` only if nobody but the user and root can have written it.
+pub(crate) fn read_file(path: &Path, strict: bool, uid: u32) -> Result<Found, PolicyFileError> {
     let shown = path.display().to_string();
     let bad = |why: String| PolicyFileError::file(&shown, why);
     let opened = File::options()
@@ -139,9 +140,8 @@ fn read_file(path: &Path, strict: bool, uid: u32) -> Result<Found, PolicyFileErr
         return Err(bad(format!("longer than {FILE_BYTES_MAX} bytes")));
     }
     if strict && meta.uid() != 0 && meta.uid() != uid {
-        return Err(bad(format!("belongs to another user (uid {})", meta.uid())).help(
-            "whoever owns a policy decides what it allows; copy it, or chown it to yourself or root",
-        ));
+        return Err(bad(format!("belongs to another user (uid {})", meta.uid()))
+            .help("whoever owns it decides what is allowed; copy it, or chown it to yourself or root"));
     }
     if strict && meta.mode() & 0o022 != 0 {
         return Err(bad("can be written by other users".to_owned()).help("chmod go-w it"));

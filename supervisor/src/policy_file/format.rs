@@ -188,7 +188,8 @@ pub(super) fn parse(text: &Text) -> Result<PolicyFile, PolicyFileError> {
     Ok(file)
 }
 
-fn deserialize<T: DeserializeOwned>(text: &Text) -> Result<T, PolicyFileError> {
+/// Reads TOML; errors name the place, the key and what was probably meant.
+pub(crate) fn deserialize<T: DeserializeOwned>(text: &Text) -> Result<T, PolicyFileError> {
     let toml = toml::Deserializer::parse(&text.text).map_err(|error| plain(text, &error, ""))?;
     serde_path_to_error::deserialize(toml).map_err(|error| {
         let key = match error.path().to_string() {
