@@ -43,7 +43,9 @@ pub(super) fn open(wanted: &TerminalImage) -> Result<(RawFd, RawFd), Failure> {
     // SAFETY: flags, no pointer. WHY: by name it would be looked up where the command's tree may lie.
     let slave =
         unsafe { ioctl(master, libc::TIOCGPTPEER, flags) }.map_err(|e| (Step::Terminal, e, 3))?;
-    Ok((master, slave as RawFd))
+    // 0, 1 and 2 are free here, and are what the command puts it at.
+    let above = sys::above_stdio(slave as RawFd).map_err(|e| (Step::Terminal, e, 3))?;
+    Ok((master, above))
 }
 
 /// Makes a terminal the controlling one of this process, which leads a session that has none.
