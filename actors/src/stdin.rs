@@ -131,7 +131,10 @@ impl StdinPort {
     /// other end of input, and this one only in canonical mode: a program that reads raw would get a byte that nobody
     /// typed.
     async fn type_the_end(self: Arc<Self>) {
-        if !matches!(self.stage(|stage| stage >= Stage::Ending).await, Ok(Stage::Ending)) {
+        if !matches!(
+            self.stage(|stage| stage >= Stage::Ending).await,
+            Ok(Stage::Ending)
+        ) {
             return;
         }
         let last = self.writer.lock().await;

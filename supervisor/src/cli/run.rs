@@ -58,7 +58,8 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     // This thread alone writes to files that may be slow; the actors are on the workers.
     let result = runtime.block_on(async {
-        let signals = signals::register(attached.is_some()).map_err(|error| format!("signal handlers: {error}"))?;
+        let signals = signals::register(attached.is_some())
+            .map_err(|error| format!("signal handlers: {error}"))?;
         let supervisor = supervisor
             .expect(&spec)
             .start()
@@ -67,9 +68,10 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         let process = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
         let interrupted = Interrupted::default();
         // Put back before anything is said, and whatever happens.
-        let raw = attached.as_ref().map(|attached| attached.make_raw(reporting.json));
-        let passing =
-            signals::pass_on(signals, process.clone(), interrupted.clone(), attached.clone());
+        let raw = attached
+            .as_ref()
+            .map(|attached| attached.make_raw(reporting.json));
+        let passing = signals::pass_on(signals, process.clone(), interrupted.clone(), attached.clone());
         let passing = tokio::spawn(passing);
         let tied = attached.map(|attached| tokio::spawn(Attached::tie(attached, process.clone())));
         let answering =

@@ -57,7 +57,9 @@ pub(super) async fn pass_on(
                 attached.inspect(|attached| attached.continued());
                 let _ = process.signal(SIGCONT, SignalScope::Tree).await;
             }
-            SIGWINCH => drop(attached.inspect(|attached| attached.resized())),
+            SIGWINCH => {
+                attached.inspect(|attached| attached.resized());
+            }
             _ => {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 let reason = format!("interrupted by {name}");
