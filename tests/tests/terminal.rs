@@ -309,7 +309,7 @@ fn i3_what_is_written_after_everybody_had_closed_the_terminal_is_not_lost(world:
 
 fn i3_ten_mebibytes_come_through_whole_and_in_order(world: &World) {
     const BYTES: usize = 10 << 20;
-    let script = format!("stty raw; exec {} {BYTES}", program("flood"));
+    let script = format!("stty raw -echo; exec {} {BYTES}", program("flood"));
     let done = world.shell(&script).with(["--tty"]).finish();
     assert_eq!(done.stdout.len(), BYTES);
     check_pattern(&done.stdout, 0);

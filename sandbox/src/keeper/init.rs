@@ -218,11 +218,10 @@ fn start_command(image: &mut Image, master: Option<RawFd>) -> Result<i32, mounts
     let with_listener = attempt.listener >= 0;
     let mut fds = [pidfd; 3];
     let mut count = 1;
-    for fd in [master, with_listener.then_some(attempt.listener)] {
-        if let Some(fd) = fd {
-            fds[count] = fd;
-            count += 1;
-        }
+    let listener = with_listener.then_some(attempt.listener);
+    for fd in master.into_iter().chain(listener) {
+        fds[count] = fd;
+        count += 1;
     }
     let (pid_in_host, namespace) = (attempt.pid as u64, attempt.image.pid_namespace);
     let (listener, terminal) = (u64::from(with_listener), u64::from(master.is_some()));

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use provost_actors::spec::StdinSpec;
-use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    OptionalActions, OutputModes, QueueSelector, Termios, tcflush, tcgetattr, tcgetwinsize, tcsetattr,
+};
 use tokio::sync::{Notify, mpsc};
 
 use super::args::StdinArg;
@@ -171,6 +173,8 @@ impl UserTerminal {
         if tcgetpgrp(&self.fd).is_ok_and(|front| front != getpgrp()) {
             return;
         }
+        // What the command made the terminal answer is not to be typed at the user's shell.
+        let _ = tcflush(&self.fd, QueueSelector::IFlush);
         if let Err(error) = tcsetattr(&self.fd, OptionalActions::Now, &self.before) {
             tracing::debug!(%error, "the terminal could not be put back");
         }
