@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! ProcessActor ── Ledger (pure) ── Log
-//! ├─ StreamActor ×2   stdout, stderr
+//! ├─ StreamActor ×2   stdout, stderr; one for a terminal
 //! ├─ ExitActor        exit status, empty tree
 //! └─ DenialActor      seccomp listener, audit fence
 //! ```
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use crate::approval::Verdict;
 use crate::audit::AuditMsg;
 use crate::denial::{DenialActor, DenialArgs, DenialMsg};
-use crate::event::{ProcessId, StreamName};
+use crate::event::ProcessId;
 use crate::exit::{ExitActor, ExitMsg};
 use crate::ledger::{Effect, Fact, Ledger, LedgerSpec, StopCause};
 use crate::log::Log;
@@ -172,7 +172,7 @@ impl Drop for ProcessState {
         let mut last = vec![Fact::Lost {
             reason: reason.clone(),
         }];
-        for stream in [StreamName::Stdout, StreamName::Stderr] {
+        for &stream in self.args.spec.streams() {
             last.push(Fact::StreamClosed {
                 stream,
                 closed: Closed::Abandoned,
@@ -271,7 +271,7 @@ fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
             .collect(),
         cwd: args.spec.cwd.to_string_lossy().into_owned(),
         labels: args.spec.labels.clone(),
-        streams: vec![StreamName::Stdout, StreamName::Stderr],
+        streams: args.spec.streams().to_vec(),
         tree: args.spec.tree,
         on_denial: args.spec.on_denial,
         expects_denials: args.sandbox.policy.confined,
@@ -285,10 +285,11 @@ pub(crate) fn spawn_request(
     spec: &mut ProcessSpec,
     sandbox: &PreparedSandbox,
 ) -> (Request, Option<OwnedFd>) {
-    let (stdin, given) = match std::mem::take(&mut spec.stdin) {
-        StdinSpec::Null => (Stdin::Null, None),
-        StdinSpec::Pipe => (Stdin::Pipe, None),
-        StdinSpec::Given(fd) => (Stdin::Given, Some(fd)),
+    let (stdin, given) = match (std::mem::take(&mut spec.stdin), spec.terminal) {
+        (_, Some(size)) => (Stdin::Terminal(size), None),
+        (StdinSpec::Null, None) => (Stdin::Null, None),
+        (StdinSpec::Pipe, None) => (Stdin::Pipe, None),
+        (StdinSpec::Given(fd), None) => (Stdin::Given, Some(fd)),
     };
     let argv = spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec());
     let command = Command {
@@ -414,7 +415,9 @@ impl ProcessState {
         if self.refused.is_some() {
             return Ok(()); // it came too late; its tree is being killed
         }
-        if fds.len() < 3 + usize::from(started.stdin_pipe) + usize::from(started.listener) {
+        let streams = self.args.spec.streams();
+        let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
+        if fds.len() < 1 + streams.len() + others {
             // The kernel leaves out descriptors for which there is no room.
             let reason = "this process has no room for its descriptors (RLIMIT_NOFILE); raise the limit or \
                           run fewer at a time";
@@ -423,9 +426,14 @@ impl ProcessState {
         }
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or("the spawner sent too few descriptors");
-        let (pidfd, stdout, stderr) = (next()?, next()?, next()?);
+        let pidfd = next()?;
+        let outputs = streams.iter().map(|_| next()).collect::<Result<Vec<_>, _>>()?;
         if started.stdin_pipe {
             self.args.stdin.open(pipe::Sender::from_owned_fd(next()?)?);
+        }
+        if let (true, Some(master)) = (started.terminal, outputs.first()) {
+            let master = pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?;
+            self.args.stdin.open_terminal(master);
         }
         let listener = if started.listener { Some(next()?) } else { None };
         self.init_pid = started.init_pid;
@@ -455,7 +463,7 @@ impl ProcessState {
             let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
             self.denials = Some(denials);
         }
-        for (stream, fd) in [(StreamName::Stdout, stdout), (StreamName::Stderr, stderr)] {
+        for (&stream, fd) in streams.iter().zip(outputs) {
             let args = StreamArgs {
                 stream,
                 pipe: pipe::Receiver::from_owned_fd_unchecked(fd)?,
@@ -658,7 +666,7 @@ impl ProcessState {
     /// A child actor died without its last fact.
     fn child_failed(&mut self, myself: &ActorRef<ProcessMsg>, who: ractor::ActorId) {
         let is = |cell: &ractor::ActorCell| cell.get_id() == who;
-        let streams = [StreamName::Stdout, StreamName::Stderr];
+        let streams = self.args.spec.streams();
         let failed_stream = self
             .streams
             .iter()

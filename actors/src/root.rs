@@ -241,7 +241,7 @@ impl Tree {
         let sandbox = self.prepare(&spec, kernel)?;
         let id = ProcessId::new();
         let log = Arc::new(Log::new(id, spec.retention));
-        let stdin = Arc::new(StdinPort::new(matches!(spec.stdin, StdinSpec::Pipe)));
+        let stdin = Arc::new(StdinPort::new(&spec));
         let proxy = match sandbox.policy.net.proxy {
             true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),
             false => None,
@@ -398,6 +398,9 @@ fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
         return refuse(format!(
             "standard input {why}; give a pipe, a file or a stream socket"
         ));
+    }
+    if spec.terminal.is_some() && matches!(spec.stdin, StdinSpec::Given(_)) {
+        return refuse("the terminal is its standard input: it cannot be given another".to_owned());
     }
     if !spec.cwd.is_absolute() {
         return refuse(format!("the working directory {:?} is not absolute", spec.cwd));

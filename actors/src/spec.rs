@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+pub use provost_sandbox::keeper::wire::TerminalSize;
 use provost_sandbox::policy::Policy;
 
+use crate::event::StreamName;
 use crate::ledger::{OnDenial, TreeRule};
 use crate::log::LogLimits;
 
@@ -21,8 +23,11 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// The whole environment: nothing is inherited.
     pub env: Vec<(OsString, OsString)>,
-    /// Standard input.
+    /// Standard input, where there is no terminal.
     pub stdin: StdinSpec,
+    /// A pseudo-terminal of this size: the command's controlling terminal, and its stdin, stdout and stderr. Its output
+    /// is one stream, [`crate::event::StreamName::Pty`]; what is written to its standard input is typed there.
+    pub terminal: Option<TerminalSize>,
     /// What it may touch.
     pub policy: Policy,
     /// Ends it when it has run this long.
@@ -78,6 +83,14 @@ impl Default for StopRule {
 }
 
 impl ProcessSpec {
+    /// The streams that its output comes in.
+    pub(crate) fn streams(&self) -> &'static [StreamName] {
+        match self.terminal {
+            Some(_) => &[StreamName::Pty],
+            None => &[StreamName::Stdout, StreamName::Stderr],
+        }
+    }
+
     /// A spec with defaults for everything but what and where.
     pub fn new(
         argv: impl IntoIterator<Item = impl Into<OsString>>,
@@ -89,6 +102,7 @@ impl ProcessSpec {
             cwd: cwd.into(),
             env: Vec::new(),
             stdin: StdinSpec::Null,
+            terminal: None,
             policy,
             timeout: None,
             idle_timeout: None,

@@ -1,22 +1,27 @@
-//! The writing end of a command's standard input.
+//! What is written to a command: the writing end of a pipe that is its standard input, or the master of its terminal.
 
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use nix::sys::termios::{self, LocalFlags, SpecialCharacterIndices};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use crate::spawner::lock;
+use crate::spec::{ProcessSpec, StdinSpec, TerminalSize};
 
 /// The command's stdin, shared between its actor (which opens and closes it) and its handles (which write).
 #[derive(Debug)]
 pub(crate) struct StdinPort {
     state: watch::Sender<Stage>,
-    writer: tokio::sync::Mutex<()>,
-    pipe: Mutex<Option<std::sync::Arc<pipe::Sender>>>,
+    /// Held while something is written: the last byte that was.
+    writer: tokio::sync::Mutex<Option<u8>>,
+    pipe: Mutex<Option<Arc<pipe::Sender>>>,
+    terminal: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
     Waiting,
     Open,
@@ -26,28 +31,46 @@ enum Stage {
 }
 
 impl StdinPort {
-    /// Not open yet; never, if the process has no stdin pipe.
-    pub(crate) fn new(piped: bool) -> Self {
-        let stage = if piped { Stage::Waiting } else { Stage::Closed };
+    /// Not open yet; never, if the process has neither a stdin pipe nor a terminal.
+    pub(crate) fn new(spec: &ProcessSpec) -> Self {
+        let terminal = spec.terminal.is_some();
+        let stage = match spec.stdin {
+            StdinSpec::Pipe => Stage::Waiting,
+            _ if terminal => Stage::Waiting,
+            _ => Stage::Closed,
+        };
         Self {
             state: watch::Sender::new(stage),
-            writer: tokio::sync::Mutex::new(()),
+            writer: tokio::sync::Mutex::new(None),
             pipe: Mutex::new(None),
+            terminal,
         }
     }
 
     pub(crate) fn open(&self, pipe: pipe::Sender) {
-        *lock(&self.pipe) = Some(std::sync::Arc::new(pipe));
-        self.state.send_if_modified(|stage| {
-            let waiting = *stage == Stage::Waiting;
-            if waiting {
-                *stage = Stage::Open;
-            }
-            waiting
-        });
-        if *self.state.borrow() != Stage::Open {
+        self.take(pipe);
+        if *self.state.borrow() > Stage::Open {
             *lock(&self.pipe) = None;
         }
+    }
+
+    /// The master of the command's terminal: it is written to until [`Self::end`], and kept until [`Self::close`].
+    pub(crate) fn open_terminal(self: &Arc<Self>, master: pipe::Sender) {
+        self.take(master);
+        if *self.state.borrow() == Stage::Closed {
+            *lock(&self.pipe) = None;
+        }
+        tokio::spawn(self.clone().type_the_end());
+    }
+
+    fn take(&self, pipe: pipe::Sender) {
+        *lock(&self.pipe) = Some(Arc::new(pipe));
+        // Whoever waits looks at the pipe, too.
+        self.state.send_modify(|stage| {
+            if *stage == Stage::Waiting {
+                *stage = Stage::Open;
+            }
+        });
     }
 
     /// End of file for the command, once writes under way are done.
@@ -59,7 +82,9 @@ impl StdinPort {
             }
             changes
         });
-        *lock(&self.pipe) = None;
+        if !self.terminal {
+            *lock(&self.pipe) = None;
+        }
     }
 
     /// The command has ended; so does every write.
@@ -69,32 +94,92 @@ impl StdinPort {
     }
 
     /// Writes all of it; waits while the command does not read.
-    pub(crate) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the command's stdin is closed");
+    pub(crate) async fn write(&self, bytes: &[u8]) -> io::Result<()> {
         if matches!(*self.state.borrow(), Stage::Ending | Stage::Closed) {
             return Err(closed());
         }
-        let _turn = self.writer.lock().await;
-        let mut state = self.state.subscribe();
-        let stage = *state
-            .wait_for(|stage| *stage != Stage::Waiting)
-            .await
-            .map_err(|_| closed())?;
+        let mut last = self.writer.lock().await;
+        let stage = self.stage(|stage| stage != Stage::Waiting).await?;
         if stage != Stage::Open {
             return Err(closed());
         }
         let pipe = lock(&self.pipe).clone().ok_or_else(closed)?;
+        self.write_to(&pipe, bytes).await?;
+        *last = bytes.last().copied().or(*last);
+        Ok(())
+    }
+
+    async fn write_to(&self, pipe: &pipe::Sender, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             tokio::select! {
                 ready = pipe.writable() => ready?,
-                _ = state.wait_for(|stage| *stage == Stage::Closed) => return Err(closed()),
+                _ = self.stage(|stage| stage == Stage::Closed) => return Err(closed()),
             }
             match pipe.try_write(bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if self.terminal && error.raw_os_error() == Some(nix::libc::EIO) => {
+                    return Err(closed());
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+
+    /// Types the end of file at the terminal, once that was asked for and writes under way are done. A terminal has no
+    /// other end of input, and this one only in canonical mode: a program that reads raw would get a byte that nobody
+    /// typed.
+    async fn type_the_end(self: Arc<Self>) {
+        if !matches!(
+            self.stage(|stage| stage >= Stage::Ending).await,
+            Ok(Stage::Ending)
+        ) {
+            return;
+        }
+        let last = self.writer.lock().await;
+        let Some(master) = lock(&self.pipe).clone() else {
+            return;
+        };
+        let Ok(modes) = termios::tcgetattr(&*master) else {
+            return;
+        };
+        if !modes.local_flags.contains(LocalFlags::ICANON) {
+            return;
+        }
+        let end = modes.control_chars[SpecialCharacterIndices::VEOF as usize];
+        // In a line that was begun the first one only hands that over.
+        let begun = last.is_some_and(|last| ![b'\n', b'\r', end].contains(&last));
+        let typed = [end, end];
+        let _ = self.write_to(&master, &typed[usize::from(!begun)..]).await;
+    }
+
+    /// Changes the size of the terminal; the kernel tells the foreground process group.
+    pub(crate) async fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        if !self.terminal {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no terminal"));
+        }
+        // Asked to end before it was there, it comes all the same.
+        let there = |stage| stage == Stage::Closed || lock(&self.pipe).is_some();
+        self.stage(there).await?;
+        let master = lock(&self.pipe).clone().ok_or_else(closed)?;
+        let size = Winsize {
+            ws_row: size.rows,
+            ws_col: size.cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        Ok(tcsetwinsize(&*master, size)?)
+    }
+
+    /// Waits for such a stage.
+    async fn stage(&self, mut wanted: impl FnMut(Stage) -> bool) -> io::Result<Stage> {
+        let mut state = self.state.subscribe();
+        let stage = state.wait_for(|stage| wanted(*stage)).await;
+        Ok(*stage.map_err(|_| closed())?)
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the command's stdin is closed")
 }

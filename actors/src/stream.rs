@@ -1,4 +1,4 @@
-//! StreamActor: one output pipe, read into the log.
+//! StreamActor: one output pipe, or a terminal's master, read into the log.
 //!
 //! It appends bytes to the log first and then states the fact, so that a fact never names bytes which are not
 //! there. Two things bound it: permits, of which each fact that waits in the process's mailbox holds one, and
@@ -105,6 +105,7 @@ fn read_the_rest(args: &StreamArgs) -> Closed {
             Ok(0) => return Closed::Eof,
             Ok(read) => read,
             Err(nix::errno::Errno::EINTR) => continue,
+            Err(errno) if args.is_hang_up(errno as i32) => return Closed::Eof,
             Err(_) => return Closed::Abandoned,
         };
         let fact = args.append(Bytes::copy_from_slice(&buffer[..read]));
@@ -117,6 +118,12 @@ fn read_the_rest(args: &StreamArgs) -> Closed {
 }
 
 impl StreamArgs {
+    /// The end of a terminal: nobody has its slave open, and what was written to it has been read. It stays so, because
+    /// the init has it open until nothing of the tree is left.
+    fn is_hang_up(&self, errno: i32) -> bool {
+        self.stream == StreamName::Pty && errno == nix::libc::EIO
+    }
+
     /// Puts bytes into the log; the fact about them.
     fn append(&self, chunk: Bytes) -> Fact {
         let length = chunk.len() as u64;
@@ -144,6 +151,7 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Closed::Eof,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(error) if args.is_hang_up(error.raw_os_error().unwrap_or(0)) => return Closed::Eof,
             Err(error) => {
                 tracing::warn!(stream = %args.stream, %error, "cannot read an output pipe");
                 return Closed::Abandoned;

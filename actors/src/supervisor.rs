@@ -194,4 +194,12 @@ impl ProcessLink {
     pub fn close_stdin(&self) {
         self.stdin.end();
     }
+
+    /// Changes the size of its terminal; waits until that is there.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has no terminal, `BrokenPipe` when it has ended.
+    pub async fn resize(&self, size: crate::spec::TerminalSize) -> std::io::Result<()> {
+        self.stdin.resize(size).await
+    }
 }

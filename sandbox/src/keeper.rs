@@ -24,6 +24,7 @@
 //! | `warm` | sandboxes made ahead |
 //! | `init` | PID 1: namespaces, mounts, reaping |
 //! | `child` | the command between clone and exec |
+//! | `terminal` | its pseudo-terminal, where it has one |
 //! | `sys` | raw system calls |
 //! | `children` | the direct children of this process |
 //! | `packet` | packets with descriptors |
@@ -46,6 +47,7 @@ mod program;
 mod reserve;
 mod server;
 pub(crate) mod sys;
+mod terminal;
 mod tree;
 mod warm;
 pub mod wire;
@@ -113,10 +115,11 @@ pub enum Step {
     Exec = 22,
     InitDied = 23,
     Duplicate = 24,
+    Terminal = 25,
 }
 
 impl Step {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Descriptors,
         Self::Cgroup,
         Self::Clone,
@@ -141,6 +144,7 @@ impl Step {
         Self::Exec,
         Self::InitDied,
         Self::Duplicate,
+        Self::Terminal,
     ];
 
     fn from_raw(raw: u32) -> Self {
@@ -178,6 +182,7 @@ impl std::fmt::Display for Step {
             Self::Exec => "exec",
             Self::InitDied => "starting (the init died)",
             Self::Duplicate => "starting (the id was used before)",
+            Self::Terminal => "opening the terminal",
         })
     }
 }

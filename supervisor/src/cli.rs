@@ -13,6 +13,7 @@ mod run;
 mod serve;
 mod signals;
 mod summary;
+mod tty;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use policy::rendered;

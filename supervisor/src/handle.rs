@@ -14,7 +14,7 @@ use provost_sandbox::kernel::KernelSupport;
 
 use tokio::task::JoinSet;
 
-use crate::{Builder, EventStream, ProcessId, ProcessSpec, TerminalRecord};
+use crate::{Builder, EventStream, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
 
 /// Supervises processes. Clones share one supervision tree; when the last one and every handle of its
 /// processes are dropped, everything in it is killed.
@@ -201,7 +201,8 @@ impl ProcessHandle {
     }
 
     /// Writes all of `bytes` to its standard input, waiting while it does not read. Only with
-    /// [`crate::StdinSpec::Pipe`].
+    /// [`crate::StdinSpec::Pipe`], or a terminal: there they are typed. (Of a line of more than 4,095 bytes the kernel
+    /// keeps only those where a program reads lines.)
     ///
     /// # Errors
     /// `BrokenPipe` when its stdin is closed or the process ended. How much was taken is then unknown.
@@ -209,8 +210,18 @@ impl ProcessHandle {
         self.link.write_stdin(bytes).await
     }
 
-    /// Ends its standard input.
+    /// Ends its standard input. At a terminal the end is typed (`VEOF`), which only a program that reads lines (canonical
+    /// mode) takes for one; for another nothing is typed.
     pub fn close_stdin(&self) {
         self.link.close_stdin();
+    }
+
+    /// Changes the size of its terminal, of which the kernel tells the foreground process group (`SIGWINCH`). Waits until
+    /// the terminal is there.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has no terminal ([`ProcessSpec::terminal`]), `BrokenPipe` when it has ended.
+    pub async fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        self.link.resize(size).await
     }
 }

@@ -56,7 +56,7 @@ pub use provost_actors::log::LogLimits;
 pub use provost_actors::record::{
     Closed, DenialSummary, Outcome, OutputSummary, TerminalRecord, TreeSummary, Usage,
 };
-pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
+pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule, TerminalSize};
 pub use provost_actors::{ShutdownReport, SpawnRefused, StartError};
 pub use provost_sandbox::compile::CompileError;
 pub use provost_sandbox::denial::{

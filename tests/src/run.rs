@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{Finished, Live, World, provost};
+use crate::{AtTerminal, Finished, Live, World, provost};
 
 /// Where commands are looked for. The caller's own PATH may name directories that the user cannot read.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -107,20 +107,9 @@ impl<'w> Run<'w> {
 
     /// Starts it.
     pub fn start(self) -> Live {
-        let mut command = Command::new(provost());
-        command.arg("run");
-        if let Some(record) = &self.record {
-            command.arg("--record").arg(record);
-        }
-        command.args(&self.options).arg("--").args(&self.command);
+        let mut command = self.command(Command::new(provost()));
         let shown = format!("{command:?}");
         command
-            .env_clear()
-            .env("PATH", PATH)
-            .env("HOME", self.world.path("home"))
-            .env("LANG", "C.UTF-8")
-            .envs(self.environment)
-            .current_dir(&self.directory)
             // Its own process group, whose parent is in another one: job control signals work, and a signal to
             // this group reaches no test.
             .process_group(0)
@@ -130,14 +119,40 @@ impl<'w> Run<'w> {
                 Input::Bytes(_) | Input::Piped => Stdio::piped(),
             })
             .stderr(Stdio::piped());
-        if self.world.changes_uid() {
-            command.uid(self.world.uid()).gid(self.world.uid());
-        }
         let fed = match self.input {
             Input::Bytes(bytes) => Some(bytes),
             _ => None,
         };
         Live::start(command, shown, fed, self.record, self.small_output_pipe)
+    }
+
+    /// Starts it at a terminal of this size, as a user would: `provost` leads the terminal's session.
+    pub fn at_terminal(self, rows: u16, cols: u16) -> AtTerminal {
+        let mut leader = Command::new("setsid");
+        leader.arg("--ctty").arg(provost());
+        let command = self.command(leader);
+        AtTerminal::start(command, self.record, rows, cols)
+    }
+
+    /// The command line that is wanted, behind what begins it.
+    fn command(&self, mut command: Command) -> Command {
+        command.arg("run");
+        if let Some(record) = &self.record {
+            command.arg("--record").arg(record);
+        }
+        command.args(&self.options).arg("--").args(&self.command);
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", self.world.path("home"))
+            .env("LANG", "C.UTF-8")
+            .env("TERM", "xterm")
+            .envs(self.environment.iter().cloned())
+            .current_dir(&self.directory);
+        if self.world.changes_uid() {
+            command.uid(self.world.uid()).gid(self.world.uid());
+        }
+        command
     }
 
     /// Starts it and waits for its end.

@@ -7,7 +7,7 @@
 //! The steps, in order; the order is the documentation:
 //!
 //! 1. signals back to default (all still blocked)
-//! 2. a session and process group of its own
+//! 2. a session and process group of its own; its terminal, where it has one, becomes the controlling one
 //! 3. resource limits
 //! 4. working directory
 //! 5. capabilities dropped, from the bounding set too, then `no_new_privs`
@@ -22,6 +22,7 @@
 use super::Step;
 use super::image::Image;
 use super::sys::{self, Errno};
+use super::terminal;
 
 /// What the command is given and what it reports; lives on the init's stack.
 pub(super) struct Attempt<'a> {
@@ -63,6 +64,9 @@ fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     attempt.pid = sys::pid_in(image.proc).unwrap_or(0);
     sys::reset_signals();
     sys::setsid().map_err(|e| (Step::Session, e, 0))?;
+    if image.terminal.is_some() {
+        terminal::control(image.stdio[0]).map_err(|e| (Step::Terminal, e, 4))?;
+    }
     // Where the init dies without a namespace that takes the rest along, the command at least goes with it.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map_err(|e| (Step::Session, e, 1))?;
     if let Some(soft) = image.descriptors_soft {

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use super::plan::MountStep;
 use super::program::Program;
 use super::tree::Fixed;
-use super::wire::SpawnRequest;
+use super::wire::{SpawnRequest, Stdin, TerminalSize};
 
 /// Everything that the init and the command need until exec.
 pub(super) struct Image {
@@ -23,6 +23,8 @@ pub(super) struct Image {
     pub(super) filter: Vec<libc::sock_filter>,
     pub(super) rulesets: Vec<RawFd>,
     pub(super) stdio: [RawFd; 3],
+    /// Whose slave takes the place of `stdio`, once it is open.
+    pub(super) terminal: Option<TerminalImage>,
     pub(super) control: RawFd,
     /// The spawner's `/proc`.
     pub(super) proc: RawFd,
@@ -36,6 +38,13 @@ pub(super) struct Image {
     /// The host's own soft limit on descriptors, which the command gets back.
     pub(super) descriptors_soft: Option<u64>,
     pub(super) request: SpawnRequest,
+}
+
+/// A terminal to open.
+pub(super) struct TerminalImage {
+    pub(super) size: TerminalSize,
+    /// Terminals of the process's own are mounted.
+    pub(super) private: bool,
 }
 
 /// A [`MountStep`] with its paths as C strings.
@@ -111,6 +120,13 @@ impl Image {
                 .collect(),
             rulesets: fds.rulesets,
             stdio: fds.stdio,
+            terminal: match request.stdin {
+                Stdin::Terminal(size) => Some(TerminalImage {
+                    size,
+                    private: plan.mounts.contains(&MountStep::Terminals),
+                }),
+                _ => None,
+            },
             control: fds.control,
             proc: fds.proc,
             wait_for_go: plan.cgroups.iter().any(|group| !group.unified),

@@ -5,7 +5,8 @@
 //! from it by forking twice; it has no child left exactly when the tree is empty.
 //!
 //! It is not filtered, not in the command's Landlock domain (or the command could trace it), not dumpable, and
-//! holds no descriptor of the command's.
+//! holds no descriptor of the command's but one: the slave of its terminal, until nothing of the tree is left. The master
+//! would say hang-up whenever nobody has the slave open, and anybody in the tree may open it again.
 //!
 //! Contract: as in `child`: it runs on memory prepared before the fork; no allocation, no locks, no unwinding.
 
@@ -18,6 +19,7 @@ use std::sync::atomic::Ordering;
 use super::child::{self, Attempt};
 use super::image::Image;
 use super::sys;
+use super::terminal;
 use super::wire::Usage;
 use super::{AFTER_FORK, Step, children, mounts, packet};
 use crate::report::Containment;
@@ -34,12 +36,8 @@ const EMPTY: u64 = 4;
 /// A message from an init, decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitMessage {
-    /// The command runs. Its pidfd comes along, and the listener if there is one.
-    Started {
-        listener: bool,
-        pid: i32,
-        pid_namespace: u64,
-    },
+    /// The command runs. Its pidfd comes along, then the terminal's master and the listener if there are any.
+    Started(InitStarted),
     /// It does not.
     Failed { step: Step, errno: i32, detail: u32 },
     /// It ended.
@@ -48,14 +46,24 @@ pub(super) enum InitMessage {
     Empty { killed: u64, usage: Usage },
 }
 
+/// A command that runs, as its init says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InitStarted {
+    pub(super) terminal: bool,
+    pub(super) listener: bool,
+    pub(super) pid: i32,
+    pub(super) pid_namespace: u64,
+}
+
 impl InitMessage {
     pub(super) fn decode(words: [u64; MESSAGE_WORDS]) -> Option<Self> {
         Some(match words[0] {
-            STARTED => Self::Started {
+            STARTED => Self::Started(InitStarted {
                 listener: words[1] != 0,
                 pid: words[2] as i32,
                 pid_namespace: words[3],
-            },
+                terminal: words[4] != 0,
+            }),
             FAILED => Self::Failed {
                 step: Step::from_raw(words[1] as u32),
                 errno: words[2] as i32,
@@ -96,20 +104,23 @@ const REAPED_MAX: u32 = 64;
 pub(super) fn run(image: &mut Image) -> ! {
     AFTER_FORK.store(true, Ordering::Relaxed);
     let control = image.control;
-    let signals = match set_up(image) {
-        Ok(signals) => signals,
+    let (signals, master) = match set_up(image) {
+        Ok(opened) => opened,
         Err(failure) => fail(control, failure),
     };
-    let command = match start_command(image) {
+    let command = match start_command(image, master) {
         Ok(command) => command,
         Err(failure) => fail(control, failure),
     };
-    let mut keep = [control, signals];
+    // Without a terminal it is the control socket once more.
+    let slave = master.map(|_| image.stdio[0]);
+    let mut keep = [control, signals, slave.unwrap_or(control)];
     keep.sort_unstable();
     let _ = sys::close_all_but(&keep);
     Reaper {
         control,
         signals,
+        slave,
         command,
         namespaced: image.request.plan.containment == Containment::PidNamespace,
         exited: false,
@@ -135,8 +146,8 @@ fn say(control: RawFd, words: [u64; MESSAGE_WORDS], fds: &[RawFd]) {
     let _ = packet::send(control, bytes, fds, 0);
 }
 
-/// Everything up to the fork of the command.
-fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
+/// Everything up to the fork of the command. Returns the descriptor that tells of ended children, and the terminal's master.
+fn set_up(image: &mut Image) -> Result<(RawFd, Option<RawFd>), mounts::Failure> {
     let namespaced = image.request.plan.containment == Containment::PidNamespace;
     sys::close_all_but(&image.keep).map_err(|e| (Step::Descriptors, e, 0))?;
     let _ = sys::prctl(libc::PR_SET_NAME, c"provost-init".as_ptr() as u64, 0);
@@ -166,16 +177,25 @@ fn set_up(image: &mut Image) -> Result<RawFd, mounts::Failure> {
         mounts::build(image)?;
         mounts::allow(image)?;
     }
+    let master = match &image.terminal {
+        Some(wanted) => {
+            let (master, slave) = terminal::open(wanted)?;
+            image.stdio = [slave; 3];
+            Some(master)
+        }
+        None => None,
+    };
     if namespaced {
         // Before nobody may look any more.
         image.pid_namespace = sys::pid_namespace().unwrap_or(0);
     }
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(|e| (Step::Clone, e, 3))?;
-    sys::signalfd(SIGCHLD_MASK).map_err(|e| (Step::Descriptors, e, 1))
+    let signals = sys::signalfd(SIGCHLD_MASK).map_err(|e| (Step::Descriptors, e, 1))?;
+    Ok((signals, master))
 }
 
 /// Forks the command and tells the spawner; returns its pid as this namespace numbers it.
-fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
+fn start_command(image: &mut Image, master: Option<RawFd>) -> Result<i32, mounts::Failure> {
     let control = image.control;
     let mut stack = [const { MaybeUninit::uninit() }; CHILD_STACK_BYTES];
     let mut pidfd: RawFd = -1;
@@ -195,12 +215,18 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
         let _ = sys::wait(pid, 0);
         return Err((Step::from_raw(attempt.step), attempt.errno, attempt.detail));
     }
-    let fds = [pidfd, attempt.listener];
     let with_listener = attempt.listener >= 0;
-    let sent = if with_listener { &fds[..] } else { &fds[..1] };
+    let mut fds = [pidfd; 3];
+    let mut count = 1;
+    let listener = with_listener.then_some(attempt.listener);
+    for fd in master.into_iter().chain(listener) {
+        fds[count] = fd;
+        count += 1;
+    }
     let (pid_in_host, namespace) = (attempt.pid as u64, attempt.image.pid_namespace);
-    let words = [STARTED, u64::from(with_listener), pid_in_host, namespace, 0, 0];
-    say(control, words, sent);
+    let (listener, terminal) = (u64::from(with_listener), u64::from(master.is_some()));
+    let words = [STARTED, listener, pid_in_host, namespace, terminal, 0];
+    say(control, words, &fds[..count]);
     Ok(pid)
 }
 
@@ -208,6 +234,8 @@ fn start_command(image: &mut Image) -> Result<i32, mounts::Failure> {
 struct Reaper {
     control: RawFd,
     signals: RawFd,
+    /// The terminal's, where the command has one.
+    slave: Option<RawFd>,
     command: i32,
     namespaced: bool,
     exited: bool,
@@ -263,6 +291,10 @@ impl Reaper {
 
     /// No child is left, and every descendant was or became one: the tree is empty.
     fn finish(&self) -> ! {
+        if let Some(slave) = self.slave {
+            // The last one: the master has its end now, and need not wait for ours.
+            sys::close(slave);
+        }
         let usage = sys::children_usage();
         let words = [
             EMPTY,

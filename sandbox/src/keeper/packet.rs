@@ -15,11 +15,14 @@ pub(crate) const DESCRIPTORS_MAX: usize = 12;
 /// Words of a control buffer: a header, padded, and the descriptors, padded.
 const CONTROL_WORDS: usize = 4 + DESCRIPTORS_MAX.div_ceil(2);
 
-/// Sends one packet with up to two descriptors; `flags` besides `MSG_NOSIGNAL`.
+/// Descriptors that [`send`] takes: an init sends a pidfd, a terminal's master and a listener.
+const SENT_MAX: usize = 3;
+
+/// Sends one packet with up to three descriptors; `flags` besides `MSG_NOSIGNAL`.
 pub(crate) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> Result<(), Errno> {
     let flags = flags | libc::MSG_NOSIGNAL;
-    // Room for a header and two descriptors, aligned as the header wants it.
-    let mut control = [0u64; 4];
+    // Room for a header and the descriptors, aligned as the header wants it.
+    let mut control = [0u64; 2 + SENT_MAX.div_ceil(2)];
     // SAFETY: all zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     let mut slice = libc::iovec {
@@ -28,12 +31,12 @@ pub(crate) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> R
     };
     message.msg_iov = &raw mut slice;
     message.msg_iovlen = 1;
-    if !fds.is_empty() && fds.len() <= 2 {
+    if !fds.is_empty() && fds.len() <= SENT_MAX {
         let bytes = size_of_val(fds);
         message.msg_control = control.as_mut_ptr().cast();
         // SAFETY: pure arithmetic.
         message.msg_controllen = unsafe { libc::CMSG_SPACE(bytes as u32) } as _;
-        // SAFETY: the control buffer is large enough for one header with two descriptors, and zeroed.
+        // SAFETY: the control buffer is large enough for one header with as many descriptors, and zeroed.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(&raw const message);
             (*header).cmsg_level = libc::SOL_SOCKET;

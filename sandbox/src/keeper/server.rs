@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use uuid::Uuid;
 
-use super::init::InitMessage;
+use super::init::{InitMessage, InitStarted};
 use super::reserve::{self, Reserve};
 use super::tree::{Command, Fixed, Tree};
 use super::warm::{Found, Warm};
@@ -327,11 +327,7 @@ impl Server {
                 return Ok(());
             };
             match message {
-                InitMessage::Started {
-                    listener,
-                    pid,
-                    pid_namespace,
-                } => started(tree, listener, (pid, pid_namespace), fds)?,
+                InitMessage::Started(command) => started(tree, command, fds)?,
                 InitMessage::Failed { step, errno, detail } => {
                     tree.failed = true;
                     if tree.waiting.is_none() {
@@ -360,34 +356,34 @@ impl Server {
     }
 }
 
-fn started(
-    tree: &mut Tree,
-    listener: bool,
-    (pid, pid_namespace): (i32, u64),
-    mut fds: Vec<OwnedFd>,
-) -> io::Result<()> {
-    let wanted = 1 + usize::from(listener);
+fn started(tree: &mut Tree, command: InitStarted, mut fds: Vec<OwnedFd>) -> io::Result<()> {
+    let InitStarted {
+        terminal,
+        listener,
+        pid,
+        pid_namespace,
+    } = command;
+    let wanted = 1 + usize::from(terminal) + usize::from(listener);
     let (Some(ends), true) = (tree.ours.take(), fds.len() == wanted) else {
         tree.refused = Some((Step::Descriptors, libc::EMFILE, fds.len() as u32));
         tree.kill();
         return Ok(());
     };
     let listener_fd = if listener { fds.pop() } else { None };
+    let master = if terminal { fds.pop() } else { None };
     let Some(pidfd) = fds.pop() else {
         return Ok(());
     };
-    let mut sent = vec![
-        pidfd.as_raw_fd(),
-        ends.stdout.as_raw_fd(),
-        ends.stderr.as_raw_fd(),
-    ];
-    sent.extend(ends.stdin.as_ref().map(AsRawFd::as_raw_fd));
-    sent.extend(listener_fd.as_ref().map(AsRawFd::as_raw_fd));
+    let output = ends.output.iter().chain(&master);
+    let others = ends.stdin.iter().chain(&listener_fd);
+    let all = std::iter::once(&pidfd).chain(output).chain(others);
+    let sent: Vec<_> = all.map(AsRawFd::as_raw_fd).collect();
     let notice = Notice::Started(Started {
         process: tree.process,
         pid,
         init_pid: tree.init_pid,
         pid_namespace,
+        terminal,
         stdin_pipe: ends.stdin.is_some(),
         listener: listener_fd.is_some(),
     });

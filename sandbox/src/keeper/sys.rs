@@ -313,6 +313,14 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
     unsafe { syscall!(libc::SYS_dup3, from, to, 0) }.map(drop)
 }
 
+/// Another number for a descriptor that will go to 0, 1 or 2, in place of the one it has.
+pub(crate) fn above_stdio(fd: RawFd) -> Result<RawFd, Errno> {
+    // SAFETY: numbers only.
+    let moved = unsafe { syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 3) };
+    close(fd);
+    moved.map(|fd| fd as RawFd)
+}
+
 /// Sets both limits, as far as the hard one allows.
 pub(crate) fn set_rlimit(resource: u32, value: u64) -> Result<(), Errno> {
     let [_, hard] = rlimit(resource)?;

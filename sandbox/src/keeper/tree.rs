@@ -65,8 +65,8 @@ pub(super) struct Command {
 
 /// The ends of pipes that the supervisor gets.
 pub(super) struct SupervisorEnds {
-    pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
+    /// stdout and stderr; none where the command has a terminal, whose master comes from its init.
+    pub(super) output: Vec<OwnedFd>,
     pub(super) stdin: Option<OwnedFd>,
 }
 
@@ -150,8 +150,14 @@ impl Tree {
             }
             _ => (None, None),
         };
-        let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
-        let (stderr, stderr_writer) = output_pipe().map_err(no_pipe)?;
+        let (mut output, mut writers) = (Vec::new(), Vec::new());
+        if !matches!(request.stdin, Stdin::Terminal(_)) {
+            for _ in ["stdout", "stderr"] {
+                let (reader, writer) = output_pipe().map_err(no_pipe)?;
+                output.push(reader);
+                writers.push(writer);
+            }
+        }
         let (control, init_control) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -168,12 +174,9 @@ impl Tree {
             .map_err(|error| (Step::Cgroup, error.raw_os_error().unwrap_or(libc::EIO), 0))?;
         let (process, flags) = (request.process, clone_flags(&request));
         let containment = plan.containment;
+        let or_null = |fd: Option<&OwnedFd>| fd.map_or(fixed.null.as_raw_fd(), AsRawFd::as_raw_fd);
         let descriptors = Descriptors {
-            stdio: [
-                stdin.as_ref().map_or(fixed.null.as_raw_fd(), AsRawFd::as_raw_fd),
-                stdout_writer.as_raw_fd(),
-                stderr_writer.as_raw_fd(),
-            ],
+            stdio: [stdin.as_ref(), writers.first(), writers.get(1)].map(or_null),
             control: init_control.as_raw_fd(),
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -190,8 +193,7 @@ impl Tree {
             control,
             waiting: waits.then_some(image.program),
             ours: Some(SupervisorEnds {
-                stdout,
-                stderr,
+                output,
                 stdin: stdin_writer,
             }),
             command: None,

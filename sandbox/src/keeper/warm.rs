@@ -86,7 +86,8 @@ impl Warm {
 
     /// A command is started by this request. Returns a tree that there is no room for any more.
     pub(super) fn used(&mut self, request: &SpawnRequest, fds: &[OwnedFd]) -> Option<Uuid> {
-        if request.stdin == Stdin::Given || !request.plan.cgroups.is_empty() {
+        let alone = matches!(request.stdin, Stdin::Given | Stdin::Terminal(_));
+        if alone || !request.plan.cgroups.is_empty() {
             return None; // made for one process alone
         }
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.is_for(request)) {

@@ -21,7 +21,7 @@ use super::{Step, packet};
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;
@@ -90,7 +90,7 @@ pub struct SpawnRequest {
     pub stdin: Stdin,
 }
 
-/// Standard input of a command.
+/// Standard input of a command. Its output goes to two pipes, unless this is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stdin {
     /// `/dev/null`.
@@ -99,6 +99,24 @@ pub enum Stdin {
     Pipe,
     /// The descriptor that came with the request.
     Given,
+    /// A pseudo-terminal, the command's controlling one, which is its output too. The master comes back.
+    Terminal(TerminalSize),
+}
+
+/// The size of a terminal's window, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+impl Default for TerminalSize {
+    /// What a terminal has that says nothing else: 24×80.
+    fn default() -> Self {
+        Self { rows: 24, cols: 80 }
+    }
 }
 
 /// From the spawner to the supervisor.
@@ -160,8 +178,8 @@ pub struct LimitHits {
     pub unknown: bool,
 }
 
-/// A command that runs. Descriptors beside it, in order: the command's pidfd, stdout, stderr, then the writing
-/// end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
+/// A command that runs. Descriptors beside it, in order: the command's pidfd; the terminal's master if `terminal`, else
+/// stdout and stderr; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Started {
     /// Which.
@@ -172,6 +190,8 @@ pub struct Started {
     pub init_pid: i32,
     /// The inode of the tree's PID namespace; 0 without one.
     pub pid_namespace: u64,
+    /// A terminal comes with it, and no pipe.
+    pub terminal: bool,
     /// A stdin pipe comes with it.
     pub stdin_pipe: bool,
     /// A seccomp listener comes with it.

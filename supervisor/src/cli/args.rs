@@ -91,6 +91,7 @@ Examples:
   provost run --allow-net 10.0.0.0/8:443 --timeout 5m -- ./fetch.sh
   provost run --net ask --allow-net '*.example.com:443' -- ./job
   provost run --policy read-only --record result.json -- ./untrusted
+  provost run --tty -- bash
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {
     /// What the command may touch: workspace-write, read-only, unconfined, or a policy by its name or file
@@ -173,6 +174,10 @@ pub(crate) struct RunArgs {
     /// Standard input: inherit, null, or auto (inherit a pipe or socket, else null)
     #[arg(long, value_enum, default_value_t = StdinArg::Auto, help_heading = "Command")]
     pub(crate) stdin: StdinArg,
+    /// Give it a terminal of its own, with stdin, stdout and stderr on it, and tie yours to that: for shells and full-screen
+    /// programs. Without a terminal on stdin it is 24 lines of 80 characters
+    #[arg(long, short, help_heading = "Command")]
+    pub(crate) tty: bool,
     /// Attach KEY=VALUE to the record; repeatable
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Command")]
     pub(crate) label: Vec<String>,

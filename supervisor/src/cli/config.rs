@@ -16,6 +16,7 @@ use provost_sandbox::policy::{
 use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
 use super::ask::{Asked, Terminal};
 use super::environment::{self, EnvironmentRules};
+use super::tty::Attached;
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 
 /// How a run reports.
@@ -34,6 +35,8 @@ pub(super) struct RunConfig {
     pub(super) reporting: Reporting,
     /// Who answers what the policy asks about.
     pub(super) asked: Option<Asked>,
+    /// What the command's terminal is tied to, if it has one.
+    pub(super) attached: Option<Attached>,
     /// Something worth a word to the user before it starts.
     pub(super) note: Option<String>,
 }
@@ -63,10 +66,15 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     let env = environment::build(&rules, std::env::vars_os())?;
     let (stdin, note) = stdin(args.stdin)?;
     let asked = asked(&args, &policy, &here)?;
+    let (stdin, attached) = match args.tty {
+        true => (StdinSpec::Null, Some(Attached::new(args.stdin, stdin)?)),
+        false => (stdin, None),
+    };
     let mut spec = ProcessSpec::new(args.command, cwd, policy);
     spec.ask_timeout = args.ask_timeout;
     spec.env = env;
     spec.stdin = stdin;
+    spec.terminal = attached.as_ref().map(Attached::size);
     spec.timeout = args.timeout.or(loaded.timeout);
     spec.idle_timeout = args.idle_timeout.or(loaded.idle_timeout);
     spec.stop = StopRule {
@@ -95,6 +103,7 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
             quiet: args.quiet,
         },
         asked,
+        attached,
         note,
     })
 }
@@ -240,6 +249,10 @@ fn asked(args: &RunArgs, policy: &Policy, here: &Path) -> Result<Option<Asked>, 
                 timeout: args.ask_timeout,
             }))
         }
+        (None, true) if args.tty => Err(
+            "--tty gives the terminal to the command, so nobody can be asked there; use --ask-command"
+                .to_owned(),
+        ),
         (None, true) if args.stdin == StdinArg::Inherit && std::io::stdin().is_terminal() => Err(
             "--stdin inherit gives the terminal to the command, so it cannot answer; use --ask-command"
                 .to_owned(),

@@ -2,8 +2,9 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use nix::libc::SIGPIPE;
+use nix::libc::{SIGHUP, SIGPIPE};
 use provost_actors::event::{Event, EventBody, StreamName};
 use provost_actors::record::{Outcome, TerminalRecord};
 use provost_sandbox::keeper::settle_in_leaf;
@@ -13,6 +14,7 @@ use super::args::RunArgs;
 use super::config::{self, Reporting, RunConfig};
 use super::report_file::ReportFile;
 use super::signals::{self, Interrupted};
+use super::tty::Attached;
 use super::{CliResult, EXIT_PROVOST, ask, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
@@ -41,9 +43,11 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         spec,
         reporting,
         asked,
+        attached,
         note,
     } = config;
     let mut sink = Sink::open(&reporting)?;
+    let attached = attached.map(Arc::new);
     if let (Some(note), false) = (note, reporting.quiet) {
         output::note(&note);
     }
@@ -54,7 +58,8 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     // This thread alone writes to files that may be slow; the actors are on the workers.
     let result = runtime.block_on(async {
-        let signals = signals::register().map_err(|error| format!("signal handlers: {error}"))?;
+        let signals = signals::register(attached.is_some())
+            .map_err(|error| format!("signal handlers: {error}"))?;
         let supervisor = supervisor
             .expect(&spec)
             .start()
@@ -62,8 +67,13 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
             .map_err(|error| error.to_string())?;
         let process = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
         let interrupted = Interrupted::default();
-        let passing = signals::pass_on(signals, process.clone(), interrupted.clone());
+        // Put back before anything is said, and whatever happens.
+        let raw = attached
+            .as_ref()
+            .map(|attached| attached.make_raw(reporting.json));
+        let passing = signals::pass_on(signals, process.clone(), interrupted.clone(), attached.clone());
         let passing = tokio::spawn(passing);
+        let tied = attached.map(|attached| tokio::spawn(Attached::tie(attached, process.clone())));
         let answering =
             asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
         let record = follow(&process, &mut sink).await;
@@ -71,8 +81,12 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
             answering.abort();
             let _ = answering.await;
         }
-        passing.abort();
-        let _ = passing.await; // it holds the process, and with it the tree
+        // They hold the process, and with it the tree.
+        for task in [Some(passing), tied].into_iter().flatten() {
+            task.abort();
+            let _ = task.await;
+        }
+        drop(raw);
         let record = record.ok_or("the event stream ended without a record")?;
         sink.finish(&record)?;
         if !reporting.quiet {
@@ -93,7 +107,11 @@ async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<Terminal
         for stream in sink.take(&event) {
             // Its reader is gone: the command is told as it would be without us.
             tracing::debug!(%stream, "the reader is gone");
-            let _ = process.signal(SIGPIPE, SignalScope::Group).await;
+            let signal = match stream {
+                StreamName::Pty => SIGHUP,
+                StreamName::Stdout | StreamName::Stderr => SIGPIPE,
+            };
+            let _ = process.signal(signal, SignalScope::Group).await;
         }
         if let EventBody::Terminal { record } = event.body {
             return Some(record);

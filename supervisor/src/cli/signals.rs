@@ -1,7 +1,8 @@
 //! Signals to `provost run`, passed on as what they mean.
 //!
 //! The first INT, TERM, HUP or QUIT stops the process by its rule, the second kills it. Stopped at the terminal
-//! (Ctrl-Z), the tree is stopped too, and continues with us.
+//! (Ctrl-Z), the tree is stopped too, and continues with us. With `--tty` keys make no signals of ours, and a new size of
+//! our terminal is passed on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -9,9 +10,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use futures_util::StreamExt;
 use nix::libc::SIGSTOP;
 use provost_sandbox::keeper::wire::SignalScope;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook_tokio::Signals;
 
+use super::tty::Attached;
 use crate::ProcessHandle;
 
 /// The signal that interrupted the run; 0 while none has.
@@ -28,19 +30,36 @@ impl Interrupted {
 }
 
 /// Registered before the process starts, so that no signal is missed.
-pub(super) fn register() -> std::io::Result<Signals> {
-    Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT])
+pub(super) fn register(tty: bool) -> std::io::Result<Signals> {
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT])?;
+    if tty {
+        signals.handle().add_signal(SIGWINCH)?;
+    }
+    Ok(signals)
 }
 
 /// Passes signals on for as long as it runs.
-pub(super) async fn pass_on(mut signals: Signals, process: ProcessHandle, interrupted: Interrupted) {
+pub(super) async fn pass_on(
+    mut signals: Signals,
+    process: ProcessHandle,
+    interrupted: Interrupted,
+    attached: Option<Arc<Attached>>,
+) {
+    let attached = attached.as_deref();
     while let Some(signal) = signals.next().await {
         match signal {
             SIGTSTP => {
                 let _ = process.signal(SIGSTOP, SignalScope::Tree).await;
+                attached.inspect(|attached| attached.restore());
                 let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
             }
-            SIGCONT => drop(process.signal(SIGCONT, SignalScope::Tree).await),
+            SIGCONT => {
+                attached.inspect(|attached| attached.continued());
+                let _ = process.signal(SIGCONT, SignalScope::Tree).await;
+            }
+            SIGWINCH => {
+                attached.inspect(|attached| attached.resized());
+            }
             _ => {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 let reason = format!("interrupted by {name}");

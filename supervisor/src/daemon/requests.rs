@@ -174,7 +174,7 @@ pub(super) async fn answer(
             let asked: ProcessResize = params(request)?;
             let what = format!("resize {}", asked.process);
             let process = touched(client, &asked.process, &what)?;
-            resize(&process, &asked, what)
+            resize(&process, &asked, what).await
         }
         "process/signal" => {
             let asked: ProcessSignal = params(request)?;
@@ -289,9 +289,15 @@ async fn write(
     value(&process.write(turn, asked.offset, &bytes, asked.close).await?)
 }
 
-fn resize(process: &Supervised, _asked: &ProcessResize, what: String) -> Answer {
-    let _ = process;
-    Err(RpcError::new(ErrorKind::Refused, what, "it has no terminal"))
+async fn resize(process: &Supervised, asked: &ProcessResize, what: String) -> Answer {
+    let size = crate::TerminalSize {
+        rows: asked.rows,
+        cols: asked.cols,
+    };
+    match process.link.resize(size).await {
+        Ok(()) => Ok(json!({})),
+        Err(error) => Err(RpcError::new(ErrorKind::Refused, what, error.to_string())),
+    }
 }
 
 /// The process, if this client may change it.

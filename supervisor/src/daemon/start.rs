@@ -217,9 +217,10 @@ impl Daemon {
         if request.stdin {
             spec.stdin = StdinSpec::Pipe;
         }
-        if request.terminal.is_some() {
-            return Err(invalid("terminals are not there yet".to_owned()));
-        }
+        spec.terminal = request.terminal.map(|size| crate::TerminalSize {
+            rows: size.rows,
+            cols: size.cols,
+        });
         let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
         let limit = |own: Option<Duration>, policys: Option<Duration>| own.or(policys);
         spec.timeout = limit(

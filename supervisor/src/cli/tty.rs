@@ -1,0 +1,212 @@
+//! `--tty`: the command's terminal, tied to the user's.
+//!
+//! The user's terminal is made raw, so that every key goes to the command's terminal, whose line discipline makes of it what
+//! it is there: Ctrl-C interrupts what runs in the foreground in there, and is no signal to us. It is put back when the
+//! command has ended, when we are stopped, and by [`Raw`]'s `Drop` in every other ending but one: nobody can catch KILL.
+
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{getpgrp, tcgetpgrp};
+use provost_actors::spec::StdinSpec;
+use rustix::termios::{
+    OptionalActions, OutputModes, QueueSelector, Termios, tcflush, tcgetattr, tcgetwinsize, tcsetattr,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::args::StdinArg;
+use crate::{ProcessHandle, TerminalSize};
+
+/// Bytes that are read of what is typed, or piped, at once.
+const PIECE_BYTES: usize = 4096;
+
+/// What the command's terminal is tied to.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// What is typed there; without one its input ends at once.
+    input: Option<File>,
+    /// The user's terminal, if that is where the input comes from.
+    terminal: Option<UserTerminal>,
+    resized: Notify,
+}
+
+#[derive(Debug)]
+struct UserTerminal {
+    fd: OwnedFd,
+    before: Termios,
+    /// It is raw: to be put back.
+    raw: AtomicBool,
+    /// Lines of our own are to look as lines do.
+    keeps_output: AtomicBool,
+}
+
+/// Puts the user's terminal back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Raw(Arc<Attached>);
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.0.restore();
+    }
+}
+
+impl Attached {
+    /// Finds the user's terminal, or else what was resolved to be given as standard input.
+    pub(super) fn new(asked: StdinArg, given: StdinSpec) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("standard input: {error}");
+        let stdin = std::io::stdin();
+        let (input, terminal) = if asked != StdinArg::Null && stdin.is_terminal() {
+            let fd = stdin.as_fd().try_clone_to_owned().map_err(failed)?;
+            let before = tcgetattr(&fd).map_err(|errno| failed(errno.into()))?;
+            let input = fd.try_clone().map_err(failed)?;
+            let terminal = UserTerminal {
+                fd,
+                before,
+                raw: AtomicBool::new(false),
+                keeps_output: AtomicBool::new(false),
+            };
+            (Some(input), Some(terminal))
+        } else {
+            match given {
+                StdinSpec::Given(fd) => (Some(fd), None),
+                StdinSpec::Null | StdinSpec::Pipe => (None, None),
+            }
+        };
+        Ok(Self {
+            input: input.map(File::from),
+            terminal,
+            resized: Notify::new(),
+        })
+    }
+
+    /// The size of the user's terminal, or what one has by default.
+    pub(super) fn size(&self) -> TerminalSize {
+        let terminal = self.terminal.as_ref();
+        let size = terminal.and_then(|terminal| tcgetwinsize(&terminal.fd).ok());
+        match size {
+            // One that does not know its size says so.
+            Some(size) if size.ws_row > 0 && size.ws_col > 0 => TerminalSize {
+                rows: size.ws_row,
+                cols: size.ws_col,
+            },
+            _ => TerminalSize::default(),
+        }
+    }
+
+    /// Makes the user's terminal raw, for as long as the guard lives. With `keeps_output` line feeds go on to begin lines.
+    pub(super) fn make_raw(self: &Arc<Self>, keeps_output: bool) -> Raw {
+        if let Some(terminal) = &self.terminal {
+            terminal.keeps_output.store(keeps_output, Ordering::Relaxed);
+            terminal.set_raw();
+        }
+        Raw(self.clone())
+    }
+
+    /// Puts the user's terminal back as it was found.
+    pub(super) fn restore(&self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.restore();
+        }
+    }
+
+    /// We were stopped, and whoever stopped us may have changed the terminal.
+    pub(super) fn continued(&self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.set_raw();
+        }
+        self.resized();
+    }
+
+    /// The user's terminal has another size.
+    pub(super) fn resized(&self) {
+        self.resized.notify_one();
+    }
+
+    /// Passes on what is typed, and sizes, for as long as it runs.
+    pub(super) async fn tie(self: Arc<Self>, process: ProcessHandle) {
+        let typing = async {
+            if let Some(mut pieces) = self.input.as_ref().and_then(read_pieces) {
+                while let Some(piece) = pieces.recv().await {
+                    if process.write_stdin(&piece).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            process.close_stdin();
+        };
+        let resizing = async {
+            loop {
+                // At first because it may have changed since the command was asked for.
+                if self.terminal.is_some() && process.resize(self.size()).await.is_err() {
+                    return;
+                }
+                self.resized.notified().await;
+            }
+        };
+        tokio::join!(typing, resizing);
+    }
+}
+
+impl UserTerminal {
+    /// In the background this stops us, as it stops anybody who wants the terminal there.
+    fn set_raw(&self) {
+        let mut modes = self.before.clone();
+        modes.make_raw();
+        if self.keeps_output.load(Ordering::Relaxed) {
+            modes.output_modes = self.before.output_modes | OutputModes::OPOST;
+        }
+        self.raw.store(true, Ordering::Relaxed);
+        if let Err(error) = tcsetattr(&self.fd, OptionalActions::Now, &modes) {
+            tracing::debug!(%error, "the terminal stays as it is");
+        }
+    }
+
+    fn restore(&self) {
+        if !self.raw.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // In the background it is another's: whoever is in front has set it up for himself.
+        if tcgetpgrp(&self.fd).is_ok_and(|front| front != getpgrp()) {
+            return;
+        }
+        // What the command made the terminal answer is not to be typed at the user's shell.
+        let _ = tcflush(&self.fd, QueueSelector::IFlush);
+        if let Err(error) = tcsetattr(&self.fd, OptionalActions::Now, &self.before) {
+            tracing::debug!(%error, "the terminal could not be put back");
+        }
+    }
+}
+
+/// Reads on a thread of its own, which sits in a read until there is something or this program ends: to make a terminal
+/// non-blocking would do so for everybody who has it open. One piece ahead, so that who does not read is not read for.
+fn read_pieces(input: &File) -> Option<mpsc::Receiver<Vec<u8>>> {
+    let mut input = input.try_clone().ok()?;
+    let (sender, pieces) = mpsc::channel(1);
+    let read = move || {
+        let mut buffer = [0; PIECE_BYTES];
+        loop {
+            match input.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(length) => {
+                    if sender.blocking_send(buffer[..length].to_vec()).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Somebody else has made it so.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let mut readable = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+                    let _ = poll(&mut readable, PollTimeout::NONE);
+                }
+                Err(_) => return,
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("provost-typing".to_owned());
+    thread.spawn(read).ok()?;
+    Some(pieces)
+}
