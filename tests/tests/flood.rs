@@ -95,12 +95,19 @@ fn escape_60_a_flood_of_refused_connects_is_counted_exactly(world: &World) {
 fn escape_60_a_flood_of_refused_writes_is_counted_exactly(world: &World) {
     let probe = world.text("outside/probe");
     let done = world
-        .run([&program("denials"), "write", "20000", &probe])
+        .run([&program("denials"), "write", "50000", &probe])
         .finish();
-    assert_eq!(done.text(), "refused: 20000\n", "\n{done}");
+    assert_eq!(done.text(), "refused: 50000\n", "\n{done}");
     assert_eq!(
         done.record()["denials"]["by_class"]["filesystem"],
-        20_000,
+        50_000,
+        "\n{done}"
+    );
+    let certainty = if world.is_root() { "observed" } else { "inferred" };
+    assert!(
+        done.denials()
+            .iter()
+            .all(|denial| denial["certainty"] == certainty),
         "\n{done}"
     );
 }
