@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use provost::client::Client;
 use provost::{
     Closed, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, StdinSpec, StreamName,
     Supervisor, TerminalSize,
 };
-use provost_tests::{User, World, both_users, check_pattern, needs, program, provost, require, syscall};
+use provost_tests::{
+    DEADLINE, Served, User, World, both_users, check_pattern, needs, program, provost, require, syscall,
+};
+use serde_json::{Value, json};
 
 fn a_command_has_a_terminal_of_its_own(world: &World) {
     let script = "tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all three; echo tty > /dev/tty; \
@@ -107,12 +111,12 @@ fn ctrl_c_interrupts_the_foreground_group_and_nothing_else(world: &World) {
 
 fn an_interactive_shell_has_job_control(world: &World) {
     require!(needs::command("python3"), "python3");
-    let script = "import os, signal\n\
-        signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'resumed %d\\n' % (3 + 4)))\n\
+    let script = "import signal\n\
+        both = [signal.SIGCONT, signal.SIGINT]\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)\n\
         print('runs', 2 + 3, flush=True)\n\
-        try:\n\
-        \x20   while True: signal.pause()\n\
-        except KeyboardInterrupt: print('interrupted', 4 + 5, flush=True)\n";
+        print('resumed by', int(signal.sigwait(both)), flush=True)\n\
+        print('interrupted by', int(signal.sigwait(both)), flush=True)\n";
     world.file("work/job.py", script);
     let mut live = world.run(["sh", "-i"]).with(["--tty"]).at_terminal(24, 80);
     live.type_in("python3 job.py\r");
@@ -123,9 +127,9 @@ fn an_interactive_shell_has_job_control(world: &World) {
     live.wait_for("Stopped");
     live.wait_for("list 2");
     live.type_in("fg\r");
-    live.wait_for("resumed 7");
+    live.wait_for("resumed by 18");
     live.type_in("\x03");
-    live.wait_for("interrupted 9");
+    live.wait_for("interrupted by 2");
     live.type_in("exit 7\r");
     let done = live.finish();
     assert_eq!(done.code, Some(7), "\n{done}");
@@ -363,6 +367,7 @@ both_users!(
     escape_56_nothing_is_typed_at_the_own_terminal_either,
     escape_56_only_the_own_terminal_is_in_sight,
     what_makes_no_sense_with_a_terminal_is_an_error,
+    through_the_daemon_too,
 );
 
 /// A process of the library's, at a terminal.
@@ -386,6 +391,40 @@ fn spec(world: &World, script: &str) -> ProcessSpec {
     spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
     spec.terminal = Some(TerminalSize { rows: 5, cols: 6 });
     spec
+}
+
+fn through_the_daemon_too(world: &World) {
+    let served = Served::start(world);
+    let work = async {
+        let client = Client::connect(served.socket()).await.expect("it listens");
+        let script = "stty -echo; stty size; read line; stty size; cat";
+        let params = json!({
+            "argv": ["sh", "-c", script],
+            "cwd": world.work(),
+            "terminal": { "rows": 11, "cols": 12 },
+        });
+        let started: Value = client.call("process/start", &params).await.expect("started");
+        let process = &started["process"];
+        let follow = json!({ "process": process, "after_seq": 0 });
+        let mut followed = client.follow("process/follow", &follow).await.expect("followed");
+        let mut seen = Vec::new();
+        while let Some(event) = followed.next().await {
+            if let EventBody::Output { stream, data, .. } = event.body {
+                assert_eq!(stream, StreamName::Pty);
+                if seen.is_empty() {
+                    let size = json!({ "process": process, "rows": 13, "cols": 14 });
+                    let _: Value = client.call("process/resize", &size).await.expect("resized");
+                    // `\n`, then `x\n`, then the end.
+                    let typed = json!({ "process": process, "data": "CngK", "close": true });
+                    let _: Value = client.call("process/write", &typed).await.expect("typed");
+                }
+                seen.extend(data);
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&seen), "11 12\r\n13 14\r\nx\r\n");
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, work).await.expect("in time") });
 }
 
 async fn until_it_speaks(process: &ProcessHandle) {
