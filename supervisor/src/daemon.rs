@@ -16,6 +16,7 @@ mod follow;
 pub mod listen;
 pub mod lock;
 pub mod logging;
+mod metrics;
 pub mod notify;
 mod outbox;
 mod peer;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::broker::{Broker, become_instance};
+use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
@@ -122,6 +124,7 @@ struct Inner {
     clients: AtomicUsize,
     next: AtomicU64,
     began: Instant,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +157,7 @@ impl Daemon {
             clients: AtomicUsize::new(0),
             next: AtomicU64::new(1),
             began: Instant::now(),
+            metrics: Arc::default(),
         })))
     }
 

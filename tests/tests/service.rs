@@ -343,3 +343,53 @@ fn the_second_wish_to_stop_kills_what_does_not_stop(world: &World) {
     assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{log}");
     witness.wait_until_gone();
 }
+
+#[test]
+fn metrics_are_served_where_the_configuration_says() {
+    let Some(world) = World::try_new(provost_tests::User::Ordinary) else {
+        return;
+    };
+    provost_tests::require!(provost_tests::needs::command("curl"), "curl");
+    let socket = world.text("work/metrics.sock");
+    let config = world.file("work/provost.toml", &format!("metrics = \"{socket}\"\n"));
+    let served = provost_tests::Served::start_with(&world, &["--config", &config]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let client = provost::client::Client::connect(served.socket())
+            .await
+            .expect("a daemon");
+        let script = "echo hello; exec 3<>/dev/tcp/192.0.2.1/9";
+        let params = serde_json::json!({ "argv": ["bash", "-c", script], "cwd": world.work() });
+        let started: serde_json::Value = client.call("process/start", &params).await.expect("it starts");
+        let _: serde_json::Value = client
+            .call("process/wait", &started_ref(&started))
+            .await
+            .expect("it ends");
+        let _ = client
+            .call::<serde_json::Value>("process/start", &serde_json::json!({ "argv": [], "cwd": "/" }))
+            .await;
+    });
+    // What ended is counted a moment later.
+    let text = std::iter::repeat_with(|| {
+        let output = std::process::Command::new("curl")
+            .args(["-sS", "--unix-socket", &socket, "http://localhost/metrics"])
+            .output()
+            .expect("curl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    })
+    .take(100)
+    .find(|text| text.contains("provost_processes_ended_total{kind=\"exited\"} 1"))
+    .expect("the process is counted");
+    for line in [
+        "provost_processes_started_total 1",
+        "provost_denials_total{kind=\"network\"} 1",
+        "provost_processes_live 0",
+        "provost_process_duration_seconds_count 1",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
+
+fn started_ref(started: &serde_json::Value) -> serde_json::Value {
+    serde_json::json!({ "process": started["process"] })
+}

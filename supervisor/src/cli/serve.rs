@@ -79,6 +79,10 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         let socket =
             UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
         let daemon = start(supervisor, config.settings.clone()).await?;
+        if let Some(address) = &config.metrics {
+            let served = daemon.serve_metrics(address).await;
+            served.map_err(|error| format!("cannot serve metrics: {error}"))?;
+        }
         let broker = match nix::unistd::geteuid().is_root() {
             true => {
                 let executable = std::env::current_exe().map_err(|error| error.to_string())?;

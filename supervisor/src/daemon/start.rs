@@ -146,16 +146,22 @@ impl Daemon {
             Some(session) => self.0.tree.spawn_in(session, spec).await,
             None => self.0.tree.spawn(spec).await,
         };
-        let link = started.map_err(|error| match error {
-            SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
-            error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
-        })?;
+        let link = started
+            .map_err(|error| {
+                self.0.metrics.refused();
+                error
+            })
+            .map_err(|error| match error {
+                SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
+                error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
+            })?;
         let mut process = Supervised::new(link, session, request.name);
         process.argv = request.argv;
         process.cwd = request.cwd;
         process.policy = policy;
         process.labels = request.labels;
         let id = process.id();
+        self.0.metrics.watch(&process);
         self.state().processes.insert(id, Arc::new(process));
         self.say_changed();
         Ok(id)
