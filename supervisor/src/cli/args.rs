@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::client::ClientVerb;
 use crate::units::{bytes, cpus, duration};
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
@@ -14,7 +15,12 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
   provost run -- make -j4
   provost run --allow-net 127.0.0.1:5432 -- pytest
   provost run --json -- sh -c 'curl http://192.0.2.1/'
-  provost doctor")]
+  provost doctor
+
+As a service:
+  provost serve
+  id=$(provost start -- make -j4)
+  provost logs -f $id; provost wait $id")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -24,6 +30,8 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
     Run(Box<RunArgs>),
+    #[command(flatten)]
+    Client(ClientVerb),
     /// Supervise for many clients, over a Unix socket
     Serve(ServeArgs),
     /// Look at policies, check them, ask them, begin new ones
@@ -32,6 +40,8 @@ pub(crate) enum Verb {
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Write the manual pages of all verbs
+    Man(ManArgs),
 }
 
 /// Supervise for many clients, over a Unix socket
@@ -94,6 +104,50 @@ Examples:
   provost run --tty -- bash
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    /// Who is asked: this command reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
+    /// [default: the terminal]
+    #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
+    pub(crate) ask_command: Option<String>,
+    /// Standard input: inherit, null, or auto (inherit a pipe or socket, else null)
+    #[arg(long, value_enum, default_value_t = StdinArg::Auto, help_heading = "Command")]
+    pub(crate) stdin: StdinArg,
+    /// Give it a terminal of its own, with stdin, stdout and stderr on it, and tie yours to that: for shells and full-screen
+    /// programs. Without a terminal on stdin it is 24 lines of 80 characters
+    #[arg(long, short, help_heading = "Command")]
+    pub(crate) tty: bool,
+    /// Run it in the daemon that `provost serve` is; this client passes its output through, and it goes on without it
+    #[arg(long, help_heading = "Daemon")]
+    pub(crate) daemon: bool,
+    /// The same, in this session of the daemon's
+    #[arg(long, value_name = "SESSION", help_heading = "Daemon")]
+    pub(crate) session: Option<String>,
+    /// The daemon's socket [default: that of `provost serve`]
+    #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET", help_heading = "Daemon")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Write events as JSON lines to stdout instead of the command's output
+    #[arg(long, help_heading = "Reporting")]
+    pub(crate) json: bool,
+    /// Write events as JSON lines to this file
+    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
+    pub(crate) events: Option<PathBuf>,
+    /// Write the terminal record as JSON to this file
+    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
+    pub(crate) record: Option<PathBuf>,
+    /// No summary on stderr
+    #[arg(long, short, action = ArgAction::SetTrue, help_heading = "Reporting")]
+    pub(crate) quiet: bool,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What a command may touch, how it runs and how it ends: for every verb that starts one.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SpecArgs {
     /// What the command may touch: workspace-write, read-only, unconfined, or a policy by its name or file
     #[arg(
         long,
@@ -136,10 +190,6 @@ pub(crate) struct RunArgs {
         help_heading = "Sandbox"
     )]
     pub(crate) ask: Vec<AskArg>,
-    /// Who is asked: this command reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
-    /// [default: the terminal]
-    #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
-    pub(crate) ask_command: Option<String>,
     /// How long a request waits before it is denied
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
     pub(crate) ask_timeout: Duration,
@@ -171,13 +221,6 @@ pub(crate) struct RunArgs {
     /// Run in this directory, which is the writable one
     #[arg(long, value_name = "DIR", help_heading = "Command")]
     pub(crate) cwd: Option<PathBuf>,
-    /// Standard input: inherit, null, or auto (inherit a pipe or socket, else null)
-    #[arg(long, value_enum, default_value_t = StdinArg::Auto, help_heading = "Command")]
-    pub(crate) stdin: StdinArg,
-    /// Give it a terminal of its own, with stdin, stdout and stderr on it, and tie yours to that: for shells and full-screen
-    /// programs. Without a terminal on stdin it is 24 lines of 80 characters
-    #[arg(long, short, help_heading = "Command")]
-    pub(crate) tty: bool,
     /// Attach KEY=VALUE to the record; repeatable
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Command")]
     pub(crate) label: Vec<String>,
@@ -222,23 +265,6 @@ pub(crate) struct RunArgs {
     /// How much output of each stream the log keeps (what passes through is never cut)
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
     pub(crate) max_output: Option<u64>,
-
-    /// Write events as JSON lines to stdout instead of the command's output
-    #[arg(long, help_heading = "Reporting")]
-    pub(crate) json: bool,
-    /// Write events as JSON lines to this file
-    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
-    pub(crate) events: Option<PathBuf>,
-    /// Write the terminal record as JSON to this file
-    #[arg(long, value_name = "FILE", help_heading = "Reporting")]
-    pub(crate) record: Option<PathBuf>,
-    /// No summary on stderr
-    #[arg(long, short, action = ArgAction::SetTrue, help_heading = "Reporting")]
-    pub(crate) quiet: bool,
-
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -389,6 +415,16 @@ pub(crate) struct LearnArgs {
 pub(crate) struct CompletionsArgs {
     /// The shell
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// Write the manual pages of all verbs
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  provost man /usr/local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// The directory to write them to
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
 fn signal(text: &str) -> Result<nix::sys::signal::Signal, String> {

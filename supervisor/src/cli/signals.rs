@@ -2,7 +2,7 @@
 //!
 //! The first INT, TERM, HUP or QUIT stops the process by its rule, the second kills it. Stopped at the terminal
 //! (Ctrl-Z), the tree is stopped too, and continues with us. With `--tty` keys make no signals of ours, and a new size of
-//! our terminal is passed on.
+//! our terminal is passed on. A process of a daemon's does not end with our terminal (HUP).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -15,6 +15,8 @@ use signal_hook_tokio::Signals;
 
 use super::tty::Attached;
 use crate::ProcessHandle;
+use crate::client::Client;
+use crate::protocol::{ProcessSignal, ProcessStop, Told};
 
 /// The signal that interrupted the run; 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,48 @@ impl Interrupted {
         match self.0.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(signal),
+        }
+    }
+}
+
+/// Whom signals are passed on to.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// A process of ours.
+    Here(ProcessHandle),
+    /// A daemon's, which goes on without us: what ends us alone (HUP) is not passed on.
+    Daemon { client: Client, process: String },
+}
+
+impl Target {
+    async fn signal(&self, signal: i32) {
+        let scope = SignalScope::Tree;
+        match self {
+            Self::Here(process) => drop(process.signal(signal, scope).await),
+            Self::Daemon { client, process } => {
+                let asked = ProcessSignal {
+                    process: process.clone(),
+                    signal: signal.to_string(),
+                    scope: Some(scope),
+                };
+                // A daemon that is gone is noticed where its events are read.
+                let _: Result<Told, _> = client.call("process/signal", &asked).await;
+            }
+        }
+    }
+
+    async fn end(&self, reason: String, kill: bool) {
+        match self {
+            Self::Here(process) if kill => drop(process.kill(reason)),
+            Self::Here(process) => drop(process.stop(reason)),
+            Self::Daemon { client, process } => {
+                let asked = ProcessStop {
+                    process: process.clone(),
+                    reason: Some(reason),
+                };
+                let method = if kill { "process/kill" } else { "process/stop" };
+                let _: Result<Told, _> = client.call(method, &asked).await;
+            }
         }
     }
 }
@@ -41,7 +85,7 @@ pub(super) fn register(tty: bool) -> std::io::Result<Signals> {
 /// Passes signals on for as long as it runs.
 pub(super) async fn pass_on(
     mut signals: Signals,
-    process: ProcessHandle,
+    target: Target,
     interrupted: Interrupted,
     attached: Option<Arc<Attached>>,
 ) {
@@ -49,13 +93,16 @@ pub(super) async fn pass_on(
     while let Some(signal) = signals.next().await {
         match signal {
             SIGTSTP => {
-                let _ = process.signal(SIGSTOP, SignalScope::Tree).await;
+                target.signal(SIGSTOP).await;
                 attached.inspect(|attached| attached.restore());
                 let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
             }
             SIGCONT => {
                 attached.inspect(|attached| attached.continued());
-                let _ = process.signal(SIGCONT, SignalScope::Tree).await;
+                target.signal(SIGCONT).await;
+            }
+            SIGHUP if matches!(target, Target::Daemon { .. }) => {
+                let _ = signal_hook::low_level::emulate_default_handler(SIGHUP);
             }
             SIGWINCH => {
                 attached.inspect(|attached| attached.resized());
@@ -67,11 +114,7 @@ pub(super) async fn pass_on(
                     .0
                     .compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
-                if first {
-                    process.stop(reason);
-                } else {
-                    process.kill(reason);
-                }
+                target.end(reason, !first).await;
             }
         }
     }
