@@ -16,6 +16,7 @@ mod serve;
 mod signals;
 mod sink;
 mod summary;
+mod target;
 mod tty;
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 
 use crate::run::PATH;
-use crate::{DEADLINE, Finished, Live, Run, Served, World, provost};
+use crate::{AtTerminal, DEADLINE, Finished, Live, Run, Served, World, provost};
 
 /// A daemon, and its clients, which are of the same user. Dropped, it is killed, and everything of its with it.
 #[derive(Debug)]
@@ -86,6 +86,15 @@ impl<'w> Service<'w> {
         Live::from_command(command, None).finish()
     }
 
+    /// `provost WORDS` at a terminal of this size, whose session it leads.
+    pub fn at_terminal(&self, words: &[&str], rows: u16, cols: u16) -> AtTerminal {
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(provost());
+        dress(&mut command, self.world, words);
+        command.env("PROVOST_SOCKET", &self.socket).env("TERM", "xterm");
+        AtTerminal::start(command, None, rows, cols)
+    }
+
     /// `provost run --daemon -- COMMAND`.
     pub fn run<const N: usize>(&self, command: [&str; N]) -> Run<'w> {
         let run = self.world.run(command);
@@ -102,17 +111,20 @@ impl<'w> Service<'w> {
 
 fn command(world: &World, words: &[&str]) -> Command {
     let mut command = Command::new(provost());
+    dress(&mut command, world, words);
+    command.process_group(0).stdin(Stdio::null());
+    command
+}
+
+fn dress(command: &mut Command, world: &World, words: &[&str]) {
     command
         .args(words)
         .env_clear()
         .env("PATH", PATH)
         .env("HOME", world.path("home"))
         .env("LANG", "C.UTF-8")
-        .current_dir(world.work())
-        .process_group(0)
-        .stdin(Stdio::null());
+        .current_dir(world.work());
     if world.changes_uid() {
         command.uid(world.uid()).gid(world.uid());
     }
-    command
 }

@@ -1,5 +1,6 @@
 //! The verbs that talk to a daemon. One verb, one file.
 
+mod attach;
 mod events;
 mod history;
 mod inspect;
@@ -34,6 +35,8 @@ pub(crate) enum ClientVerb {
     Inspect(inspect::InspectArgs),
     /// Print the output of a process
     Logs(logs::LogsArgs),
+    /// Tie this terminal to a process
+    Attach(attach::AttachArgs),
     /// Print the events of a process as JSON lines
     Events(events::EventsArgs),
     /// Wait until processes have ended; the exit code is theirs
@@ -87,6 +90,7 @@ pub(super) fn run(verb: ClientVerb) -> CliResult {
         ClientVerb::Ps(args) => block_on(ps::run(args)),
         ClientVerb::Inspect(args) => block_on(inspect::run(args)),
         ClientVerb::Logs(args) => block_on(logs::run(args)),
+        ClientVerb::Attach(args) => block_on(attach::run(args)),
         ClientVerb::Events(args) => block_on(events::run(args)),
         ClientVerb::Wait(args) => block_on(wait::run(args)),
         ClientVerb::Stop(args) => block_on(stop::stop(args)),

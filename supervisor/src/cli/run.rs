@@ -10,8 +10,9 @@ use provost_sandbox::keeper::wire::SignalScope;
 
 use super::args::RunArgs;
 use super::config::{self, RunConfig};
-use super::signals::{self, Interrupted, Target};
+use super::signals::{self, Interrupted};
 use super::sink::Sink;
+use super::target::Target;
 use super::tty::Attached;
 use super::{CliResult, EXIT_PROVOST, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
@@ -79,7 +80,8 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
             attached.clone(),
         );
         let passing = tokio::spawn(passing);
-        let tied = attached.map(|attached| tokio::spawn(Attached::tie(attached, process.clone())));
+        let tied = attached
+            .map(|attached| tokio::spawn(Attached::tie(attached, Target::Here(process.clone()))));
         let answering =
             asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
         let record = follow(&process, &mut sink).await;

@@ -13,10 +13,8 @@ use provost_sandbox::keeper::wire::SignalScope;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook_tokio::Signals;
 
+use super::target::Target;
 use super::tty::Attached;
-use crate::ProcessHandle;
-use crate::client::Client;
-use crate::protocol::{ProcessSignal, ProcessStop, Told};
 
 /// The signal that interrupted the run; 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -27,48 +25,6 @@ impl Interrupted {
         match self.0.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(signal),
-        }
-    }
-}
-
-/// Whom signals are passed on to.
-#[derive(Debug)]
-pub(super) enum Target {
-    /// A process of ours.
-    Here(ProcessHandle),
-    /// A daemon's, which goes on without us: what ends us alone (HUP) is not passed on.
-    Daemon { client: Client, process: String },
-}
-
-impl Target {
-    async fn signal(&self, signal: i32) {
-        let scope = SignalScope::Tree;
-        match self {
-            Self::Here(process) => drop(process.signal(signal, scope).await),
-            Self::Daemon { client, process } => {
-                let asked = ProcessSignal {
-                    process: process.clone(),
-                    signal: signal.to_string(),
-                    scope: Some(scope),
-                };
-                // A daemon that is gone is noticed where its events are read.
-                let _: Result<Told, _> = client.call("process/signal", &asked).await;
-            }
-        }
-    }
-
-    async fn end(&self, reason: String, kill: bool) {
-        match self {
-            Self::Here(process) if kill => drop(process.kill(reason)),
-            Self::Here(process) => drop(process.stop(reason)),
-            Self::Daemon { client, process } => {
-                let asked = ProcessStop {
-                    process: process.clone(),
-                    reason: Some(reason),
-                };
-                let method = if kill { "process/kill" } else { "process/stop" };
-                let _: Result<Told, _> = client.call(method, &asked).await;
-            }
         }
     }
 }
@@ -93,13 +49,13 @@ pub(super) async fn pass_on(
     while let Some(signal) = signals.next().await {
         match signal {
             SIGTSTP => {
-                target.signal(SIGSTOP).await;
+                target.signal(SIGSTOP, SignalScope::Tree).await;
                 attached.inspect(|attached| attached.restore());
                 let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
             }
             SIGCONT => {
                 attached.inspect(|attached| attached.continued());
-                target.signal(SIGCONT).await;
+                target.signal(SIGCONT, SignalScope::Tree).await;
             }
             SIGHUP if matches!(target, Target::Daemon { .. }) => {
                 let _ = signal_hook::low_level::emulate_default_handler(SIGHUP);

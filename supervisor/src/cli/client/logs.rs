@@ -57,7 +57,7 @@ pub(super) async fn run(args: LogsArgs) -> CliResult {
     let mut printer = Printer {
         stream: args.stream,
         json: args.json,
-        read_to: [0; StreamName::ALL.len()],
+        ..Printer::default()
     };
     let mut tail = Tail::default();
     let ended = read(&client, &args.process, args.since, |event| match args.tail {
@@ -84,7 +84,8 @@ pub(super) async fn run(args: LogsArgs) -> CliResult {
 }
 
 /// Prints output.
-struct Printer {
+#[derive(Default)]
+pub(super) struct Printer {
     stream: Option<StreamArg>,
     json: bool,
     /// The end of what was printed of each stream, for gaps are told anew to each reader.
@@ -103,7 +104,8 @@ impl Printer {
         self.stream.is_none_or(|wanted| wanted == stream)
     }
 
-    fn take(&mut self, event: Event) -> Result<Reader, String> {
+    /// Prints what an event has of it.
+    pub(super) fn take(&mut self, event: Event) -> Result<Reader, String> {
         if !self.wants(&event) {
             return Ok(Reader::There);
         }

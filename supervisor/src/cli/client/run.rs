@@ -1,16 +1,20 @@
 //! `provost run --daemon`: in the foreground here, supervised there.
 
-use nix::libc::SIGPIPE;
+use std::sync::Arc;
+
+use nix::libc::{SIGHUP, SIGPIPE};
 
 use super::{Connection, said, send, start};
 use crate::cli::args::RunArgs;
 use crate::cli::run::exit_code;
-use crate::cli::signals::{self, Interrupted, Target};
+use crate::cli::signals::{self, Interrupted};
 use crate::cli::sink::Sink;
+use crate::cli::target::{Target, close};
+use crate::cli::tty::Attached;
 use crate::cli::{CliResult, config, output, summary};
-use crate::client::{Client, Followed};
-use crate::protocol::{ProcessSignal, ProcessStart, Told};
-use crate::{EventBody, SignalScope, StdinSpec, TerminalRecord};
+use crate::client::Followed;
+use crate::protocol::ProcessStart;
+use crate::{EventBody, SignalScope, StdinSpec, StreamName, TerminalRecord};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     if args.ask_command.is_some() {
@@ -18,19 +22,22 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
             "--ask-command is for a run without a daemon; there, clients of it answer".to_owned(),
         );
     }
-    if args.tty {
-        return Err("--tty is for a run without a daemon".to_owned());
-    }
     let connection = Connection {
         socket: args.socket.clone(),
     };
     let (stdin, note) = config::stdin(args.stdin)?;
+    let wants_input = matches!(stdin, StdinSpec::Given(_));
+    let attached = match args.tty {
+        true => Some(Arc::new(Attached::new(args.stdin, stdin)?)),
+        false => None,
+    };
     let request = ProcessStart {
         session: args.session.clone(),
-        stdin: matches!(stdin, StdinSpec::Given(_)),
+        stdin: attached.is_none() && wants_input,
+        terminal: attached.as_ref().map(|attached| start::terminal(attached.size())),
         ..start::request(&args.spec, args.command.clone())?
     };
-    let quiet = args.quiet;
+    let (quiet, json) = (args.quiet, args.json);
     let mut sink = Sink::open(&config::reporting(args))?;
     if let (Some(note), false) = (note, quiet) {
         output::note(&note);
@@ -42,7 +49,7 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     let result = runtime.block_on(async {
-        let signals = signals::register(false).map_err(|error| format!("signal handlers: {error}"))?;
+        let signals = signals::register(attached.is_some()).map_err(|error| format!("signal handlers: {error}"))?;
         let client = connection.open().await?;
         let (started, mut events) = client.start_following(&request).await.map_err(said)?;
         let process = started.process.to_string();
@@ -51,7 +58,16 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
             client: client.clone(),
             process: process.clone(),
         };
-        tokio::spawn(signals::pass_on(signals, target, interrupted.clone(), None));
+        let raw = attached.as_ref().map(|attached| attached.make_raw(json));
+        if let Some(attached) = attached.clone() {
+            tokio::spawn(Attached::tie(attached, target.clone()));
+        }
+        tokio::spawn(signals::pass_on(
+            signals,
+            target.clone(),
+            interrupted.clone(),
+            attached,
+        ));
         if request.stdin {
             let (client, process) = (client.clone(), process.clone());
             tokio::spawn(async move {
@@ -59,10 +75,11 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
                 if let Err(why) = send::copy(&client, &process).await {
                     tracing::debug!(why, "its input is not passed on any more");
                 }
-                let _ = send::close(&client, &process).await;
+                let _ = close(&client, &process).await;
             });
         }
-        let record = follow(&mut events, &client, &process, &mut sink).await;
+        let record = follow(&mut events, &target, &mut sink).await;
+        drop(raw);
         let record = record.ok_or_else(|| {
             format!("the connection to the daemon is lost; {process} may go on there: `provost wait {process}`")
         })?;
@@ -77,21 +94,15 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
 }
 
 /// Passes events on until the terminal record.
-async fn follow(
-    events: &mut Followed,
-    client: &Client,
-    process: &str,
-    sink: &mut Sink,
-) -> Option<Box<TerminalRecord>> {
+async fn follow(events: &mut Followed, target: &Target, sink: &mut Sink) -> Option<Box<TerminalRecord>> {
     while let Some(event) = events.next().await {
         for stream in sink.take(&event) {
             tracing::debug!(%stream, "the reader is gone");
-            let pipe = ProcessSignal {
-                process: process.to_owned(),
-                signal: SIGPIPE.to_string(),
-                scope: Some(SignalScope::Group),
+            let signal = match stream {
+                StreamName::Pty => SIGHUP,
+                StreamName::Stdout | StreamName::Stderr => SIGPIPE,
             };
-            let _: Result<Told, _> = client.call("process/signal", &pipe).await;
+            target.signal(signal, SignalScope::Group).await;
         }
         if let EventBody::Terminal { record } = event.body {
             return Some(record);

@@ -1,15 +1,14 @@
 //! `provost send`.
 
-use base64_simd::STANDARD;
 use clap::Args as ClapArgs;
 use tokio::io::AsyncReadExt;
 
 use super::{Connection, said};
 use crate::cli::CliResult;
-use crate::client::{Client, ClientError};
-use crate::protocol::{ProcessWrite, Written};
+use crate::cli::target::{close, write};
+use crate::client::Client;
 
-/// Bytes of one write.
+/// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
 
 /// Write to the standard input of a process
@@ -46,9 +45,7 @@ pub(super) async fn run(args: SendArgs) -> CliResult {
         Some(text) => {
             let newline = if args.no_newline { "" } else { "\n" };
             let text = format!("{text}{newline}");
-            for piece in text.as_bytes().chunks(PIECE) {
-                write(&client, process, piece).await.map_err(said)?;
-            }
+            write(&client, process, text.as_bytes()).await.map_err(said)?;
         }
     }
     if args.eof {
@@ -68,23 +65,4 @@ pub(super) async fn copy(client: &Client, process: &str) -> Result<(), String> {
             count => write(client, process, &buffer[..count]).await.map_err(said)?,
         }
     }
-}
-
-async fn write(client: &Client, process: &str, bytes: &[u8]) -> Result<(), ClientError> {
-    let request = ProcessWrite {
-        process: process.to_owned(),
-        data: STANDARD.encode_to_string(bytes),
-        ..ProcessWrite::default()
-    };
-    client.call::<Written>("process/write", &request).await.map(drop)
-}
-
-/// Ends its standard input.
-pub(super) async fn close(client: &Client, process: &str) -> Result<(), ClientError> {
-    let request = ProcessWrite {
-        process: process.to_owned(),
-        close: true,
-        ..ProcessWrite::default()
-    };
-    client.call::<Written>("process/write", &request).await.map(drop)
 }

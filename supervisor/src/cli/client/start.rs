@@ -8,8 +8,8 @@ use clap::Args as ClapArgs;
 use super::{Connection, block_on, millis, print, said};
 use crate::cli::args::SpecArgs;
 use crate::cli::{CliResult, config};
-use crate::protocol::{ProcessStart, Started};
-use crate::{OnDenial, TreeRule};
+use crate::protocol::{self, ProcessStart, Started};
+use crate::{OnDenial, TerminalSize, TreeRule};
 
 /// Start a command in the daemon and print its id
 ///
@@ -36,6 +36,9 @@ pub(crate) struct StartArgs {
     /// Give it a standard input that `provost send` writes to
     #[arg(long, help_heading = "Daemon")]
     stdin: bool,
+    /// Give it a terminal, of 24 lines of 80 characters, which `provost attach` ties yours to
+    #[arg(long, short, conflicts_with = "stdin", help_heading = "Daemon")]
+    tty: bool,
     /// A second start with the same word starts nothing and prints the id of the first
     #[arg(long, value_name = "WORD", help_heading = "Daemon")]
     request_id: Option<String>,
@@ -50,6 +53,7 @@ pub(super) fn run(args: StartArgs) -> CliResult {
         session: args.session,
         name: args.name,
         stdin: args.stdin,
+        terminal: args.tty.then(|| terminal(TerminalSize::default())),
         ..request(&args.spec, args.command)?
     };
     block_on(async {
@@ -90,6 +94,13 @@ pub(super) fn request(args: &SpecArgs, command: Vec<OsString>) -> Result<Process
         labels: spec.labels,
         ..ProcessStart::default()
     })
+}
+
+pub(super) fn terminal(size: TerminalSize) -> protocol::TerminalSize {
+    protocol::TerminalSize {
+        rows: size.rows,
+        cols: size.cols,
+    }
 }
 
 /// The protocol is JSON, and bytes that are no UTF-8 would arrive as others.
