@@ -114,6 +114,8 @@ struct State {
     last_seq: u64,
     record: Option<Arc<TerminalRecord>>,
     paced: Option<Paced>,
+    /// The pace is kept for the first cursor that asks for it.
+    reserved: bool,
     /// Cursors at the tail, and those who wait for the record.
     readers: Waiters<()>,
     /// Stream actors that wait for room, each for its stream to lag by no more than so many bytes.
@@ -270,12 +272,22 @@ impl Log {
     pub fn follow(self: &Arc<Self>, after_seq: u64, pace: bool) -> Cursor {
         let id = WaiterId::new();
         let mut state = self.lock();
-        let paced = pace && state.paced.is_none();
+        let paced = pace && (std::mem::take(&mut state.reserved) || state.paced.is_none());
         if paced {
             state.paced = Some(Paced { id, seq: after_seq });
         }
         drop(state);
         Cursor::new(Arc::clone(self), id, after_seq, paced)
+    }
+
+    /// Keeps the pace for the first cursor that asks for it: until then nothing is dropped, and what does not fit waits.
+    pub fn reserve_pace(&self) {
+        let mut state = self.lock();
+        if state.paced.is_none() {
+            let id = WaiterId::new();
+            state.paced = Some(Paced { id, seq: 0 });
+            state.reserved = true;
+        }
     }
 
     /// Waits while the paced cursor (if there is one) lags behind this stream's end by more than

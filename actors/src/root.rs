@@ -241,6 +241,9 @@ impl Tree {
         let sandbox = self.prepare(&spec, kernel)?;
         let id = ProcessId::new();
         let log = Arc::new(Log::new(id, spec.retention));
+        if spec.paced {
+            log.reserve_pace();
+        }
         let stdin = Arc::new(StdinPort::new(&spec));
         let proxy = match sandbox.policy.net.proxy {
             true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),

@@ -48,6 +48,9 @@ pub struct ProcessSpec {
     pub observe_reads: bool,
     /// How much output is kept.
     pub retention: LogLimits,
+    /// Keep the pace for the first reader that asks for it, so that it misses nothing however late it comes. The process
+    /// waits for that reader: for callers that take one at once.
+    pub paced: bool,
     /// Free words of the caller, repeated in the record.
     pub labels: BTreeMap<String, String>,
 }
@@ -113,6 +116,7 @@ impl ProcessSpec {
             ask_timeout: Duration::from_secs(60),
             observe_reads: false,
             retention: LogLimits::default(),
+            paced: false,
             labels: BTreeMap::new(),
         }
     }

@@ -2,17 +2,21 @@
 
 mod args;
 mod ask;
+mod client;
 mod completions;
 mod config;
 mod doctor;
 mod environment;
+mod man;
 mod output;
 mod policy;
 mod report_file;
 mod run;
 mod serve;
 mod signals;
+mod sink;
 mod summary;
+mod target;
 mod tty;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -44,14 +48,16 @@ pub fn main() -> ExitCode {
         set_up_tracing();
     }
     let result = match args.verb {
-        args::Verb::Run(run) => match misspelt_option(&run.command, std::env::args_os()) {
+        args::Verb::Run(run) => match misspelt_option(&run.command, std::env::args_os(), "run") {
             Some(option) => Err(option),
             None => run::run(*run),
         },
+        args::Verb::Client(verb) => client::run(verb),
         args::Verb::Serve(serve) => serve::run(serve),
         args::Verb::Policy(policy) => policy::run(policy),
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),
+        args::Verb::Man(man) => man::run(&man),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -66,6 +72,7 @@ pub fn main() -> ExitCode {
 fn misspelt_option(
     command: &[std::ffi::OsString],
     mut arguments: impl Iterator<Item = std::ffi::OsString>,
+    verb: &str,
 ) -> Option<String> {
     let first = command.first()?;
     if !first.as_encoded_bytes().starts_with(b"-") {
@@ -74,7 +81,7 @@ fn misspelt_option(
     let before = arguments.find(|argument| argument == "--" || argument == first)?;
     (before != "--").then(|| {
         format!(
-            "unknown option {}; see `provost run --help`, or write `--` before a command of that name",
+            "unknown option {}; see `provost {verb} --help`, or write `--` before a command of that name",
             first.display()
         )
     })

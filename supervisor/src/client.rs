@@ -19,14 +19,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::protocol::{
-    Ack, EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, Reply, Request,
-    RpcError, SessionEvent,
+    Ack, EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessStart, Reply,
+    Request, RpcError, SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
 /// Events that the daemon sends a follower before some were taken, and after how many it is told.
 const WINDOW: u64 = 256;
 const ACK_EVERY: u64 = 64;
+
+/// An event, with the session of its process.
+type Pushed = (Option<SessionId>, Event);
 
 /// Why a request to a daemon came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +79,7 @@ struct State {
     /// Set when the connection has ended.
     ended: bool,
     replies: HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>,
-    followers: HashMap<u64, mpsc::UnboundedSender<(Option<SessionId>, Event)>>,
+    followers: HashMap<u64, mpsc::UnboundedSender<Pushed>>,
     sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
 }
 
@@ -90,7 +93,7 @@ impl Drop for Inner {
 #[derive(Debug)]
 pub struct Followed {
     /// No more than the window, for the daemon waits.
-    events: mpsc::UnboundedReceiver<(Option<SessionId>, Event)>,
+    events: mpsc::UnboundedReceiver<Pushed>,
     taken: u64,
     subscription: u64,
     client: Client,
@@ -214,6 +217,47 @@ impl Client {
     /// # Errors
     /// As for [`Client::call`].
     pub async fn follow(&self, method: &str, params: &impl Serialize) -> Result<Followed, ClientError> {
+        let (answer, events) = self.subscribe::<Following>(method, params).await?;
+        Ok(self.followed(answer.subscription, events))
+    }
+
+    /// Starts a process and follows it from its beginning, at this client's pace: nothing is missed.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn start_following(
+        &self,
+        start: &ProcessStart,
+    ) -> Result<(Started, Followed), ClientError> {
+        let start = ProcessStart {
+            follow: true,
+            ..start.clone()
+        };
+        let (started, events) = self.subscribe::<Started>("process/start", &start).await?;
+        let Some(following) = started.following else {
+            return Err(ClientError::Answer(
+                "it does not follow what it started".to_owned(),
+            ));
+        };
+        let followed = self.followed(following.subscription, events);
+        Ok((started, followed))
+    }
+
+    fn followed(&self, subscription: u64, events: mpsc::UnboundedReceiver<Pushed>) -> Followed {
+        Followed {
+            events,
+            taken: 0,
+            subscription,
+            client: self.clone(),
+        }
+    }
+
+    /// Asks for something whose answer says that events follow.
+    async fn subscribe<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<(T, mpsc::UnboundedReceiver<Pushed>), ClientError> {
         let (events, taken) = mpsc::unbounded_channel();
         let mut params =
             serde_json::to_value(params).map_err(|error| ClientError::Answer(error.to_string()))?;
@@ -221,21 +265,18 @@ impl Client {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         // Put there by whoever reads the answer, before it reads the first event.
         self.0.shared.lock().followers.insert(pending(id), events);
-        let answer: Result<Following, ClientError> =
-            request(&self.0.lines, &self.0.shared, id, method, &params).await;
+        let answer = request(&self.0.lines, &self.0.shared, id, method, &params).await;
         self.0.shared.lock().followers.remove(&pending(id));
-        Ok(Followed {
-            events: taken,
-            taken: 0,
-            subscription: answer?.subscription,
-            client: self.clone(),
-        })
+        Ok((answer?, taken))
     }
 
     /// What happens to the sessions that this connection has attached. One receiver at a time.
     pub fn session_events(&self) -> mpsc::UnboundedReceiver<SessionEvent> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.shared.lock().sessions = Some(sender);
+        let mut state = self.0.shared.lock();
+        if !state.ended {
+            state.sessions = Some(sender);
+        }
         receiver
     }
 }
@@ -321,7 +362,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
 fn take(line: &[u8], shared: &Shared) {
     /// Read first of all, for there are many.
     #[derive(Deserialize)]
-    struct Pushed {
+    struct Notified {
         method: String,
         params: EventNotification,
     }
@@ -367,7 +408,7 @@ fn take(line: &[u8], shared: &Shared) {
         }
         return;
     }
-    if let Ok(Pushed { method, params }) = serde_json::from_slice::<Pushed>(line)
+    if let Ok(Notified { method, params }) = serde_json::from_slice::<Notified>(line)
         && method == "process/event"
     {
         let follower = shared.lock().followers.get(&params.subscription).cloned();

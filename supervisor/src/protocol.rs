@@ -329,6 +329,10 @@ pub struct ProcessStart {
     pub max_output: Option<u64>,
     /// Free words, repeated in the record.
     pub labels: BTreeMap<String, String>,
+    /// Follow it from its beginning at this client's pace, as by `process/follow`: nothing is missed in between.
+    pub follow: bool,
+    /// As in `process/follow`.
+    pub window: Option<u64>,
 }
 
 /// A terminal's size, in characters.
@@ -348,6 +352,9 @@ pub struct Started {
     pub process: ProcessId,
     /// It was started before, by a request with the same `request_id`.
     pub repeated: bool,
+    /// Where it is followed.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub following: Option<Following>,
 }
 
 /// A process, by id, an unambiguous beginning of it, or name.

@@ -4,6 +4,7 @@
 //! - [`World`]: a user, a working directory, a home and a directory outside, made for one test.
 //! - [`Run`] → [`Live`] → [`Finished`]: one `provost run`, started, watched, ended.
 //! - [`AtTerminal`]: one at a terminal that the test types at.
+//! - [`Service`]: a `provost serve` and the verbs that ask it.
 //! - [`Wanted`]: what a denial in a record should look like.
 //! - [`Witness`]: a FIFO that tells whether anything that opened it still lives.
 //! - [`host`]: sockets and processes outside of the sandbox that must stay untouched.
@@ -22,6 +23,7 @@ pub mod needs;
 mod record;
 mod run;
 mod served;
+mod service;
 mod terminal;
 pub mod weaker;
 mod witness;
@@ -33,6 +35,7 @@ pub use finished::{Finished, check_pattern};
 pub use live::{Live, peak_memory};
 pub use run::Run;
 pub use served::{Served, open_socket};
+pub use service::Service;
 pub use terminal::AtTerminal;
 pub use witness::Witness;
 pub use world::{User, World};

@@ -409,6 +409,25 @@ fn i3_the_paced_reader_loses_nothing_and_the_record_says_what_remains_after_it()
 }
 
 #[test]
+fn i3_a_reader_for_whom_the_pace_is_kept_misses_nothing_though_it_comes_late() {
+    let mut writer = Writer::small(10, 10);
+    writer.log.reserve_pace();
+    for _ in 0..5 {
+        writer.write(OUT, 10);
+    }
+    assert!(!writer.log.follow(0, false).is_paced(), "it did not ask");
+    let mut late = writer.log.follow(0, true);
+    assert!(late.is_paced());
+    assert!(!writer.log.follow(0, true).is_paced(), "one at most");
+    writer.seal();
+    let mut checked = Checked::default();
+    checked.read_all(&mut late);
+    assert_eq!(checked.output[OUT.index()], 50);
+    drop(late);
+    assert_eq!(writer.log.retained(OUT), 20);
+}
+
+#[test]
 fn dropping_the_paced_reader_releases_what_it_held() {
     let mut writer = Writer::small(0, 5000);
     let held = |log: &Log| log.lock().streams[OUT.index()].held().0;

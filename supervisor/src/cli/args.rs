@@ -1,10 +1,13 @@
 //! The flags, as clap reads them. What they mean is resolved once, in `config`.
 
+mod spec;
+
+pub(crate) use spec::{AskArg, ObserveArg, OnDenialArg, SpecArgs, TreeArg};
+
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use crate::units::{bytes, cpus, duration};
+use super::client::ClientVerb;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Run commands that nobody fully trusts, and know what became of them.
@@ -14,7 +17,12 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
   provost run -- make -j4
   provost run --allow-net 127.0.0.1:5432 -- pytest
   provost run --json -- sh -c 'curl http://192.0.2.1/'
-  provost doctor")]
+  provost doctor
+
+As a service:
+  provost serve
+  id=$(provost start -- make -j4)
+  provost logs -f $id; provost wait $id")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -24,6 +32,8 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
     Run(Box<RunArgs>),
+    #[command(flatten)]
+    Client(ClientVerb),
     /// Supervise for many clients, over a Unix socket
     Serve(ServeArgs),
     /// Look at policies, check them, ask them, begin new ones
@@ -32,6 +42,8 @@ pub(crate) enum Verb {
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Write the manual pages of all verbs
+    Man(ManArgs),
 }
 
 /// Supervise for many clients, over a Unix socket
@@ -94,83 +106,12 @@ Examples:
   provost run --tty -- bash
   echo '{}' | provost run -- jq .")]
 pub(crate) struct RunArgs {
-    /// What the command may touch: workspace-write, read-only, unconfined, or a policy by its name or file
-    #[arg(
-        long,
-        short = 'p',
-        value_name = "POLICY",
-        default_value = "workspace-write",
-        help_heading = "Sandbox"
-    )]
-    pub(crate) policy: String,
-    /// Also allow reading this file or directory
-    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
-    pub(crate) read: Vec<PathBuf>,
-    /// Of what is readable, allow only this file or directory to be executed; repeatable
-    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
-    pub(crate) execute: Vec<PathBuf>,
-    /// Also allow writing this file or directory, which must exist
-    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
-    pub(crate) write: Vec<PathBuf>,
-    /// Refuse reading and writing this file or directory
-    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
-    pub(crate) deny: Vec<PathBuf>,
-    /// The network: off (none), isolated (a private loopback), open (the machine's own), ask (off, but --ask net)
-    #[arg(long, value_name = "MODE", help_heading = "Sandbox")]
-    pub(crate) net: Option<String>,
-    /// Allow connections to ADDRESS:PORT, CIDR:PORT ([IPv6]:PORT, * for any port), HOST:PORT or *.HOST:PORT, /udp for UDP; repeatable
-    #[arg(long, value_name = "DESTINATION:PORT", help_heading = "Sandbox")]
-    pub(crate) allow_net: Vec<String>,
-    /// Allow serving TCP at this address of the machine (ADDRESS:PORT, * for any port from 1024 on); repeatable
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Sandbox")]
-    pub(crate) listen: Vec<String>,
-    /// Also refuse this system call; repeatable
-    #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
-    pub(crate) refuse_syscall: Vec<String>,
-    /// Ask before refusing what no rule speaks about: net (TCP and unix connections), files (opening and creating)
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHAT",
-        value_delimiter = ',',
-        help_heading = "Sandbox"
-    )]
-    pub(crate) ask: Vec<AskArg>,
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
     /// Who is asked: this command reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
     /// [default: the terminal]
     #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
     pub(crate) ask_command: Option<String>,
-    /// How long a request waits before it is denied
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Sandbox")]
-    pub(crate) ask_timeout: Duration,
-    /// Reach allowed host names through a proxy only, which tells hosts apart that share an address (HTTP, HTTPS)
-    #[arg(long, help_heading = "Sandbox")]
-    pub(crate) proxy: bool,
-    /// Allow connections to the unix socket of another program at this path; repeatable
-    #[arg(long, value_name = "PATH", help_heading = "Sandbox")]
-    pub(crate) allow_unix: Vec<PathBuf>,
-    /// Do not look this allowed name up but give it these addresses (HOST=ADDRESS[,ADDRESS]); repeatable
-    #[arg(long, value_name = "HOST=ADDRESS", help_heading = "Sandbox")]
-    pub(crate) resolve: Vec<String>,
-    /// Start with less where this machine cannot hold the policy; the record says what is missing
-    #[arg(long, help_heading = "Sandbox")]
-    pub(crate) best_effort: bool,
-    /// What a refusal does: report (the command runs on) or stop (it is ended)
-    #[arg(long, value_enum, default_value_t = OnDenialArg::Report, help_heading = "Sandbox")]
-    pub(crate) on_denial: OnDenialArg,
-    /// What to watch in addition where the kernel does not report refused file accesses (not root): reads costs speed
-    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Sandbox")]
-    pub(crate) observe: Option<ObserveArg>,
-
-    /// Set a variable (KEY=VALUE) or pass one through (KEY); repeatable
-    #[arg(long, value_name = "KEY[=VALUE]", help_heading = "Command")]
-    pub(crate) env: Vec<OsString>,
-    /// Begin with an empty environment (PATH, HOME, USER and what --env names stay)
-    #[arg(long, help_heading = "Command")]
-    pub(crate) clean_env: bool,
-    /// Run in this directory, which is the writable one
-    #[arg(long, value_name = "DIR", help_heading = "Command")]
-    pub(crate) cwd: Option<PathBuf>,
     /// Standard input: inherit, null, or auto (inherit a pipe or socket, else null)
     #[arg(long, value_enum, default_value_t = StdinArg::Auto, help_heading = "Command")]
     pub(crate) stdin: StdinArg,
@@ -178,50 +119,15 @@ pub(crate) struct RunArgs {
     /// programs. Without a terminal on stdin it is 24 lines of 80 characters
     #[arg(long, short, help_heading = "Command")]
     pub(crate) tty: bool,
-    /// Attach KEY=VALUE to the record; repeatable
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Command")]
-    pub(crate) label: Vec<String>,
-
-    /// End it after this time: 90, 90s, 5m, 1h30m
-    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Ending")]
-    pub(crate) timeout: Option<Duration>,
-    /// End it when it has written nothing for this time
-    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Ending")]
-    pub(crate) idle_timeout: Option<Duration>,
-    /// The signal that asks it to end
-    #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = signal, help_heading = "Ending")]
-    pub(crate) stop_signal: nix::sys::signal::Signal,
-    /// How long it has to follow that signal before it is killed
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Ending")]
-    pub(crate) grace: Duration,
-    /// When the command ends first, what happens to what it left running
-    #[arg(long, value_enum, default_value_t = TreeArg::Kill, help_heading = "Ending")]
-    pub(crate) tree: TreeArg,
-
-    /// Limit memory: 512M, 2G
-    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
-    pub(crate) memory: Option<u64>,
-    /// Limit processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Limits")]
-    pub(crate) tasks: Option<u64>,
-    /// Limit CPU time of each process
-    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
-    pub(crate) cpu_time: Option<Duration>,
-    /// Limit the CPUs that it may keep busy: 1, 0.5
-    #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Limits")]
-    pub(crate) cpus: Option<u64>,
-    /// Limit what it may write to disks in all: 10G (looked at five times a second)
-    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
-    pub(crate) disk_written: Option<u64>,
-    /// Limit the descriptors that each process may have open
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(16..), help_heading = "Limits")]
-    pub(crate) open_files: Option<u64>,
-    /// Limit the size of a file that is written: 512M, 2G
-    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
-    pub(crate) file_size: Option<u64>,
-    /// How much output of each stream the log keeps (what passes through is never cut)
-    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
-    pub(crate) max_output: Option<u64>,
+    /// Run it in the daemon that `provost serve` is; this client passes its output through, and it goes on without it
+    #[arg(long, help_heading = "Daemon")]
+    pub(crate) daemon: bool,
+    /// The same, in this session of the daemon's
+    #[arg(long, value_name = "SESSION", help_heading = "Daemon")]
+    pub(crate) session: Option<String>,
+    /// The daemon's socket [default: that of `provost serve`]
+    #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET", help_heading = "Daemon")]
+    pub(crate) socket: Option<PathBuf>,
 
     /// Write events as JSON lines to stdout instead of the command's output
     #[arg(long, help_heading = "Reporting")]
@@ -242,35 +148,10 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnDenialArg {
-    Report,
-    Stop,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AskArg {
-    Net,
-    Files,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ObserveArg {
-    Reads,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StdinArg {
     Auto,
     Inherit,
     Null,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TreeArg {
-    /// Kill it, after the output it holds was drained for half a second
-    Kill,
-    /// Wait until all of it has ended
-    Wait,
 }
 
 /// Say what this machine offers and which guarantees hold
@@ -391,19 +272,14 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
-fn signal(text: &str) -> Result<nix::sys::signal::Signal, String> {
-    use nix::sys::signal::Signal;
-    if let Ok(number) = text.parse::<i32>() {
-        return Signal::try_from(number).map_err(|_| "no such signal".to_owned());
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
-    };
-    name.parse()
-        .map_err(|_| "no such signal; want a name like TERM or INT, or a number".to_owned())
+/// Write the manual pages of all verbs
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  provost man /usr/local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// The directory to write them to
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
 #[cfg(test)]
@@ -414,10 +290,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn signals_are_read_by_name_and_number() {
-        assert!(signal("int").is_ok() && signal("SIGUSR1").is_ok() && signal("99").is_err());
     }
 }

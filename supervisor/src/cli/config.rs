@@ -1,6 +1,7 @@
 //! Raw flags → resolved configuration, once. Nobody else reads flags or the environment.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use provost_sandbox::policy::{
     SyscallRule,
 };
 
-use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, StdinArg, TreeArg};
+use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, SpecArgs, StdinArg, TreeArg};
 use super::ask::{Asked, Terminal};
 use super::environment::{self, EnvironmentRules};
 use super::tty::Attached;
@@ -43,7 +44,39 @@ pub(super) struct RunConfig {
 
 /// Resolves the flags of `run`.
 pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
-    let here = std::env::current_dir().map_err(|error| format!("the working directory: {error}"))?;
+    let here = here()?;
+    let (stdin, note) = stdin(args.stdin)?;
+    let mut spec = spec(&args.spec, args.command.clone())?;
+    let (stdin, attached) = match args.tty {
+        true => (StdinSpec::Null, Some(Attached::new(args.stdin, stdin)?)),
+        false => (stdin, None),
+    };
+    spec.stdin = stdin;
+    spec.terminal = attached.as_ref().map(Attached::size);
+    spec.paced = true;
+    let asked = asked(&args, &spec.policy, &here)?;
+    Ok(RunConfig {
+        spec,
+        reporting: reporting(args),
+        asked,
+        attached,
+        note,
+    })
+}
+
+/// Where the flags of `run` want its report.
+pub(super) fn reporting(args: RunArgs) -> Reporting {
+    Reporting {
+        json: args.json,
+        events: args.events,
+        record: args.record,
+        quiet: args.quiet,
+    }
+}
+
+/// Resolves the flags of whatever starts a command. It has no standard input yet.
+pub(super) fn spec(args: &SpecArgs, command: Vec<OsString>) -> Result<ProcessSpec, String> {
+    let here = here()?;
     let cwd = match &args.cwd {
         Some(cwd) => cwd
             .canonicalize()
@@ -55,7 +88,7 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     if !cwd.is_dir() {
         return Err(format!("--cwd {}: not a directory", cwd.display()));
     }
-    let loaded = policy(&args, &here, &cwd)?;
+    let loaded = policy(args, &here, &cwd)?;
     let policy = loaded.policy;
     let rules = EnvironmentRules {
         everything: !policy.confined,
@@ -64,17 +97,9 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
         named: &args.env,
     };
     let env = environment::build(&rules, std::env::vars_os())?;
-    let (stdin, note) = stdin(args.stdin)?;
-    let asked = asked(&args, &policy, &here)?;
-    let (stdin, attached) = match args.tty {
-        true => (StdinSpec::Null, Some(Attached::new(args.stdin, stdin)?)),
-        false => (stdin, None),
-    };
-    let mut spec = ProcessSpec::new(args.command, cwd, policy);
+    let mut spec = ProcessSpec::new(command, cwd, policy);
     spec.ask_timeout = args.ask_timeout;
     spec.env = env;
-    spec.stdin = stdin;
-    spec.terminal = attached.as_ref().map(Attached::size);
     spec.timeout = args.timeout.or(loaded.timeout);
     spec.idle_timeout = args.idle_timeout.or(loaded.idle_timeout);
     spec.stop = StopRule {
@@ -94,22 +119,15 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
         spec.retention = LogLimits::keeping(bytes);
     }
     spec.labels = labels(&args.label)?;
-    Ok(RunConfig {
-        spec,
-        reporting: Reporting {
-            json: args.json,
-            events: args.events,
-            record: args.record,
-            quiet: args.quiet,
-        },
-        asked,
-        attached,
-        note,
-    })
+    Ok(spec)
+}
+
+fn here() -> Result<PathBuf, String> {
+    std::env::current_dir().map_err(|error| format!("the working directory: {error}"))
 }
 
 /// The policy that `--policy` names, and the flags on top of it.
-fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, String> {
+fn policy(args: &SpecArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, String> {
     let context = policy_context(Some(cwd))?;
     let mut loaded = policy_file::load(&PolicyName::parse(&args.policy), &context)
         .map_err(|error| format!("--policy {}: {error}", args.policy))?;
@@ -124,7 +142,7 @@ fn policy(args: &RunArgs, here: &Path, cwd: &Path) -> Result<LoadedPolicy, Strin
     let texts = [&args.allow_net, &args.listen, &args.refuse_syscall];
     let rules =
         paths.iter().any(|rules| !rules.is_empty()) || texts.iter().any(|rules| !rules.is_empty());
-    let asks = !args.ask.is_empty() || args.ask_command.is_some();
+    let asks = !args.ask.is_empty();
     if !policy.confined && (rules || asks || args.proxy || args.net.is_some()) {
         return Err(
             "--policy unconfined has no sandbox: --read, --write, --execute, --deny, --net, --allow-net, --allow-unix, --listen, --proxy, --refuse-syscall and --ask do nothing there; leave them out or choose another policy"
@@ -246,7 +264,7 @@ fn asked(args: &RunArgs, policy: &Policy, here: &Path) -> Result<Option<Asked>, 
             Ok(Some(Asked::Command {
                 argv,
                 cwd: here.to_owned(),
-                timeout: args.ask_timeout,
+                timeout: args.spec.ask_timeout,
             }))
         }
         (None, true) if args.tty => Err(
@@ -266,7 +284,7 @@ fn asked(args: &RunArgs, policy: &Policy, here: &Path) -> Result<Option<Asked>, 
 }
 
 /// Standard input is given only where it was asked for or piped: a loop around `provost run` keeps its own.
-fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
+pub(super) fn stdin(asked: StdinArg) -> Result<(StdinSpec, Option<String>), String> {
     use std::os::unix::fs::FileTypeExt;
     let stdin = std::io::stdin();
     let duplicate = || -> Result<OwnedFd, String> {
@@ -309,7 +327,7 @@ fn is_stream_socket(stdin: &impl AsFd) -> bool {
     getsockopt(stdin, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
 }
 
-fn labels(given: &[String]) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, String> {
     given
         .iter()
         .map(|label| match label.split_once('=') {

@@ -1,26 +1,28 @@
-//! `provost run`: one command, no daemon.
+//! `provost run`: one command, and no daemon unless one is asked for.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::libc::{SIGHUP, SIGPIPE};
-use provost_actors::event::{Event, EventBody, StreamName};
+use provost_actors::event::{EventBody, StreamName};
 use provost_actors::record::{Outcome, TerminalRecord};
 use provost_sandbox::keeper::settle_in_leaf;
 use provost_sandbox::keeper::wire::SignalScope;
 
 use super::args::RunArgs;
-use super::config::{self, Reporting, RunConfig};
-use super::report_file::ReportFile;
+use super::config::{self, RunConfig};
 use super::signals::{self, Interrupted};
+use super::sink::Sink;
+use super::target::Target;
 use super::tty::Attached;
-use super::{CliResult, EXIT_PROVOST, ask, output, summary};
+use super::{CliResult, EXIT_PROVOST, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
-    let preset = PRESETS.contains(&args.policy.as_str());
-    if !preset || args.memory.or(args.tasks).or(args.cpus).is_some() {
+    if args.daemon || args.session.is_some() {
+        return client::run::run(args);
+    }
+    let preset = PRESETS.contains(&args.spec.policy.as_str());
+    if !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some() {
         // Where groups with limits cannot be made beside us, others hold them or it is an error.
         settle_in_leaf();
     }
@@ -71,9 +73,15 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         let raw = attached
             .as_ref()
             .map(|attached| attached.make_raw(reporting.json));
-        let passing = signals::pass_on(signals, process.clone(), interrupted.clone(), attached.clone());
+        let passing = signals::pass_on(
+            signals,
+            Target::Here(process.clone()),
+            interrupted.clone(),
+            attached.clone(),
+        );
         let passing = tokio::spawn(passing);
-        let tied = attached.map(|attached| tokio::spawn(Attached::tie(attached, process.clone())));
+        let tied = attached
+            .map(|attached| tokio::spawn(Attached::tie(attached, Target::Here(process.clone()))));
         let answering =
             asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
         let record = follow(&process, &mut sink).await;
@@ -120,108 +128,8 @@ async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<Terminal
     None
 }
 
-/// Where events go.
-struct Sink {
-    stdout: Option<io::Stdout>,
-    stderr: Option<io::Stderr>,
-    json: bool,
-    events: Option<ReportFile>,
-    record: Option<ReportFile>,
-    failure: Option<String>,
-}
-
-impl Sink {
-    /// Opens every file before anything runs.
-    fn open(reporting: &Reporting) -> Result<Self, String> {
-        let open = |path: &Option<PathBuf>, flag| match path {
-            Some(path) => ReportFile::create(path, flag).map(Some),
-            None => Ok(None),
-        };
-        let events = open(&reporting.events, "--events")?;
-        let record = open(&reporting.record, "--record")?;
-        Ok(Self {
-            stdout: Some(io::stdout()),
-            stderr: Some(io::stderr()),
-            json: reporting.json,
-            events,
-            record,
-            failure: None,
-        })
-    }
-
-    /// Takes one event; says which streams have just lost their reader.
-    fn take(&mut self, event: &Event) -> Vec<StreamName> {
-        let mut lost = Vec::new();
-        if self.json || self.events.is_some() {
-            let line = match serde_json::to_string(event) {
-                Ok(line) => line + "\n",
-                Err(error) => {
-                    self.failure
-                        .get_or_insert(format!("cannot write an event: {error}"));
-                    return lost;
-                }
-            };
-            if let Some(file) = &mut self.events
-                && let Err(error) = file.write(line.as_bytes())
-            {
-                self.failure.get_or_insert(error);
-                self.events = None;
-            }
-            if self.json && !write_all(&mut self.stdout, line.as_bytes(), &mut self.failure) {
-                lost.push(StreamName::Stdout);
-            }
-        }
-        if self.json {
-            return lost;
-        }
-        if let EventBody::Output { stream, data, .. } = &event.body {
-            let kept = match stream {
-                StreamName::Stderr => write_all(&mut self.stderr, data, &mut self.failure),
-                _ => write_all(&mut self.stdout, data, &mut self.failure),
-            };
-            if !kept {
-                lost.push(*stream);
-            }
-        }
-        lost
-    }
-
-    /// Writes the record. What could not be written is an error: silence would be taken for success.
-    fn finish(&mut self, record: &TerminalRecord) -> Result<(), String> {
-        if let Some(file) = self.events.take() {
-            file.finish()?;
-        }
-        if let Some(mut file) = self.record.take() {
-            let mut text = serde_json::to_vec_pretty(record).map_err(|error| error.to_string())?;
-            text.push(b'\n');
-            file.replace(&text)?;
-            file.finish()?;
-        }
-        match self.failure.take() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Writes and flushes; false when the reader has just gone.
-fn write_all<W: Write>(target: &mut Option<W>, bytes: &[u8], failure: &mut Option<String>) -> bool {
-    let Some(writer) = target else {
-        return true; // told before
-    };
-    match writer.write_all(bytes).and_then(|()| writer.flush()) {
-        Ok(()) => true,
-        Err(error) => {
-            *target = None;
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                failure.get_or_insert(format!("cannot write the command's output: {error}"));
-            }
-            false
-        }
-    }
-}
-
-fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8 {
+/// The exit code that stands for a record.
+pub(super) fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8 {
     let by_signal = || {
         let number = record
             .signal

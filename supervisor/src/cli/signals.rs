@@ -2,7 +2,7 @@
 //!
 //! The first INT, TERM, HUP or QUIT stops the process by its rule, the second kills it. Stopped at the terminal
 //! (Ctrl-Z), the tree is stopped too, and continues with us. With `--tty` keys make no signals of ours, and a new size of
-//! our terminal is passed on.
+//! our terminal is passed on. A process of a daemon's does not end with our terminal (HUP).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -13,8 +13,8 @@ use provost_sandbox::keeper::wire::SignalScope;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook_tokio::Signals;
 
+use super::target::Target;
 use super::tty::Attached;
-use crate::ProcessHandle;
 
 /// The signal that interrupted the run; 0 while none has.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +41,7 @@ pub(super) fn register(tty: bool) -> std::io::Result<Signals> {
 /// Passes signals on for as long as it runs.
 pub(super) async fn pass_on(
     mut signals: Signals,
-    process: ProcessHandle,
+    target: Target,
     interrupted: Interrupted,
     attached: Option<Arc<Attached>>,
 ) {
@@ -49,13 +49,16 @@ pub(super) async fn pass_on(
     while let Some(signal) = signals.next().await {
         match signal {
             SIGTSTP => {
-                let _ = process.signal(SIGSTOP, SignalScope::Tree).await;
+                target.signal(SIGSTOP, SignalScope::Tree).await;
                 attached.inspect(|attached| attached.restore());
                 let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
             }
             SIGCONT => {
                 attached.inspect(|attached| attached.continued());
-                let _ = process.signal(SIGCONT, SignalScope::Tree).await;
+                target.signal(SIGCONT, SignalScope::Tree).await;
+            }
+            SIGHUP if matches!(target, Target::Daemon { .. }) => {
+                let _ = signal_hook::low_level::emulate_default_handler(SIGHUP);
             }
             SIGWINCH => {
                 attached.inspect(|attached| attached.resized());
@@ -67,11 +70,7 @@ pub(super) async fn pass_on(
                     .0
                     .compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
-                if first {
-                    process.stop(reason);
-                } else {
-                    process.kill(reason);
-                }
+                target.end(reason, !first).await;
             }
         }
     }

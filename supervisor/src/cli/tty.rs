@@ -19,7 +19,8 @@ use rustix::termios::{
 use tokio::sync::{Notify, mpsc};
 
 use super::args::StdinArg;
-use crate::{ProcessHandle, TerminalSize};
+use super::target::Target;
+use crate::TerminalSize;
 
 /// Bytes that are read of what is typed, or piped, at once.
 const PIECE_BYTES: usize = 4096;
@@ -32,6 +33,9 @@ pub(super) struct Attached {
     /// The user's terminal, if that is where the input comes from.
     terminal: Option<UserTerminal>,
     resized: Notify,
+    /// The key that leaves the command alone with its terminal, where there is one.
+    leaving: Option<u8>,
+    left: Notify,
 }
 
 #[derive(Debug)]
@@ -80,7 +84,39 @@ impl Attached {
             input: input.map(File::from),
             terminal,
             resized: Notify::new(),
+            leaving: None,
+            left: Notify::new(),
         })
+    }
+
+    /// Has a key that leaves.
+    pub(super) fn leaving_by(mut self, key: u8) -> Self {
+        self.leaving = self.terminal.as_ref().map(|_| key);
+        self
+    }
+
+    /// Done when that key was typed.
+    pub(super) async fn left(&self) {
+        self.left.notified().await;
+    }
+
+    /// Whether there is anything to pass on.
+    pub(super) fn has_input(&self) -> bool {
+        self.input.is_some()
+    }
+
+    /// Whether the input is typed at a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// What was typed before the key that leaves, and whether it was typed.
+    fn until_left<'a>(&self, piece: &'a [u8]) -> (&'a [u8], bool) {
+        let at = piece.iter().position(|byte| Some(*byte) == self.leaving);
+        match at {
+            Some(at) => (&piece[..at], true),
+            None => (piece, false),
+        }
     }
 
     /// The size of the user's terminal, or what one has by default.
@@ -127,21 +163,26 @@ impl Attached {
     }
 
     /// Passes on what is typed, and sizes, for as long as it runs.
-    pub(super) async fn tie(self: Arc<Self>, process: ProcessHandle) {
+    pub(super) async fn tie(self: Arc<Self>, process: Target) {
         let typing = async {
             if let Some(mut pieces) = self.input.as_ref().and_then(read_pieces) {
                 while let Some(piece) = pieces.recv().await {
-                    if process.write_stdin(&piece).await.is_err() {
+                    let (piece, leave) = self.until_left(&piece);
+                    if !process.write_stdin(piece).await {
+                        return;
+                    }
+                    if leave {
+                        self.left.notify_one();
                         return;
                     }
                 }
             }
-            process.close_stdin();
+            process.close_stdin().await;
         };
         let resizing = async {
             loop {
                 // At first because it may have changed since the command was asked for.
-                if self.terminal.is_some() && process.resize(self.size()).await.is_err() {
+                if self.terminal.is_some() && !process.resize(self.size()).await {
                     return;
                 }
                 self.resized.notified().await;

@@ -99,7 +99,8 @@ impl Way {
     }
 }
 
-async fn push(process: &Supervised, mut cursor: Cursor, way: &Way) {
+/// Pushes what a cursor reads.
+pub(super) async fn push(process: &Supervised, mut cursor: Cursor, way: &Way) {
     loop {
         let event = tokio::select! {
             event = cursor.next() => event,

@@ -21,7 +21,7 @@ use crate::protocol::{
     Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessFollow,
     ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal, ProcessStart,
     ProcessStop, ProcessWait, ProcessWrite, Request, RpcError, SessionAttach, SessionClose,
-    SessionFollow, SessionRef, Told, Unfollow, Waited,
+    SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
 };
 
 type Answer = Result<Value, RpcError>;
@@ -140,7 +140,7 @@ pub(super) async fn answer(
         }
         "process/start" => {
             let asked: ProcessStart = params(request)?;
-            value(&daemon.start(asked, client.holder, client.confined).await?)
+            start(client, asked, after).await
         }
         "process/read" => {
             let asked: ProcessRead = params(request)?;
@@ -275,6 +275,41 @@ pub(super) async fn answer(
             "there is no such method",
         )),
     }
+}
+
+/// Starts a process, and follows it if that is asked for.
+async fn start(
+    client: &Arc<Client>,
+    asked: ProcessStart,
+    after: &mut Option<oneshot::Sender<()>>,
+) -> Answer {
+    let daemon = &client.daemon;
+    if !asked.follow {
+        return value(&daemon.start(asked, client.holder, client.confined).await?);
+    }
+    let way = subscribe(client, asked.window)?;
+    let started = daemon.start(asked, client.holder, client.confined).await;
+    let found = started.and_then(|started| Ok((daemon.find(&started.process.to_string())?, started)));
+    let (process, started) = found.inspect_err(|_| {
+        lock(&client.followers).remove(&way.subscription);
+    })?;
+    // Taken at once, for the process waits for it; gone with the client.
+    let cursor = process.link.log().follow(0, true);
+    let following = Following {
+        subscription: way.subscription,
+        paced: cursor.is_paced(),
+    };
+    let behind = behind(after);
+    client
+        .tasks
+        .spawn(ending(client.clone(), way.subscription, async move {
+            let _ = behind.await;
+            follow::push(&process, cursor, &way).await;
+        }));
+    value(&Started {
+        following: Some(following),
+        ..started
+    })
 }
 
 async fn write(

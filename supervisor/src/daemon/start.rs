@@ -74,9 +74,16 @@ impl Daemon {
             return Ok(Started {
                 process,
                 repeated: false,
+                following: None,
             });
         };
-        let asked = serde_json::to_string(&request).unwrap_or_default();
+        // Who follows is not part of what is started.
+        let what = ProcessStart {
+            follow: false,
+            window: None,
+            ..request.clone()
+        };
+        let asked = serde_json::to_string(&what).unwrap_or_default();
         let known = lock(&self.0.starts).remember(&request_id, asked.clone());
         if known.asked != asked {
             let what = format!("start with request_id `{request_id}`");
@@ -97,6 +104,7 @@ impl Daemon {
         Ok(Started {
             process: *process,
             repeated,
+            following: None,
         })
     }
 
@@ -266,6 +274,7 @@ impl Daemon {
             .unwrap_or(output_bytes)
             .clamp(OUTPUT_BYTES_MIN, most);
         spec.retention = LogLimits::keeping(kept);
+        spec.paced = request.follow;
         spec.labels.clone_from(&request.labels);
         Ok(spec)
     }

@@ -1,0 +1,167 @@
+//! The verbs that talk to a daemon. One verb, one file.
+
+mod attach;
+mod events;
+mod history;
+mod inspect;
+mod logs;
+mod ps;
+pub(super) mod run;
+mod send;
+mod session;
+mod start;
+mod status;
+mod stop;
+mod table;
+mod wait;
+
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+use serde::Serialize;
+
+use super::{CliResult, misspelt_option, serve};
+use crate::client::{Client, ClientError};
+
+/// What a client can ask a daemon for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientVerb {
+    /// Start a command in the daemon and print its id
+    Start(Box<start::StartArgs>),
+    /// List processes
+    Ps(ps::PsArgs),
+    /// Show everything that is known of a process, as JSON
+    Inspect(inspect::InspectArgs),
+    /// Print the output of a process
+    Logs(logs::LogsArgs),
+    /// Tie this terminal to a process
+    Attach(attach::AttachArgs),
+    /// Print the events of a process as JSON lines
+    Events(events::EventsArgs),
+    /// Wait until processes have ended; the exit code is theirs
+    Wait(wait::WaitArgs),
+    /// Stop processes by their own stop rules
+    Stop(stop::StopArgs),
+    /// Kill processes at once
+    Kill(stop::KillArgs),
+    /// Send a process a signal
+    Signal(stop::SignalArgs),
+    /// Write to the standard input of a process
+    Send(send::SendArgs),
+    /// Open, list, attach, detach and close sessions
+    Session(session::SessionArgs),
+    /// Forget processes that have ended
+    Prune(status::PruneArgs),
+    /// Say what the daemon has
+    Status(status::StatusArgs),
+}
+
+/// Which daemon.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Connection {
+    /// The daemon's socket [default: that of `provost serve`]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PROVOST_SOCKET",
+        hide_env_values = true,
+        global = true
+    )]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl Connection {
+    async fn open(&self) -> Result<Client, String> {
+        let path = match &self.socket {
+            Some(path) => path.clone(),
+            None => serve::default_socket()?,
+        };
+        Client::connect(&path).await.map_err(said)
+    }
+}
+
+pub(super) fn run(verb: ClientVerb) -> CliResult {
+    match verb {
+        ClientVerb::Start(args) => match misspelt_option(&args.command, std::env::args_os(), "start") {
+            Some(option) => Err(option),
+            None => start::run(*args),
+        },
+        ClientVerb::Ps(args) => block_on(ps::run(args)),
+        ClientVerb::Inspect(args) => block_on(inspect::run(args)),
+        ClientVerb::Logs(args) => block_on(logs::run(args)),
+        ClientVerb::Attach(args) => block_on(attach::run(args)),
+        ClientVerb::Events(args) => block_on(events::run(args)),
+        ClientVerb::Wait(args) => block_on(wait::run(args)),
+        ClientVerb::Stop(args) => block_on(stop::stop(args)),
+        ClientVerb::Kill(args) => block_on(stop::kill(args)),
+        ClientVerb::Signal(args) => block_on(stop::signal(args)),
+        ClientVerb::Send(args) => block_on(send::run(args)),
+        ClientVerb::Session(args) => block_on(session::run(args)),
+        ClientVerb::Prune(args) => block_on(status::prune(args)),
+        ClientVerb::Status(args) => block_on(status::run(args)),
+    }
+}
+
+fn block_on(verb: impl Future<Output = CliResult>) -> CliResult {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let result = runtime.block_on(verb);
+    // A thread that reads standard input must not hold the exit up.
+    runtime.shutdown_background();
+    result
+}
+
+/// An error of the connection or the daemon, with what to do about it.
+fn said(error: ClientError) -> String {
+    match error {
+        ClientError::Refused(error) if !error.data.hint.is_empty() => {
+            format!("{}; {}", error.message, error.data.hint)
+        }
+        error => error.to_string(),
+    }
+}
+
+/// Whether there is still a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    There,
+    Gone,
+}
+
+/// Writes all at once.
+fn write(to: &mut impl Write, bytes: &[u8]) -> Result<Reader, String> {
+    match to.write_all(bytes).and_then(|()| to.flush()) {
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(format!("cannot write: {error}")),
+    }
+}
+
+/// Writes to stdout; a reader who has seen enough is no error.
+fn print(text: &str) -> CliResult {
+    write(&mut std::io::stdout().lock(), text.as_bytes()).map(|_| 0)
+}
+
+/// The same as one line of JSON.
+fn print_line(value: &impl Serialize) -> CliResult {
+    print(&line(value)?)
+}
+
+fn line(value: &impl Serialize) -> Result<String, String> {
+    let text = serde_json::to_string(value).map_err(|error| format!("cannot write JSON: {error}"))?;
+    Ok(text + "\n")
+}
+
+/// The same as JSON for people.
+fn print_pretty(value: &impl Serialize) -> CliResult {
+    let text = serde_json::to_string_pretty(value);
+    print(&(text.map_err(|error| format!("cannot write JSON: {error}"))? + "\n"))
+}
+
+/// Whole milliseconds, at least one.
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}

@@ -1,0 +1,121 @@
+//! Reading a process's events: what is there, then what comes.
+
+use jiff::Timestamp;
+
+use super::{Reader, said};
+use crate::Event;
+use crate::client::Client;
+use crate::protocol::{Events, ProcessFollow, ProcessRead};
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Since {
+    /// Behind the event of this number.
+    Seq(u64),
+    /// At this time.
+    Time(Timestamp),
+}
+
+impl Since {
+    /// `120`; `2026-01-02T03:04:05Z`; `5m` ago.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(seq) = text.parse() {
+            return Ok(Self::Seq(seq));
+        }
+        if let Ok(time) = text.parse() {
+            return Ok(Self::Time(time));
+        }
+        let ago = humantime::parse_duration(text).map_err(|_| {
+            "want the number of an event, a time like 2026-01-02T03:04:05Z, or how long ago: 30s, 5m"
+        })?;
+        let time = Timestamp::now().checked_sub(ago);
+        time.map(Self::Time).map_err(|error| error.to_string())
+    }
+}
+
+/// How a reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With the terminal event.
+    Terminal,
+    /// Nothing more was there yet, behind this event.
+    SoFar(u64),
+    /// Nobody wants more.
+    Enough,
+}
+
+/// Reads what is there now. A process that writes all the time is read up to this moment.
+pub(super) async fn read(
+    client: &Client,
+    process: &str,
+    since: Since,
+    mut take: impl FnMut(Event) -> Result<Reader, String>,
+) -> Result<Ended, String> {
+    let now = Timestamp::now();
+    let (mut after_seq, from) = match since {
+        Since::Seq(seq) => (seq, Timestamp::MIN),
+        Since::Time(time) => (0, time),
+    };
+    loop {
+        let request = ProcessRead {
+            process: process.to_owned(),
+            after_seq,
+            ..ProcessRead::default()
+        };
+        let there: Events = client.call("process/read", &request).await.map_err(said)?;
+        let empty = there.events.is_empty();
+        for event in there.events {
+            if event.time > now {
+                return Ok(Ended::SoFar(after_seq));
+            }
+            after_seq = event.seq;
+            if event.time >= from && take(event)? == Reader::Gone {
+                return Ok(Ended::Enough);
+            }
+        }
+        if there.ended {
+            return Ok(Ended::Terminal);
+        }
+        if empty {
+            return Ok(Ended::SoFar(after_seq));
+        }
+    }
+}
+
+/// Reads what comes behind an event until the terminal one. That it does not come is an error.
+pub(super) async fn follow(
+    client: &Client,
+    process: &str,
+    after_seq: u64,
+    mut take: impl FnMut(Event) -> Result<Reader, String>,
+) -> Result<(), String> {
+    let request = ProcessFollow {
+        process: process.to_owned(),
+        after_seq,
+        ..ProcessFollow::default()
+    };
+    let mut events = client.follow("process/follow", &request).await.map_err(said)?;
+    while let Some(event) = events.next().await {
+        let terminal = matches!(event.body, crate::EventBody::Terminal { .. });
+        if take(event)? == Reader::Gone || terminal {
+            return Ok(());
+        }
+    }
+    Err(format!(
+        "the connection to the daemon is lost before {process} has ended"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginnings_are_numbers_times_and_ages() {
+        assert_eq!(Since::parse("12"), Ok(Since::Seq(12)));
+        let time = "2026-01-02T03:04:05Z";
+        assert_eq!(Since::parse(time), Ok(Since::Time(time.parse().unwrap())));
+        assert!(matches!(Since::parse("5m"), Ok(Since::Time(then)) if then < Timestamp::now()));
+        assert!(Since::parse("soon").is_err() && Since::parse("-1").is_err());
+    }
+}

@@ -1,0 +1,309 @@
+//! `provost session`.
+
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use provost_actors::session::OnDisconnect;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::table::{Cell, id, show};
+use super::{Connection, line, millis, print, said};
+use crate::cli::{CliResult, output};
+use crate::client::Client;
+use crate::protocol::{
+    SessionAttach, SessionClose, SessionInfo, SessionOpen, SessionRef, SessionsMoved,
+};
+use crate::units::duration;
+
+/// Open, list, attach, detach and close sessions
+///
+/// A session holds processes together. It is attached to the connection that opened or attached it, and while it is, no other
+/// connection may change what is in it. A lease ends with its connection: what a command of this program attaches is
+/// detached when the command ends, so `open` leaves a session that any client may use.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  dev=$(provost session open --name dev)
+  provost start --session dev -- ./server
+  provost session list
+  provost session close dev")]
+pub(crate) struct SessionArgs {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    verb: SessionVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum SessionVerb {
+    /// Open one and print its id
+    ///
+    /// It is detached at once, for a lease ends with its connection; with --hold it stays attached to this command.
+    Open {
+        /// A name for it
+        #[arg(long)]
+        name: Option<String>,
+        /// The session that it is to be part of
+        #[arg(long, value_name = "SESSION")]
+        parent: Option<String>,
+        /// What becomes of it when a connection ends that has it attached
+        #[arg(long, value_enum, default_value = "detach")]
+        on_disconnect: OnDisconnectArg,
+        /// Stop everything in it when nobody has attached it for this time
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        ttl: Option<Duration>,
+        /// Hold it until this command ends
+        #[arg(long)]
+        hold: bool,
+    },
+    /// List them
+    List {
+        /// Print JSON, one object on each line
+        #[arg(long, conflicts_with = "quiet")]
+        json: bool,
+        /// Print ids only
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// Attach sessions, print their ids, and hold them until this command ends
+    ///
+    /// Ends by itself when they are closed (exit code 0) or attached elsewhere (125).
+    Attach {
+        /// Also what is attached elsewhere
+        #[arg(long)]
+        steal: bool,
+        /// Which, by id or name [default: all that nobody has attached]
+        #[arg(value_name = "SESSION")]
+        sessions: Vec<String>,
+    },
+    /// Detach one; what is in it goes on
+    Detach {
+        /// Also if it is attached elsewhere
+        #[arg(long)]
+        steal: bool,
+        /// Which, by id or name
+        session: String,
+    },
+    /// Stop everything in one and close it
+    Close {
+        /// Kill instead of stopping by each process's stop rule
+        #[arg(long)]
+        kill: bool,
+        /// Also if it is attached elsewhere
+        #[arg(long)]
+        steal: bool,
+        /// Which, by id or name
+        session: String,
+    },
+    /// Close what nobody has attached and print the ids
+    Clean {
+        /// Kill instead of stopping by each process's stop rule
+        #[arg(long)]
+        kill: bool,
+        /// Only this one, by id or name
+        session: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnDisconnectArg {
+    /// It goes on, and anybody may attach it
+    Detach,
+    /// Everything in it is stopped
+    Stop,
+}
+
+pub(super) async fn run(args: SessionArgs) -> CliResult {
+    let client = args.connection.open().await?;
+    match args.verb {
+        SessionVerb::Open {
+            name,
+            parent,
+            on_disconnect,
+            ttl,
+            hold,
+        } => {
+            let request = SessionOpen {
+                name,
+                parent,
+                on_disconnect: match on_disconnect {
+                    OnDisconnectArg::Detach => OnDisconnect::Detach,
+                    OnDisconnectArg::Stop => OnDisconnect::Stop,
+                },
+                ttl_ms: ttl.map(millis),
+            };
+            open(&client, &request, hold).await
+        }
+        SessionVerb::List { json, quiet } => list(&client, json, quiet).await,
+        SessionVerb::Attach { steal, sessions } => {
+            let named = !sessions.is_empty();
+            attach_and_hold(&client, named.then_some(sessions), steal).await
+        }
+        SessionVerb::Detach { steal, session } => {
+            if steal {
+                take_over(&client, &session).await?;
+            }
+            // The daemon has nothing against detaching what is not there; who says which wants to hear of it.
+            find(&client, &session).await?;
+            let asked = SessionRef { session };
+            call(&client, "session/detach", &asked).await.map(|_| 0)
+        }
+        SessionVerb::Close { kill, steal, session } => {
+            if steal {
+                take_over(&client, &session).await?;
+            }
+            let asked = SessionClose {
+                session: Some(session),
+                kill,
+            };
+            call(&client, "session/close", &asked).await.map(|_| 0)
+        }
+        SessionVerb::Clean { kill, session } => {
+            let moved = call(&client, "session/clean", &SessionClose { session, kill }).await?;
+            skipped(&moved);
+            print_ids(&moved)
+        }
+    }
+}
+
+async fn open(client: &Client, request: &SessionOpen, hold: bool) -> CliResult {
+    #[derive(Deserialize)]
+    struct Opened {
+        session: String,
+    }
+    let mut events = client.session_events();
+    let opened: Opened = client.call("session/open", request).await.map_err(said)?;
+    if !hold {
+        let session = opened.session.clone();
+        call(client, "session/detach", &SessionRef { session }).await?;
+        return print(&format!("{}\n", opened.session));
+    }
+    print(&format!("{}\n", opened.session))?;
+    held(&mut events, 1).await
+}
+
+async fn list(client: &Client, json: bool, quiet: bool) -> CliResult {
+    let sessions = sessions(client).await?;
+    if quiet {
+        let ids = sessions.iter().map(|session| format!("{}\n", session.session));
+        return print(&ids.collect::<String>());
+    }
+    if json {
+        let lines: Result<String, String> = sessions.iter().map(line).collect();
+        return print(&lines?);
+    }
+    let rows: Vec<_> = sessions.iter().map(row).collect();
+    let head = [
+        "SESSION",
+        "NAME",
+        "PARENT",
+        "ATTACHED",
+        "ON-DISCONNECT",
+        "LIVE",
+        "PROCESSES",
+    ];
+    show(head, &rows)
+}
+
+fn row(session: &SessionInfo) -> [Cell; 7] {
+    [
+        id(session.session),
+        Cell::new(session.name.as_deref().unwrap_or_default()),
+        session.parent.map_or_else(|| Cell::new(""), id),
+        match session.attached {
+            true => Cell::good("yes"),
+            false => Cell::new("no"),
+        },
+        Cell::new(match session.on_disconnect {
+            OnDisconnect::Detach => "detach",
+            OnDisconnect::Stop => "stop",
+        }),
+        Cell::new(session.live.to_string()),
+        Cell::new(session.processes.to_string()),
+    ]
+}
+
+async fn sessions(client: &Client) -> Result<Vec<SessionInfo>, String> {
+    client.call("session/list", &json!({})).await.map_err(said)
+}
+
+/// That it is there, by id, a part of one, or name.
+async fn find(client: &Client, text: &str) -> Result<(), String> {
+    let there = |session: &SessionInfo| {
+        let id = session.session.to_string();
+        session.name.as_deref() == Some(text) || id.starts_with(text) || id.ends_with(text)
+    };
+    match sessions(client).await?.iter().any(there) {
+        true => Ok(()),
+        false => Err(format!(
+            "session `{text}`: there is none of that id or name; `provost session list` lists them"
+        )),
+    }
+}
+
+async fn attach_and_hold(client: &Client, sessions: Option<Vec<String>>, steal: bool) -> CliResult {
+    let named = sessions.is_some();
+    let mut events = client.session_events();
+    let moved = call(client, "session/attach", &SessionAttach { sessions, steal }).await?;
+    skipped(&moved);
+    if named && !moved.skipped.is_empty() {
+        return Err("not everything could be attached, so nothing is held".to_owned());
+    }
+    if moved.moved.is_empty() {
+        output::note("there is nothing to attach");
+        return Ok(0);
+    }
+    print_ids(&moved)?;
+    held(&mut events, moved.moved.len()).await
+}
+
+/// Takes a session from whoever has it.
+async fn take_over(client: &Client, session: &str) -> Result<(), String> {
+    let asked = SessionAttach {
+        sessions: Some(vec![session.to_owned()]),
+        steal: true,
+    };
+    let moved = call(client, "session/attach", &asked).await?;
+    match moved.skipped.first() {
+        Some(skipped) => Err(format!("session `{session}`: {}", skipped.why)),
+        None => Ok(()),
+    }
+}
+
+/// Holds what is attached until it is gone.
+async fn held(
+    events: &mut tokio::sync::mpsc::UnboundedReceiver<crate::protocol::SessionEvent>,
+    mut count: usize,
+) -> CliResult {
+    let mut lost = false;
+    while count > 0 {
+        let event = events.recv().await;
+        let event = event.ok_or("the connection to the daemon is lost")?;
+        output::note(&format!("session {}: {}", event.session, event.event));
+        lost |= event.event == "lost";
+        count -= 1;
+    }
+    match lost {
+        true => Err("attached elsewhere now".to_owned()),
+        false => Ok(0),
+    }
+}
+
+async fn call(
+    client: &Client,
+    method: &str,
+    asked: &impl serde::Serialize,
+) -> Result<SessionsMoved, String> {
+    client.call(method, asked).await.map_err(said)
+}
+
+fn skipped(moved: &SessionsMoved) {
+    for skipped in &moved.skipped {
+        output::note(&format!("session {}: {}", skipped.session, skipped.why));
+    }
+}
+
+fn print_ids(moved: &SessionsMoved) -> CliResult {
+    let ids = moved.moved.iter().map(|id| format!("{id}\n"));
+    print(&ids.collect::<String>())
+}

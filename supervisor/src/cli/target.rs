@@ -1,0 +1,111 @@
+//! The process that signals, keys and sizes go to: ours, or a daemon's.
+
+use base64_simd::STANDARD;
+use provost_sandbox::keeper::wire::SignalScope;
+
+use crate::client::{Client, ClientError};
+use crate::protocol::{ProcessResize, ProcessSignal, ProcessStop, ProcessWrite, Told, Written};
+use crate::{ProcessHandle, TerminalSize};
+
+/// Bytes of one write.
+const PIECE: usize = 64 << 10;
+
+/// The process. What a daemon does not take because it is gone is noticed where its events are read.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    /// Ours.
+    Here(ProcessHandle),
+    /// A daemon's, which goes on without us.
+    Daemon {
+        /// The way to it.
+        client: Client,
+        /// Its id or name.
+        process: String,
+    },
+}
+
+impl Target {
+    pub(super) async fn signal(&self, signal: i32, scope: SignalScope) {
+        match self {
+            Self::Here(process) => drop(process.signal(signal, scope).await),
+            Self::Daemon { client, process } => {
+                let asked = ProcessSignal {
+                    process: process.clone(),
+                    signal: signal.to_string(),
+                    scope: Some(scope),
+                };
+                let _: Result<Told, _> = client.call("process/signal", &asked).await;
+            }
+        }
+    }
+
+    /// Stops it by its rule, or kills it.
+    pub(super) async fn end(&self, reason: String, kill: bool) {
+        match self {
+            Self::Here(process) if kill => drop(process.kill(reason)),
+            Self::Here(process) => drop(process.stop(reason)),
+            Self::Daemon { client, process } => {
+                let asked = ProcessStop {
+                    process: process.clone(),
+                    reason: Some(reason),
+                };
+                let method = if kill { "process/kill" } else { "process/stop" };
+                let _: Result<Told, _> = client.call(method, &asked).await;
+            }
+        }
+    }
+
+    /// Writes to its standard input. False when it takes no more.
+    pub(super) async fn write_stdin(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Here(process) => process.write_stdin(bytes).await.is_ok(),
+            Self::Daemon { client, process } => write(client, process, bytes).await.is_ok(),
+        }
+    }
+
+    pub(super) async fn close_stdin(&self) {
+        match self {
+            Self::Here(process) => process.close_stdin(),
+            Self::Daemon { client, process } => drop(close(client, process).await),
+        }
+    }
+
+    /// False when it has no terminal.
+    pub(super) async fn resize(&self, size: TerminalSize) -> bool {
+        match self {
+            Self::Here(process) => process.resize(size).await.is_ok(),
+            Self::Daemon { client, process } => {
+                let asked = ProcessResize {
+                    process: process.clone(),
+                    rows: size.rows,
+                    cols: size.cols,
+                };
+                let done: Result<serde_json::Value, _> = client.call("process/resize", &asked).await;
+                done.is_ok()
+            }
+        }
+    }
+}
+
+/// Writes to the standard input of a daemon's process.
+pub(super) async fn write(client: &Client, process: &str, bytes: &[u8]) -> Result<(), ClientError> {
+    for piece in bytes.chunks(PIECE) {
+        let request = ProcessWrite {
+            process: process.to_owned(),
+            data: STANDARD.encode_to_string(piece),
+            ..ProcessWrite::default()
+        };
+        client.call::<Written>("process/write", &request).await?;
+    }
+    Ok(())
+}
+
+/// Ends it.
+pub(super) async fn close(client: &Client, process: &str) -> Result<(), ClientError> {
+    let request = ProcessWrite {
+        process: process.to_owned(),
+        close: true,
+        ..ProcessWrite::default()
+    };
+    client.call::<Written>("process/write", &request).await.map(drop)
+}

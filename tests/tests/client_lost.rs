@@ -1,0 +1,89 @@
+//! Clients and daemons that go away, or were never there.
+
+use nix::sys::signal::Signal;
+use provost_tests::{Service, World, both_users};
+
+fn the_death_of_a_client_leaves_the_process_alone_and_its_interrupt_does_not(world: &World) {
+    let service = Service::start(world);
+    let command = ["sh", "-c", "echo ready; exec sleep 1000"];
+    for signal in [Signal::SIGKILL, Signal::SIGHUP] {
+        let mut client = service.run(command).start();
+        client.wait_for("ready");
+        client.signal(signal);
+        let done = client.finish();
+        assert_eq!(done.signal, Some(signal as i32), "\n{done}");
+        let id = service.say(&["ps", "-q"]);
+        assert_eq!(id.lines().count(), 1, "the process went with its client");
+        assert_eq!(service.say(&["logs", &id]), "ready");
+        service.say(&["kill", &id]);
+    }
+    let mut client = service.run(command).start();
+    client.wait_for("ready");
+    client.signal(Signal::SIGINT);
+    let done = client.finish();
+    assert_eq!(done.code, Some(130), "\n{done}");
+    assert_eq!(done.outcome(), "cancelled", "\n{done}");
+    assert_eq!(service.say(&["ps", "-q"]), "");
+
+    let id = service.say(&["start", "--", "sleep", "1000"]);
+    let waiting = service.live(&["wait", &id]);
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.finish().signal, Some(Signal::SIGINT as i32));
+    assert_eq!(service.say(&["ps", "-q"]), id);
+}
+
+fn without_a_daemon_every_verb_says_how_to_start_one(world: &World) {
+    let mut service = Service::start(world);
+    let id = service.say(&["start", "--", "true"]);
+    service.die();
+    for words in [
+        &["start", "--", "true"][..],
+        &["run", "--daemon", "--", "true"],
+        &["ps"],
+        &["inspect", &id],
+        &["logs", &id],
+        &["events", &id],
+        &["wait", &id],
+        &["stop", &id],
+        &["kill", &id],
+        &["signal", &id, "TERM"],
+        &["send", &id, "x"],
+        &["prune"],
+        &["status"],
+        &["session", "open"],
+        &["session", "list"],
+        &["session", "clean"],
+    ] {
+        let done = service.ask(words);
+        assert_eq!(done.code, Some(125), "\n{done}");
+        assert!(done.stderr.contains("provost serve"), "no hint\n{done}");
+        assert_eq!(done.text(), "", "\n{done}");
+    }
+}
+
+fn i10_a_connection_that_is_lost_is_never_success(world: &World) {
+    let mut service = Service::start(world);
+    let id = service.say(&["start", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    let mut logs = service.live(&["logs", "-f", &id]);
+    logs.wait_for("ready\n");
+    let mut events = service.live(&["events", "-f", &id]);
+    events.wait_for("output");
+    let mut run = service.run(["sh", "-c", "echo ready; exec sleep 1000"]).start();
+    run.wait_for("ready\n");
+    let mut holder = service.live(&["session", "open", "--hold"]);
+    holder.wait_for("\n");
+    let waiting = service.live(&["wait", &id]);
+    service.clients(5);
+    service.die();
+    for client in [logs, events, run, holder, waiting] {
+        let done = client.finish();
+        assert_eq!(done.code, Some(125), "\n{done}");
+        assert!(done.stderr.contains("lost"), "\n{done}");
+    }
+}
+
+both_users!(
+    the_death_of_a_client_leaves_the_process_alone_and_its_interrupt_does_not,
+    without_a_daemon_every_verb_says_how_to_start_one,
+    i10_a_connection_that_is_lost_is_never_success,
+);
