@@ -79,11 +79,14 @@ fn confinement(pid: i32) -> Option<String> {
     };
     let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
     // A filter that we are under as well confines nobody more than us.
-    let filtered = |status: &str| {
-        field(status, "Seccomp").as_deref() == Some("2")
-            && field(status, "NoNewPrivs").as_deref() == Some("1")
+    let filters = |status: &str| {
+        let bound = field(status, "Seccomp").as_deref() == Some("2")
+            && field(status, "NoNewPrivs").as_deref() == Some("1");
+        // Counted since Linux 5.9.
+        let count = || field(status, "Seccomp_filters")?.parse::<u32>().ok();
+        if bound { count().unwrap_or(1) } else { 0 }
     };
-    if filtered(&status) && !filtered(&own) {
+    if filters(&status) > filters(&own) {
         return Some("it is under a seccomp filter and gains no new privileges".to_owned());
     }
     for namespace in ["user", "mnt", "pid", "net"] {
