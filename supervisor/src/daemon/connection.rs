@@ -204,6 +204,7 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
         client.tasks.spawn(async move {
             let mut after = After::default();
             let answer = requests::answer(&working, prepared, &mut after).await;
+            working.daemon.settle(working.holder);
             if let Some(id) = id {
                 working.outbox.send(&reply(id, answer)).await;
             }

@@ -228,6 +228,13 @@ impl Daemon {
             .collect()
     }
 
+    /// What a request took while its connection ended is given up again.
+    pub(super) fn settle(&self, holder: Holder) {
+        if !self.state().holders.contains_key(&holder) {
+            self.disconnect(holder);
+        }
+    }
+
     /// A connection is over: what it held goes on or stops, as it was opened.
     pub(super) fn disconnect(&self, holder: Holder) {
         let left = {
