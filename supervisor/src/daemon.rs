@@ -13,6 +13,9 @@ mod broker;
 pub mod config;
 mod connection;
 mod follow;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod line;
 pub mod listen;
 pub mod lock;
