@@ -593,7 +593,67 @@ fn a_client_that_is_confined_itself_is_refused(world: &World) {
     }
 }
 
+/// Connects under a filter, asks what it is told to ask, and prints the answers.
+const CONFINED: &str = r#"
+import ctypes, json, socket, struct, sys
+libc = ctypes.CDLL(None)
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('filter', ctypes.c_void_p)]
+allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+program = Program(1, ctypes.addressof(allow))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); lines = s.makefile()
+def ask(method, **params):
+    s.sendall((json.dumps({'jsonrpc': '2.0', 'id': 1, 'method': method, 'params': params}) + '\n').encode())
+    return json.loads(lines.readline())
+ask('initialize', protocol=1)
+other = sys.argv[2]
+answers = [ask('process/wait', process=other), ask('process/write', process=other, data=''), ask('process/kill', process=other),
+    ask('process/list'), ask('session/open'), ask('session/attach', steal=True), ask('daemon/status'),
+    ask('approval/decide', process=other, approval=1, allow=True)]
+started = ask('process/start', argv=['sh', '-c', 'echo x > made'], cwd=sys.argv[3], policy='unconfined')
+record = ask('process/wait', process=started['result']['process'])['result']['record']
+print(json.dumps([[answer['error']['data']['kind'] for answer in answers], record['sandbox']['policy'], record['exit_code']]))
+"#;
+
+fn a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let config = world.file("home/provost.toml", "confined_peers = \"read-only\"\n");
+    let daemon = Served::start_with(world, &["--config", &config]);
+    open_to_all(&daemon);
+    let mut own = LineClient::connect(daemon.socket());
+    let process = own.start("exec sleep 1000");
+    let uid = world.uid().to_string();
+    let mut command = match nix::unistd::geteuid().is_root() {
+        true => Command::new("setpriv"),
+        false => Command::new("env"),
+    };
+    if nix::unistd::geteuid().is_root() {
+        command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+    }
+    let output = command
+        .args(["/usr/bin/python3", "-c", CONFINED])
+        .arg(daemon.socket())
+        .args([&process, &world.text("work")])
+        .output()
+        .expect("it runs");
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{wrong}"));
+    let (missing, no) = ("not_found", "forbidden");
+    assert_eq!(
+        told[0],
+        json!([missing, missing, missing, no, no, no, no, no]),
+        "{told}"
+    );
+    assert_eq!(told[1], "read-only");
+    assert_ne!(told[2], 0);
+    assert!(!world.path("work/made").exists());
+    let still = own.call("process/wait", json!({ "process": process, "timeout_ms": 0 }));
+    assert_eq!(still.expect("it is known")["record"], Value::Null);
+}
+
 both_users!(
+    a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started,
     lines_that_are_no_request_are_answered_and_an_id_that_can_be_read_is_repeated,
     parameters_that_make_no_sense_are_refused_one_by_one,
     ids_are_repeated_as_they_were_written,
