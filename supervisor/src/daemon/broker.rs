@@ -169,6 +169,10 @@ impl Broker {
         let flags = fcntl(&control, FcntlArg::F_GETFL)?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(&control, FcntlArg::F_SETFL(flags))?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an instance is a daemon, no command: it has a spawner of its own"
+        )]
         let mut command = Command::new(&self.executable);
         command
             .args(["serve", "--instance-of", &uid.to_string()])
@@ -284,6 +288,7 @@ pub fn become_instance(uid: u32) -> io::Error {
         nix::unistd::setresgid(gid, gid, gid)?;
         let uid = Uid::from_raw(uid);
         nix::unistd::setresuid(uid, uid, uid)?;
+        #[expect(clippy::disallowed_methods, reason = "this program anew: nothing is forked")]
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--instance"])

@@ -151,7 +151,8 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
         };
         let request = match Line::read(&line) {
             Ok(request) => request,
-            Err((id, error)) => {
+            Err(refused) => {
+                let (id, error) = *refused;
                 nonsense += 1;
                 client.outbox.push(&reply(id, Err(error)));
                 if nonsense >= NONSENSE_MAX {

@@ -31,7 +31,8 @@ pub fn protocol_line(bytes: &[u8]) {
                 }
                 each(&request);
             }
-            Err((id, error)) => {
+            Err(refused) => {
+                let (id, error) = *refused;
                 let kind = error.data.kind;
                 assert!(matches!(kind, ErrorKind::Parse | ErrorKind::InvalidRequest));
                 answered(line, reply(id, Err(error)));

@@ -45,37 +45,38 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 
 impl Line {
     /// Reads a line; what to answer to one that is no request, and under which id.
-    pub(super) fn read(line: &str) -> Result<Self, (Id, RpcError)> {
+    pub(super) fn read(line: &str) -> Result<Self, Box<(Id, RpcError)>> {
         let no_json = |error: &serde_json::Error| {
             let why = format!("it is no JSON: {error}");
-            (Id::default(), RpcError::new(ErrorKind::Parse, "read a line", why))
+            let error = RpcError::new(ErrorKind::Parse, "read a line", why);
+            Box::new((Id::default(), error))
         };
         // An array would be read as a struct's fields.
         if !line.trim_start().starts_with('{') {
             serde_json::from_str::<IgnoredAny>(line).map_err(|error| no_json(&error))?;
             let why = "it is no JSON object (batches are not read)";
-            return Err((Id::default(), invalid(why)));
+            return Err(Box::new((Id::default(), invalid(why))));
         }
         let envelope: Envelope<'_> =
             serde_json::from_str(line).map_err(|error| match error.classify() {
-                Category::Data => (Id::default(), invalid(plain(&error))),
+                Category::Data => Box::new((Id::default(), invalid(plain(&error)))),
                 _ => no_json(&error),
             })?;
         let id = match envelope.id.map(RawValue::get) {
             None => None,
             Some(id) if id.len() > ID_BYTES_MAX => {
                 let why = format!("`id` is longer than {ID_BYTES_MAX} bytes");
-                return Err((Id::default(), invalid(why)));
+                return Err(Box::new((Id::default(), invalid(why))));
             }
             Some(id) if id.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) => {
                 Some(Id(envelope.id.map(ToOwned::to_owned)))
             }
             Some(_) => {
                 let why = "`id` is neither a string nor a number";
-                return Err((Id::default(), invalid(why)));
+                return Err(Box::new((Id::default(), invalid(why))));
             }
         };
-        let invalid = |why: &str| (id.clone().unwrap_or_default(), invalid(why));
+        let invalid = |why: &str| Box::new((id.clone().unwrap_or_default(), invalid(why)));
         let text = |value: Option<&RawValue>| serde_json::from_str::<String>(value?.get()).ok();
         if text(envelope.jsonrpc).as_deref() != Some("2.0") {
             return Err(invalid("`jsonrpc` is not \"2.0\""));

@@ -29,8 +29,11 @@ type Answer = Result<Value, RpcError>;
 /// A request whose place in the order of its kind is taken.
 pub(super) struct Prepared {
     request: Line,
-    write: Option<Result<(Arc<Supervised>, Turn, ProcessWrite), RpcError>>,
+    write: Option<Result<Write, RpcError>>,
 }
+
+/// A write, to which process, and its turn there.
+type Write = (Arc<Supervised>, Turn, ProcessWrite);
 
 /// What is let go when the answer is on its way.
 #[derive(Default)]
@@ -324,10 +327,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
     }
 }
 
-async fn write(
-    client: &Client,
-    (process, turn, asked): (Arc<Supervised>, Turn, ProcessWrite),
-) -> Answer {
+async fn write(client: &Client, (process, turn, asked): Write) -> Answer {
     let what = format!("write to {}", process.id());
     client.daemon.may_touch(process.session, client.holder, &what)?;
     let bytes = STANDARD.decode_to_vec(asked.data.as_bytes());
