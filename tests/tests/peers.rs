@@ -652,7 +652,25 @@ fn a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started(w
     assert_eq!(still.expect("it is known")["record"], Value::Null);
 }
 
+fn a_supervised_command_that_may_use_the_socket_is_refused(world: &World) {
+    require!(needs::command("python3"), "python3");
+    let daemon = Served::start(world);
+    open_to_all(&daemon);
+    let socket = daemon.socket().display().to_string();
+    // A name of its own choice is no better than none.
+    let bound = STRANGER.replace("s.connect(", "s.bind('mine'); s.connect(");
+    for script in [STRANGER, &bound] {
+        let done = world
+            .run(["/usr/bin/python3", "-c", script, "plainly", &socket])
+            .with(["--allow-unix", &socket])
+            .finish();
+        let told: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done}"));
+        assert_eq!(kind(&told["error"]), "forbidden", "{told}");
+    }
+}
+
 both_users!(
+    a_supervised_command_that_may_use_the_socket_is_refused,
     a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started,
     lines_that_are_no_request_are_answered_and_an_id_that_can_be_read_is_repeated,
     parameters_that_make_no_sense_are_refused_one_by_one,
