@@ -6,13 +6,14 @@ mod ledger;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("audit_record", provost_sandbox::fuzzing::audit_record),
     ("bpf_layout", provost_sandbox::fuzzing::bpf_layout),
     ("dns", provost_sandbox::fuzzing::dns),
     ("ledger", ledger::ledger),
     ("notification", provost_sandbox::fuzzing::notification),
     ("policy_file", provost::policy_file::fuzzing::policy_file),
+    ("protocol_line", provost::daemon::fuzzing::protocol_line),
     ("spawner_message", provost_sandbox::fuzzing::spawner_message),
     ("tls_hello", provost_actors::tls_hello),
 ];

@@ -13,6 +13,10 @@ mod broker;
 pub mod config;
 mod connection;
 mod follow;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod line;
 pub mod listen;
 pub mod lock;
 pub mod logging;
@@ -48,7 +52,7 @@ pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
 use self::start::Starts;
 use crate::Supervisor;
-use crate::protocol::{FRAME_BYTES_MAX, ServerLimits, Status};
+use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};
 
 /// How often it is looked at what has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -131,6 +135,8 @@ struct Inner {
 struct State {
     leases: Leases<SessionLink>,
     processes: BTreeMap<ProcessId, Arc<Supervised>>,
+    /// Processes that are being started, with their names.
+    starting: HashMap<u64, Option<String>>,
     /// Ended ones, in the order of their ends as far as that was noticed.
     ended: VecDeque<ProcessId>,
     /// Where each holder of sessions is told of them.
@@ -185,10 +191,9 @@ impl Daemon {
     /// Takes a connection. One too many is told so.
     pub fn accept(&self, stream: UnixStream) {
         let daemon = self.clone();
-        self.0.connections.spawn(async move {
-            let _count = Count::of(&daemon);
-            connection::serve(daemon.clone(), stream).await;
-        });
+        self.0
+            .connections
+            .spawn(async move { connection::serve(daemon, stream).await });
     }
 
     /// Serves one client on any pair of streams, as the daemon's own user, until it ends.
@@ -321,10 +326,23 @@ impl Daemon {
 /// A connection, as long as it is counted.
 struct Count(Daemon);
 
-impl Count {
-    fn of(daemon: &Daemon) -> Self {
-        daemon.0.clients.fetch_add(1, Ordering::Relaxed);
-        Self(daemon.clone())
+impl Daemon {
+    /// Counts a connection, unless there are too many.
+    fn count_client(&self) -> Result<Count, RpcError> {
+        let clients_max = lock(&self.0.settings).clients_max;
+        let more = |clients: usize| (clients < clients_max).then_some(clients + 1);
+        let counted = self
+            .0
+            .clients
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        match counted {
+            Ok(_) => Ok(Count(self.clone())),
+            Err(_) => {
+                let why = format!("{clients_max} clients are connected already");
+                Err(RpcError::new(ErrorKind::Limit, "connect", why)
+                    .hint("try again when some have gone"))
+            }
+        }
     }
 }
 

@@ -16,6 +16,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// The longest line that either side reads, in bytes.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
+/// The longest part of an error, in bytes.
+const ERROR_BYTES_MAX: usize = 1024;
+
 /// A request, or a notification if it has no id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
@@ -131,10 +134,19 @@ impl ErrorKind {
     }
 }
 
+/// What a client said is repeated in an error, but not megabytes of it.
+fn shortened(mut text: String) -> String {
+    if text.len() > ERROR_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
 impl RpcError {
     /// An error of this kind.
     pub fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
-        let (what, why) = (what.into(), why.into());
+        let (what, why) = (shortened(what.into()), shortened(why.into()));
         Self {
             code: kind.code(),
             message: format!("{what}: {why}"),

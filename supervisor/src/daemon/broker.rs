@@ -18,6 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::{Gid, Uid, User};
@@ -131,10 +132,13 @@ impl Broker {
 
     fn hand_over(&self, uid: u32, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
         let mut instances = lock(&self.instances);
-        if let Some(instance) = instances.get(&uid)
-            && handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd())).is_ok()
-        {
-            return Ok(());
+        if let Some(instance) = instances.get(&uid) {
+            match handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd())) {
+                // It does not take what it is given (its user may stop it): nobody else waits for that.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
         }
         // There is none, or it is gone.
         instances.remove(&uid);
@@ -161,6 +165,14 @@ impl Broker {
             None,
             SockFlag::SOCK_CLOEXEC,
         )?;
+        // Ours alone: the instance's end waits.
+        let flags = fcntl(&control, FcntlArg::F_GETFL)?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(&control, FcntlArg::F_SETFL(flags))?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an instance is a daemon, no command: it has a spawner of its own"
+        )]
         let mut command = Command::new(&self.executable);
         command
             .args(["serve", "--instance-of", &uid.to_string()])
@@ -276,6 +288,7 @@ pub fn become_instance(uid: u32) -> io::Error {
         nix::unistd::setresgid(gid, gid, gid)?;
         let uid = Uid::from_raw(uid);
         nix::unistd::setresuid(uid, uid, uid)?;
+        #[expect(clippy::disallowed_methods, reason = "this program anew: nothing is forked")]
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--instance"])

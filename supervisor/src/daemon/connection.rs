@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use provost_actors::session::Holder;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -15,16 +15,19 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::task::TaskTracker;
 
 use super::follow::Way;
+use super::line::{Id, Line};
 use super::outbox::Outbox;
 use super::peer::ConfinedPeers;
-use super::requests;
+use super::requests::{self, After};
 use super::{Daemon, Peer};
-use crate::protocol::{ErrorKind, Reply, Request, RpcError};
+use crate::protocol::{ErrorKind, RpcError};
 
 /// How long a client may take to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Lines that make no sense, before a client is sent away.
 const NONSENSE_MAX: u32 = 16;
+/// Large answers that a client has made the daemon make and has not read.
+const LARGE_ANSWERS_MAX: usize = 2;
 /// Followers of one connection.
 pub(super) const FOLLOWERS_MAX: usize = 1024;
 
@@ -39,6 +42,8 @@ pub(super) struct Client {
     pub(super) followers: Mutex<HashMap<u64, Arc<Way>>>,
     /// Followers and requests.
     pub(super) tasks: TaskTracker,
+    /// Large answers that are made and not on their way yet.
+    pub(super) large: Arc<Semaphore>,
 }
 
 /// Serves a client that connected to the socket.
@@ -48,19 +53,27 @@ pub(super) async fn serve(daemon: Daemon, stream: UnixStream) {
         Err(error) => return tracing::debug!(%error, "a client that cannot be looked at"),
     };
     let refusal = daemon.refusal(&peer);
+    // Whoever is refused takes nobody's place.
+    let count = match refusal {
+        Some(error) => Err(error),
+        None => daemon.count_client(),
+    };
     let (reader, writer) = stream.into_split();
-    if let Some(error) = refusal {
-        tracing::info!(
-            pid = peer.pid,
-            uid = peer.uid,
-            why = error.data.why,
-            "refused a client"
-        );
-        let (outbox, write) = Outbox::new(writer);
-        outbox.push(&reply(Value::Null, Err(error)));
-        drop(outbox);
-        return write.await;
-    }
+    let _count = match count {
+        Ok(count) => count,
+        Err(error) => {
+            tracing::info!(
+                pid = peer.pid,
+                uid = peer.uid,
+                why = error.data.why,
+                "refused a client"
+            );
+            let (outbox, write) = Outbox::new(writer);
+            outbox.push(&reply(Id::default(), Err(error)));
+            drop(outbox);
+            return write.await;
+        }
+    };
     talk(daemon, reader, writer, peer.confined.is_some()).await;
 }
 
@@ -72,7 +85,7 @@ pub(super) async fn talk(
     confined: bool,
 ) {
     let (outbox, write) = Outbox::new(writer);
-    let writing = tokio::spawn(write);
+    let mut writing = tokio::spawn(write);
     let holder = Holder(daemon.next());
     daemon.state().holders.insert(holder, outbox.clone());
     let client = Arc::new(Client {
@@ -82,6 +95,7 @@ pub(super) async fn talk(
         confined,
         followers: Mutex::default(),
         tasks: TaskTracker::new(),
+        large: Arc::new(Semaphore::new(LARGE_ANSWERS_MAX)),
     });
     let ended = daemon.0.ended.clone();
     tokio::select! {
@@ -96,14 +110,18 @@ pub(super) async fn talk(
     }
     client.tasks.close();
     drop(client);
-    // The last replies are written, if the client still reads.
-    let _ = tokio::time::timeout(super::GOODBYE, writing).await;
+    // The last replies are written, if the client still reads. Requests that wait would keep the socket open for longer.
+    if tokio::time::timeout(super::GOODBYE, &mut writing).await.is_err() {
+        writing.abort();
+    }
 }
 
 async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
     let settings = client.daemon.settings();
     let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(settings.frame_bytes_max));
     let in_flight = Arc::new(Semaphore::new(settings.requests_max));
+    let bytes_max = 2 * settings.frame_bytes_max;
+    let bytes = Arc::new(Semaphore::new(bytes_max));
     let mut introduced = false;
     let mut nonsense = 0;
     loop {
@@ -121,19 +139,20 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
             Some(Err(LinesCodecError::MaxLineLengthExceeded)) => {
                 let why = format!("it is longer than {} bytes", settings.frame_bytes_max);
                 let error = RpcError::new(ErrorKind::FrameTooLarge, "read a line", why);
-                client.outbox.push(&reply(Value::Null, Err(error)));
+                client.outbox.push(&reply(Id::default(), Err(error)));
                 return;
             }
             Some(Err(LinesCodecError::Io(error))) if error.kind() == std::io::ErrorKind::InvalidData => {
                 let error = RpcError::new(ErrorKind::Parse, "read a line", "it is not UTF-8");
-                client.outbox.push(&reply(Value::Null, Err(error)));
+                client.outbox.push(&reply(Id::default(), Err(error)));
                 return;
             }
             Some(Err(_)) | None => return,
         };
-        let request = match read(&line) {
+        let request = match Line::read(&line) {
             Ok(request) => request,
-            Err((id, error)) => {
+            Err(refused) => {
+                let (id, error) = *refused;
                 nonsense += 1;
                 client.outbox.push(&reply(id, Err(error)));
                 if nonsense >= NONSENSE_MAX {
@@ -154,21 +173,28 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
         }
         // Takes no time, and frees what others wait for.
         if request.method == "ack" {
-            let answer = requests::ack(client, request);
-            if let Some(id) = id {
-                client.outbox.push(&reply(id, answer));
+            let answer = requests::ack(client, &request);
+            if let Some(id) = id
+                && !client.outbox.send(&reply(id, answer)).await
+            {
+                return;
             }
             continue;
         }
-        let Ok(place) = in_flight.clone().try_acquire_owned() else {
-            let why = format!("{} are in work already", settings.requests_max);
+        // Blocked writes keep what they hold: many of them are as bad as one that is too long.
+        let size = u32::try_from(line.len()).unwrap_or(u32::MAX);
+        drop(line);
+        let place = in_flight.clone().try_acquire_owned();
+        let room = bytes.clone().try_acquire_many_owned(size);
+        let (Ok(place), Ok(room)) = (place, room) else {
+            let why = format!(
+                "{} requests or {bytes_max} bytes of them are in work already",
+                settings.requests_max
+            );
             let error =
                 RpcError::new(ErrorKind::Limit, request.method, why).hint("wait for answers first");
-            if !client
-                .outbox
-                .send(&reply(id.unwrap_or_default(), Err(error)))
-                .await
-            {
+            let answer = reply(id.unwrap_or_default(), Err(error));
+            if !client.outbox.send(&answer).await {
                 return;
             }
             continue;
@@ -177,48 +203,35 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
         let prepared = requests::prepare(client, request);
         let working = client.clone();
         client.tasks.spawn(async move {
-            let mut after = None;
+            let mut after = After::default();
             let answer = requests::answer(&working, prepared, &mut after).await;
+            working.daemon.settle(working.holder);
             if let Some(id) = id {
                 working.outbox.send(&reply(id, answer)).await;
             }
-            drop((after, place));
+            drop((after, place, room));
         });
     }
 }
 
-/// A request, or what to answer to a line that is none, and under which id.
-fn read(line: &str) -> Result<Request, (Value, RpcError)> {
-    let value: Value = serde_json::from_str(line).map_err(|error| {
-        let error = RpcError::new(ErrorKind::Parse, "read a line", format!("it is no JSON: {error}"));
-        (Value::Null, error)
-    })?;
-    let id = value
-        .get("id")
-        .filter(|id| id.is_string() || id.is_number())
-        .cloned();
-    let invalid = |why: String| {
-        let error = RpcError::new(ErrorKind::InvalidRequest, "read a request", why);
-        (id.clone().unwrap_or_default(), error)
-    };
-    if value.get("jsonrpc") != Some(&json!("2.0")) {
-        return Err(invalid(
-            "`jsonrpc` is not \"2.0\" (batches are not read)".to_owned(),
-        ));
-    }
-    if value.get("id").is_some() && id.is_none() {
-        return Err(invalid("`id` is neither a string nor a number".to_owned()));
-    }
-    serde_json::from_value(value.clone()).map_err(|error| invalid(error.to_string()))
+/// What the daemon answers.
+#[derive(Serialize)]
+pub(super) struct Answered {
+    jsonrpc: &'static str,
+    id: Id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<RpcError>,
 }
 
-pub(super) fn reply(id: Value, answer: Result<Value, RpcError>) -> Reply {
+pub(super) fn reply(id: Id, answer: Result<Value, RpcError>) -> Answered {
     let (result, error) = match answer {
         Ok(result) => (Some(result), None),
         Err(error) => (None, Some(error)),
     };
-    Reply {
-        jsonrpc: "2.0".to_owned(),
+    Answered {
+        jsonrpc: "2.0",
         id,
         result,
         error,
@@ -250,7 +263,7 @@ impl Daemon {
         let settings = self.settings();
         let what = "connect";
         if peer.uid != self.0.account.uid && peer.uid != 0 {
-            let why = format!("this daemon serves uid {}", self.0.account.uid);
+            let why = "this daemon serves another user";
             return Some(RpcError::new(ErrorKind::Forbidden, what, why));
         }
         if let (Some(why), ConfinedPeers::Refuse) = (&peer.confined, &settings.confined_peers) {
@@ -258,13 +271,6 @@ impl Daemon {
             return Some(RpcError::new(ErrorKind::Forbidden, what, why).hint(
                 "set confined_peers in the daemon's configuration to the policy that such clients may use",
             ));
-        }
-        let clients = self.0.clients.load(std::sync::atomic::Ordering::Relaxed);
-        if clients > settings.clients_max {
-            let why = format!("{} clients are connected already", settings.clients_max);
-            return Some(
-                RpcError::new(ErrorKind::Limit, what, why).hint("try again when some have gone"),
-            );
         }
         None
     }

@@ -23,8 +23,7 @@ use crate::protocol::EventNotification;
 const WINDOW_MAX: usize = 1 << 20;
 
 /// Pushes a process's events until the terminal one, or until the client is gone or has enough.
-pub(super) async fn process(process: Arc<Supervised>, after_seq: u64, paced: bool, way: Arc<Way>) {
-    let cursor = process.link.log().follow(after_seq, paced);
+pub(super) async fn process(process: Arc<Supervised>, cursor: Cursor, way: Arc<Way>) {
     push(&process, cursor, &way).await;
 }
 

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+use nix::sys::socket::{UnixAddr, getpeername, getsockopt};
 use serde::{Deserialize, Serialize};
 
 /// What clients get that are confined themselves (a seccomp filter and no new privileges, or namespaces of their own): with
@@ -46,7 +46,14 @@ impl Peer {
         let pid = credentials.pid();
         // Root of this machine may do everything anyway, and may not be looked at.
         let trusted = credentials.uid() == 0 && !nix::unistd::geteuid().is_root();
-        let confined = if trusted { None } else { confinement(pid) };
+        // Ordinary clients have no name; a supervisor that connects on behalf of what it confines gives it one.
+        let name = getpeername::<UnixAddr>(socket.as_fd().as_raw_fd())?;
+        let is_named = name.path().is_some() || name.as_abstract().is_some();
+        let confined = match (is_named, trusted) {
+            (true, _) => Some("its socket has a name, like that of a supervised command".to_owned()),
+            (false, true) => None,
+            (false, false) => confinement(pid),
+        };
         if let Some(pidfd) = pidfd {
             let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
             if poll(&mut ended, PollTimeout::ZERO)? > 0 {
@@ -79,11 +86,14 @@ fn confinement(pid: i32) -> Option<String> {
     };
     let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
     // A filter that we are under as well confines nobody more than us.
-    let filtered = |status: &str| {
-        field(status, "Seccomp").as_deref() == Some("2")
-            && field(status, "NoNewPrivs").as_deref() == Some("1")
+    let filters = |status: &str| {
+        let bound = field(status, "Seccomp").as_deref() == Some("2")
+            && field(status, "NoNewPrivs").as_deref() == Some("1");
+        // Counted since Linux 5.9.
+        let count = || field(status, "Seccomp_filters")?.parse::<u32>().ok();
+        if bound { count().unwrap_or(1) } else { 0 }
     };
-    if filtered(&status) && !filtered(&own) {
+    if filters(&status) > filters(&own) {
         return Some("it is under a seccomp filter and gains no new privileges".to_owned());
     }
     for namespace in ["user", "mnt", "pid", "net"] {

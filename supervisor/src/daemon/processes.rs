@@ -1,6 +1,6 @@
 //! The processes that a daemon knows, live and ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,8 +8,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use provost_actors::ProcessLink;
 use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
+use provost_actors::log::Cursor;
 use provost_actors::session::SessionId;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{Daemon, lock};
 use crate::protocol::{
@@ -20,6 +21,10 @@ use crate::protocol::{
 const READ_BYTES: usize = 1 << 20;
 /// Events of one answer.
 const READ_EVENTS_MAX: usize = 4096;
+/// Bytes of writes, as they are sent, that wait for one process to read them: so many that one line always fits.
+const WRITES_BYTES_MAX: usize = 16 << 20;
+/// What a write takes besides.
+const WRITE_BYTES: usize = 1024;
 /// The longest that a read waits.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
@@ -34,7 +39,13 @@ pub(super) struct Supervised {
     pub(super) policy: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) started_at: Timestamp,
+    /// A client that is confined itself started it.
+    pub(super) confined: bool,
+    /// Bytes that it takes to say what it is.
+    pub(super) described_bytes: u64,
     writes: Mutex<Writes>,
+    /// Room for writes that wait for it to read.
+    write_room: Arc<Semaphore>,
 }
 
 /// Writes to the standard input: one after the other, in the order in which they came.
@@ -50,6 +61,7 @@ struct Writes {
 pub(super) struct Turn {
     before: Option<oneshot::Receiver<()>>,
     _done: oneshot::Sender<()>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Supervised {
@@ -63,7 +75,10 @@ impl Supervised {
             policy: String::new(),
             labels: BTreeMap::new(),
             started_at: Timestamp::now(),
+            confined: false,
+            described_bytes: 0,
             writes: Mutex::default(),
+            write_room: Arc::new(Semaphore::new(WRITES_BYTES_MAX)),
         }
     }
 
@@ -106,10 +121,21 @@ impl Supervised {
     }
 
     /// A place in the order of writes. Taken before anything else is done about one.
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn turn(&self, bytes: usize) -> Result<Turn, RpcError> {
+        let need = u32::try_from((bytes + WRITE_BYTES).min(WRITES_BYTES_MAX)).unwrap_or(u32::MAX);
+        let Ok(room) = self.write_room.clone().try_acquire_many_owned(need) else {
+            let what = format!("write to {}", self.id());
+            let why = "it has too much to read already";
+            return Err(RpcError::new(ErrorKind::Limit, what, why)
+                .hint("wait for the answers to earlier writes"));
+        };
         let (done, after) = oneshot::channel();
         let before = lock(&self.writes).last.replace(after);
-        Turn { before, _done: done }
+        Ok(Turn {
+            before,
+            _done: done,
+            _room: room,
+        })
     }
 
     /// Writes what was not written yet of bytes that begin at this place.
@@ -160,26 +186,45 @@ impl Supervised {
         Ok(Written { offset })
     }
 
-    /// Events that are there, or the first one that comes.
-    pub(super) async fn read(&self, request: &ProcessRead) -> Events {
-        let mut cursor = self.link.log().follow(request.after_seq, false);
+    /// A place to read from.
+    pub(super) fn reading(&self, request: &ProcessRead) -> Reading {
+        Reading {
+            cursor: self.link.log().follow(request.after_seq, false),
+            first: None,
+        }
+    }
+}
+
+/// A read that is under way.
+pub(super) struct Reading {
+    cursor: Cursor,
+    first: Option<Event>,
+}
+
+impl Reading {
+    /// Waits for the first event, as long as the request says.
+    pub(super) async fn wait(&mut self, request: &ProcessRead) {
+        let wait = Duration::from_millis(request.wait_ms).min(WAIT_MAX);
+        if !wait.is_zero() {
+            let first = tokio::time::timeout(wait, self.cursor.next()).await;
+            self.first = first.ok().flatten();
+        }
+    }
+
+    /// Events that are there.
+    pub(super) fn take(mut self, request: &ProcessRead) -> Events {
         let mut events: Vec<Event> = Vec::new();
         let mut room = request.max_bytes.unwrap_or(READ_BYTES).clamp(1, READ_BYTES);
-        let wait = Duration::from_millis(request.wait_ms).min(WAIT_MAX);
-        if !wait.is_zero()
-            && let Ok(Some(event)) = tokio::time::timeout(wait, cursor.next()).await
-        {
-            room = room.saturating_sub(weight(&event));
-            events.push(event);
-        }
         while room > 0 && events.len() < READ_EVENTS_MAX {
-            let Some(event) = cursor.try_next() else { break };
+            let Some(event) = self.first.take().or_else(|| self.cursor.try_next()) else {
+                break;
+            };
             room = room.saturating_sub(weight(&event));
             events.push(event);
         }
         Events {
             next_seq: events.last().map_or(request.after_seq, |event| event.seq),
-            ended: cursor.is_finished(),
+            ended: self.cursor.is_finished(),
             events,
         }
     }
@@ -194,17 +239,19 @@ fn weight(event: &Event) -> usize {
 }
 
 impl Daemon {
-    /// The process that is meant by an id, an unambiguous beginning or end of one, or a name.
-    pub(super) fn find(&self, text: &str) -> Result<Arc<Supervised>, RpcError> {
+    /// The process that is meant by an id, an unambiguous beginning or end of one, or a name; among all, or among those
+    /// of confined clients.
+    pub(super) fn find(&self, text: &str, confined_only: bool) -> Result<Arc<Supervised>, RpcError> {
         let state = self.state();
+        let known = |process: &Supervised| process.confined || !confined_only;
         if let Ok(id) = text.parse::<ProcessId>()
-            && let Some(process) = state.processes.get(&id)
+            && let Some(process) = state.processes.get(&id).filter(|process| known(process))
         {
             return Ok(process.clone());
         }
         let what = || format!("process `{text}`");
         let named = |live: bool| {
-            let mut processes = state.processes.values().rev();
+            let mut processes = state.processes.values().rev().filter(|process| known(process));
             processes
                 .find(|process| process.name.as_deref() == Some(text) && (!live || process.is_live()))
         };
@@ -214,7 +261,7 @@ impl Daemon {
         let part = text.len() >= ID_PART_MIN && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
         let mut fitting = state.processes.values().filter(|process| {
             let id = process.id().to_string();
-            part && (id.starts_with(text) || id.ends_with(text))
+            part && known(process) && (id.starts_with(text) || id.ends_with(text))
         });
         match (fitting.next(), fitting.next()) {
             (Some(process), None) => Ok(process.clone()),
@@ -284,19 +331,21 @@ impl Daemon {
         let settings = self.settings();
         let mut state = self.state();
         let state = &mut *state;
+        let noted: HashSet<ProcessId> = state.ended.iter().copied().collect();
         for (id, process) in &state.processes {
-            if !process.is_live() && !state.ended.contains(id) {
+            if !process.is_live() && !noted.contains(id) {
                 state.ended.push_back(*id);
             }
         }
         state.ended.retain(|id| state.processes.contains_key(id));
-        let mut kept: u64 = state.processes.values().map(|process| process.retained()).sum();
+        let weight = |process: &Supervised| process.retained() + process.described_bytes;
+        let mut kept: u64 = state.processes.values().map(|process| weight(process)).sum();
         while state.ended.len() > settings.ended_max || kept > settings.memory_bytes {
             let Some(first) = state.ended.pop_front() else {
                 break;
             };
             if let Some(process) = state.processes.remove(&first) {
-                kept = kept.saturating_sub(process.retained());
+                kept = kept.saturating_sub(weight(&process));
             }
         }
     }

@@ -9,48 +9,90 @@ use provost_actors::ProcessCommand;
 use provost_actors::approval::{ApprovalScope, Verdict};
 use provost_sandbox::keeper::wire::SignalScope;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::connection::{Client, FOLLOWERS_MAX, notification};
 use super::follow::Way;
+use super::line::Line;
 use super::processes::{Supervised, Turn};
 use super::{follow, lock};
 use crate::protocol::{
     Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessFollow,
     ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal, ProcessStart,
-    ProcessStop, ProcessWait, ProcessWrite, Request, RpcError, SessionAttach, SessionClose,
-    SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
+    ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach, SessionClose, SessionFollow,
+    SessionRef, Started, Told, Unfollow, Waited,
 };
 
 type Answer = Result<Value, RpcError>;
 
 /// A request whose place in the order of its kind is taken.
 pub(super) struct Prepared {
-    request: Request,
-    write: Option<Result<(Arc<Supervised>, Turn, ProcessWrite), RpcError>>,
+    request: Line,
+    write: Option<Result<Write, RpcError>>,
+}
+
+/// A write, to which process, and its turn there.
+type Write = (Arc<Supervised>, Turn, ProcessWrite);
+
+/// What is let go when the answer is on its way.
+#[derive(Default)]
+pub(super) struct After {
+    /// A follower begins behind its answer.
+    answered: Option<oneshot::Sender<()>>,
+    large: Option<OwnedSemaphorePermit>,
+}
+
+impl Client {
+    /// A client that is confined itself has the processes that such clients started, and nothing else: what is not
+    /// under the policy set for them, and what others decide, is out of its reach.
+    fn may_ask(&self, method: &str) -> Result<(), RpcError> {
+        let harmless = matches!(
+            method,
+            "process/start"
+                | "process/read"
+                | "process/follow"
+                | "unfollow"
+                | "process/write"
+                | "process/resize"
+                | "process/signal"
+                | "process/stop"
+                | "process/kill"
+                | "process/wait"
+                | "process/inspect"
+        );
+        if harmless || !self.confined {
+            return Ok(());
+        }
+        let why = "the client is confined itself, and may only start processes and look after those";
+        Err(RpcError::new(ErrorKind::Forbidden, method, why))
+    }
+
+    /// The process that is meant, if this client may know of it.
+    fn find(&self, process: &str) -> Result<Arc<Supervised>, RpcError> {
+        self.daemon.find(process, self.confined)
+    }
 }
 
 /// Takes the place of what must happen in the order in which it was asked for: writes to the same process.
-pub(super) fn prepare(client: &Client, mut request: Request) -> Prepared {
+pub(super) fn prepare(client: &Client, request: Line) -> Prepared {
     let write = (request.method == "process/write").then(|| {
-        let write: ProcessWrite = params(&mut request)?;
-        let process = client.daemon.find(&write.process)?;
-        let turn = process.turn();
+        let write: ProcessWrite = request.params()?;
+        let process = client.find(&write.process)?;
+        let turn = process.turn(write.data.len())?;
         Ok((process, turn, write))
     });
     Prepared { request, write }
 }
 
 /// The first request.
-pub(super) fn initialize(client: &Client, request: &Request) -> Answer {
+pub(super) fn initialize(client: &Client, request: &Line) -> Answer {
     let what = "initialize";
     if request.method != what {
         let why = format!("the first request is `{}`", request.method);
         return Err(RpcError::new(ErrorKind::InvalidRequest, what, why).hint("begin with `initialize`"));
     }
-    let asked: Initialize = params(&mut request.clone())?;
+    let asked: Initialize = request.params()?;
     if asked.protocol != PROTOCOL_VERSION {
         let why = format!(
             "the client speaks version {}, and only {PROTOCOL_VERSION} is spoken here",
@@ -79,8 +121,8 @@ pub(super) fn initialize(client: &Client, request: &Request) -> Answer {
 }
 
 /// A client has taken events.
-pub(super) fn ack(client: &Client, mut request: Request) -> Answer {
-    let asked: Ack = params(&mut request)?;
+pub(super) fn ack(client: &Client, request: &Line) -> Answer {
+    let asked: Ack = request.params()?;
     let known = lock(&client.followers).get(&asked.subscription).cloned();
     if let Some(way) = &known {
         way.ack(asked.events);
@@ -89,41 +131,37 @@ pub(super) fn ack(client: &Client, mut request: Request) -> Answer {
 }
 
 /// Answers a request. What is to begin only behind the answer waits until `after` is dropped.
-pub(super) async fn answer(
-    client: &Arc<Client>,
-    prepared: Prepared,
-    after: &mut Option<oneshot::Sender<()>>,
-) -> Answer {
-    let Prepared { mut request, write } = prepared;
+pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut After) -> Answer {
+    let Prepared { request, write } = prepared;
     if let Some(write) = write {
         return self::write(client, write?).await;
     }
     let daemon = &client.daemon;
-    let request = &mut request;
+    client.may_ask(&request.method)?;
     match request.method.as_str() {
         "session/open" => {
-            let id = daemon.open_session(params(request)?, client.holder).await?;
+            let id = daemon.open_session(request.params()?, client.holder).await?;
             Ok(json!({ "session": id }))
         }
         "session/detach" => {
-            let asked: SessionRef = params(request)?;
+            let asked: SessionRef = request.params()?;
             value(&daemon.detach_session(&asked.session, client.holder)?)
         }
         "session/attach" => {
-            let asked: SessionAttach = params(request)?;
+            let asked: SessionAttach = request.params()?;
             value(&daemon.attach_sessions(&asked, client.holder)?)
         }
         "session/list" => value(&daemon.list_sessions(client.holder)),
         "session/close" => {
-            let asked: SessionClose = params(request)?;
+            let asked: SessionClose = request.params()?;
             value(&daemon.close_sessions(&asked, client.holder, false).await?)
         }
         "session/clean" => {
-            let asked: SessionClose = params(request)?;
+            let asked: SessionClose = request.params()?;
             value(&daemon.close_sessions(&asked, client.holder, true).await?)
         }
         "session/follow" => {
-            let asked: SessionFollow = params(request)?;
+            let asked: SessionFollow = request.params()?;
             let id = daemon.find_session(&asked.session)?;
             let way = subscribe(client, asked.window)?;
             let (daemon, behind, following) = (daemon.clone(), behind(after), way.clone());
@@ -139,31 +177,43 @@ pub(super) async fn answer(
             })
         }
         "process/start" => {
-            let asked: ProcessStart = params(request)?;
+            let asked: ProcessStart = request.params()?;
+            if client.confined && asked.session.is_some() {
+                client.may_ask("session/open")?;
+            }
             start(client, asked, after).await
         }
         "process/read" => {
-            let asked: ProcessRead = params(request)?;
-            value(&daemon.find(&asked.process)?.read(&asked).await)
+            let asked: ProcessRead = request.params()?;
+            let mut reading = client.find(&asked.process)?.reading(&asked);
+            tokio::select! {
+                () = reading.wait(&asked) => {}
+                () = client.outbox.closed() => return Err(gone()),
+            }
+            after.large = client.large.clone().acquire_owned().await.ok();
+            value(&reading.take(&asked))
         }
         "process/follow" => {
-            let asked: ProcessFollow = params(request)?;
-            let process = daemon.find(&asked.process)?;
+            let asked: ProcessFollow = request.params()?;
+            let process = client.find(&asked.process)?;
             let way = subscribe(client, asked.window)?;
+            // Its place is taken now: what is kept is kept for it, and the answer says whether it has the pace.
+            let cursor = process.link.log().follow(asked.after_seq, asked.paced);
+            let paced = cursor.is_paced();
             let (behind, following) = (behind(after), way.clone());
             client
                 .tasks
                 .spawn(ending(client.clone(), way.subscription, async move {
                     let _ = behind.await;
-                    follow::process(process, asked.after_seq, asked.paced, following).await;
+                    follow::process(process, cursor, following).await;
                 }));
             value(&Following {
                 subscription: way.subscription,
-                paced: asked.paced,
+                paced,
             })
         }
         "unfollow" => {
-            let asked: Unfollow = params(request)?;
+            let asked: Unfollow = request.params()?;
             let known = lock(&client.followers).remove(&asked.subscription);
             if let Some(way) = &known {
                 way.cancel();
@@ -171,13 +221,13 @@ pub(super) async fn answer(
             Ok(json!({ "was_following": known.is_some() }))
         }
         "process/resize" => {
-            let asked: ProcessResize = params(request)?;
+            let asked: ProcessResize = request.params()?;
             let what = format!("resize {}", asked.process);
             let process = touched(client, &asked.process, &what)?;
             resize(&process, &asked, what).await
         }
         "process/signal" => {
-            let asked: ProcessSignal = params(request)?;
+            let asked: ProcessSignal = request.params()?;
             let process = touched(client, &asked.process, "signal")?;
             let (sent, on_its_way) = oneshot::channel();
             let command = ProcessCommand::Signal {
@@ -189,52 +239,52 @@ pub(super) async fn answer(
             value(&Told { told })
         }
         "process/stop" => {
-            let asked: ProcessStop = params(request)?;
+            let asked: ProcessStop = request.params()?;
             let process = touched(client, &asked.process, "stop")?;
             let reason = asked.reason.unwrap_or_else(|| "a client asked for it".to_owned());
             let told = process.link.tell(ProcessCommand::Stop { reason });
             value(&Told { told })
         }
         "process/kill" => {
-            let asked: ProcessStop = params(request)?;
+            let asked: ProcessStop = request.params()?;
             let process = touched(client, &asked.process, "kill")?;
             let reason = asked.reason.unwrap_or_else(|| "a client asked for it".to_owned());
             let told = process.link.tell(ProcessCommand::Kill { reason });
             value(&Told { told })
         }
         "process/wait" => {
-            let asked: ProcessWait = params(request)?;
-            let process = daemon.find(&asked.process)?;
+            let asked: ProcessWait = request.params()?;
+            let process = client.find(&asked.process)?;
             let record = process.link.log().sealed();
-            let record = match asked.timeout_ms {
-                Some(millis) => {
-                    let patience = Duration::from_millis(millis);
-                    tokio::time::timeout(patience, record).await.ok()
-                }
-                None => Some(record.await),
+            let patience = asked.timeout_ms.map_or(Duration::MAX, Duration::from_millis);
+            let record = tokio::select! {
+                record = tokio::time::timeout(patience, record) => record.ok(),
+                () = client.outbox.closed() => return Err(gone()),
             };
             value(&Waited {
                 record: record.map(|record| Box::new((*record).clone())),
             })
         }
         "process/list" => {
-            let asked: ProcessList = params(request)?;
+            let asked: ProcessList = request.params()?;
+            after.large = client.large.clone().acquire_owned().await.ok();
             value(&daemon.list(&asked)?)
         }
         "process/inspect" => {
-            let asked: ProcessRef = params(request)?;
-            let process = daemon.find(&asked.process)?;
+            let asked: ProcessRef = request.params()?;
+            let process = client.find(&asked.process)?;
+            after.large = client.large.clone().acquire_owned().await.ok();
             let mut info = value(&process.info())?;
             info["retained_bytes"] = json!(process.retained());
             info["record"] = value(&process.link.log().record().as_deref())?;
             Ok(info)
         }
         "process/prune" => {
-            let asked: ProcessPrune = params(request)?;
+            let asked: ProcessPrune = request.params()?;
             Ok(json!({ "forgotten": daemon.prune(&asked)? }))
         }
         "approval/decide" => {
-            let asked: ApprovalDecide = params(request)?;
+            let asked: ApprovalDecide = request.params()?;
             let process = touched(client, &asked.process, "decide")?;
             let (reply, decided) = oneshot::channel();
             let verdict = match asked.allow {
@@ -257,7 +307,7 @@ pub(super) async fn answer(
                 policy: String,
                 cwd: String,
             }
-            let asked: Check = params(request)?;
+            let asked: Check = request.params()?;
             let loaded = daemon.policy(&asked.policy, std::path::Path::new(&asked.cwd))?;
             Ok(
                 json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
@@ -278,18 +328,14 @@ pub(super) async fn answer(
 }
 
 /// Starts a process, and follows it if that is asked for.
-async fn start(
-    client: &Arc<Client>,
-    asked: ProcessStart,
-    after: &mut Option<oneshot::Sender<()>>,
-) -> Answer {
+async fn start(client: &Arc<Client>, asked: ProcessStart, after: &mut After) -> Answer {
     let daemon = &client.daemon;
     if !asked.follow {
         return value(&daemon.start(asked, client.holder, client.confined).await?);
     }
     let way = subscribe(client, asked.window)?;
     let started = daemon.start(asked, client.holder, client.confined).await;
-    let found = started.and_then(|started| Ok((daemon.find(&started.process.to_string())?, started)));
+    let found = started.and_then(|started| Ok((client.find(&started.process.to_string())?, started)));
     let (process, started) = found.inspect_err(|_| {
         lock(&client.followers).remove(&way.subscription);
     })?;
@@ -312,15 +358,13 @@ async fn start(
     })
 }
 
-async fn write(
-    client: &Client,
-    (process, turn, asked): (Arc<Supervised>, Turn, ProcessWrite),
-) -> Answer {
+async fn write(client: &Client, (process, turn, asked): Write) -> Answer {
     let what = format!("write to {}", process.id());
     client.daemon.may_touch(process.session, client.holder, &what)?;
     let bytes = STANDARD.decode_to_vec(asked.data.as_bytes());
     let bytes =
         bytes.map_err(|_| RpcError::new(ErrorKind::InvalidParams, what, "`data` is not base64"))?;
+    drop(asked.data);
     value(&process.write(turn, asked.offset, &bytes, asked.close).await?)
 }
 
@@ -337,13 +381,18 @@ async fn resize(process: &Supervised, asked: &ProcessResize, what: String) -> An
 
 /// The process, if this client may change it.
 fn touched(client: &Client, process: &str, what: &str) -> Result<Arc<Supervised>, RpcError> {
-    let process = client.daemon.find(process)?;
+    let process = client.find(process)?;
     client.daemon.may_touch(
         process.session,
         client.holder,
         &format!("{what} {}", process.id()),
     )?;
     Ok(process)
+}
+
+/// Said to nobody: the connection that asked has ended.
+fn gone() -> RpcError {
+    RpcError::new(ErrorKind::Ended, "wait", "the client is gone")
 }
 
 fn subscribe(client: &Client, window: Option<u64>) -> Result<Arc<Way>, RpcError> {
@@ -367,9 +416,9 @@ async fn ending(client: Arc<Client>, subscription: u64, follow: impl Future<Outp
     }
 }
 
-fn behind(after: &mut Option<oneshot::Sender<()>>) -> oneshot::Receiver<()> {
+fn behind(after: &mut After) -> oneshot::Receiver<()> {
     let (answered, behind) = oneshot::channel();
-    *after = Some(answered);
+    after.answered = Some(answered);
     behind
 }
 
@@ -387,20 +436,6 @@ pub(super) fn signal(text: &str) -> Result<Signal, RpcError> {
         let what = format!("signal `{}`", text.escape_default());
         RpcError::new(ErrorKind::InvalidParams, what, "there is no such signal")
             .hint("want a name like TERM or SIGTERM, or a number")
-    })
-}
-
-fn params<T: DeserializeOwned>(request: &mut Request) -> Result<T, RpcError> {
-    let params = match request.params.take() {
-        Value::Null => json!({}),
-        params => params,
-    };
-    serde_json::from_value(params).map_err(|error| {
-        RpcError::new(
-            ErrorKind::InvalidParams,
-            request.method.clone(),
-            error.to_string(),
-        )
     })
 }
 

@@ -81,6 +81,15 @@ impl Daemon {
         request: &SessionAttach,
         holder: Holder,
     ) -> Result<SessionsMoved, RpcError> {
+        if let Some(count) = request
+            .sessions
+            .as_ref()
+            .map(Vec::len)
+            .filter(|count| *count > SESSIONS_MAX)
+        {
+            let why = format!("there are at most {SESSIONS_MAX} sessions, and {count} are named");
+            return Err(RpcError::new(ErrorKind::InvalidParams, "session/attach", why));
+        }
         let mut skipped = Vec::new();
         let mut skip = |session: String, why: String| skipped.push(SkippedSession { session, why });
         let wanted: Vec<(String, SessionId)> = match &request.sessions {
@@ -219,6 +228,13 @@ impl Daemon {
             .collect()
     }
 
+    /// What a request took while its connection ended is given up again.
+    pub(super) fn settle(&self, holder: Holder) {
+        if !self.state().holders.contains_key(&holder) {
+            self.disconnect(holder);
+        }
+    }
+
     /// A connection is over: what it held goes on or stops, as it was opened.
     pub(super) fn disconnect(&self, holder: Holder) {
         let left = {
@@ -239,8 +255,9 @@ impl Daemon {
     pub(super) fn find_session(&self, text: &str) -> Result<SessionId, RpcError> {
         let state = self.state();
         let what = || format!("session `{text}`");
-        let exact = state.leases.iter().find(|(id, _)| id.to_string() == text);
-        if let Some((id, _)) = exact {
+        if let Ok(id) = text.parse::<SessionId>()
+            && state.leases.get(id).is_some()
+        {
             return Ok(id);
         }
         let named: Vec<SessionId> = state

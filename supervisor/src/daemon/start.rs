@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
 
 /// Starts that are remembered by their request ids.
 const REMEMBERED_MAX: usize = 10_000;
+/// The longest request id.
+const REQUEST_ID_BYTES_MAX: usize = 256;
 /// A process keeps at least so much of each stream.
 const OUTPUT_BYTES_MIN: u64 = 4096;
 /// What it may ask for, where the default is less.
@@ -36,13 +39,13 @@ pub(super) struct Starts {
 
 #[derive(Debug, Clone)]
 struct Known {
-    /// What was asked for, to tell a repeated request from another one.
-    asked: String,
+    /// A hash of what was asked for, to tell a repeated request from another one.
+    asked: u64,
     started: Arc<OnceCell<ProcessId>>,
 }
 
 impl Starts {
-    fn remember(&mut self, id: &str, asked: String) -> Known {
+    fn remember(&mut self, id: &str, asked: u64) -> Known {
         if let Some(known) = self.known.get(id) {
             return known.clone();
         }
@@ -77,14 +80,18 @@ impl Daemon {
                 following: None,
             });
         };
+        if request_id.len() > REQUEST_ID_BYTES_MAX {
+            let why = format!("`request_id` is longer than {REQUEST_ID_BYTES_MAX} bytes");
+            return Err(RpcError::new(ErrorKind::InvalidParams, "process/start", why));
+        }
         // Who follows is not part of what is started.
         let what = ProcessStart {
             follow: false,
             window: None,
             ..request.clone()
         };
-        let asked = serde_json::to_string(&what).unwrap_or_default();
-        let known = lock(&self.0.starts).remember(&request_id, asked.clone());
+        let asked = hash(&(serde_json::to_string(&what).unwrap_or_default(), confined));
+        let known = lock(&self.0.starts).remember(&request_id, asked);
         if known.asked != asked {
             let what = format!("start with request_id `{request_id}`");
             let why = "another start had the same one";
@@ -133,37 +140,28 @@ impl Daemon {
             None => None,
         };
         let link = session.and_then(|id| self.state().leases.get(id).map(|lease| lease.value.clone()));
-        {
-            let state = self.state();
-            let live = || state.processes.values().filter(|process| process.is_live());
-            if live().count() >= settings.processes_max {
-                let why = format!("{} processes live already", settings.processes_max);
-                return Err(
-                    RpcError::new(ErrorKind::Limit, what, why).hint("wait until some have ended")
-                );
-            }
-            if request.name.is_some() && live().any(|process| process.name == request.name) {
-                let why = "a process of that name lives already";
-                return Err(RpcError::new(ErrorKind::Conflict, what, why).hint("choose another name"));
-            }
-        }
-        let confined = confined.then_some(&settings.confined_peers);
-        let spec = self.spec(&request, &what, settings.output_bytes, confined)?;
+        let _place = self.place(request.name.clone(), settings.processes_max, &what)?;
+        let confined_peers = confined.then_some(&settings.confined_peers);
+        let spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
         let policy = spec.policy.name.clone();
         let started = match &link {
             Some(session) => self.0.tree.spawn_in(session, spec).await,
             None => self.0.tree.spawn(spec).await,
         };
-        let link = started
-            .map_err(|error| {
-                self.0.metrics.refused();
-                error
-            })
-            .map_err(|error| match error {
+        let link = started.map_err(|error| {
+            self.0.metrics.refused();
+            match error {
                 SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
                 error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
-            })?;
+            }
+        })?;
+        // Its `started` event says the same once more.
+        let words = request.argv.iter().chain(request.labels.keys());
+        let words = words.chain(request.labels.values()).chain([&request.cwd]);
+        let described_bytes = 2 * words.map(|word| word.len() as u64 + 64).sum::<u64>();
         let mut process = Supervised::new(link, session, request.name);
+        process.confined = confined;
+        process.described_bytes = described_bytes;
         process.argv = request.argv;
         process.cwd = request.cwd;
         process.policy = policy;
@@ -173,6 +171,28 @@ impl Daemon {
         self.state().processes.insert(id, Arc::new(process));
         self.say_changed();
         Ok(id)
+    }
+
+    /// Room for a process that is being started, and its name.
+    fn place(&self, name: Option<String>, processes_max: usize, what: &str) -> Result<Place, RpcError> {
+        let mut state = self.state();
+        let live = || state.processes.values().filter(|process| process.is_live());
+        if live().count() + state.starting.len() >= processes_max {
+            let why = format!("{processes_max} processes live already");
+            return Err(RpcError::new(ErrorKind::Limit, what, why).hint("wait until some have ended"));
+        }
+        let mut starting = state.starting.values();
+        let taken = live().any(|process| process.name == name) || starting.any(|other| *other == name);
+        if name.is_some() && taken {
+            let why = "a process of that name lives already";
+            return Err(RpcError::new(ErrorKind::Conflict, what, why).hint("choose another name"));
+        }
+        let number = self.next();
+        state.starting.insert(number, name);
+        Ok(Place {
+            daemon: self.clone(),
+            number,
+        })
     }
 
     fn spec(
@@ -305,6 +325,24 @@ impl Daemon {
         loaded.settle().map_err(refused)?;
         Ok(loaded)
     }
+}
+
+/// A process that is being started.
+struct Place {
+    daemon: Daemon,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.daemon.state().starting.remove(&self.number);
+    }
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Account {

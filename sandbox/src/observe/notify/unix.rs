@@ -105,15 +105,18 @@ impl Decider {
             .own_sockets
             .find(&self.setup.tree, call.tid(), socket.as_fd(), kind, sought)
             != Owner::Tree
-            && !self.setup.net.unix.iter().any(|rule| rule.path == found.path)
         {
-            if !self.setup.ask.net {
+            let is_allowed = self.setup.net.unix.iter().any(|rule| rule.path == found.path);
+            if !is_allowed && !self.setup.ask.net {
                 return refuse(Errno::EACCES, &shown);
+            }
+            if let Err(errno) = mark(&socket) {
+                return Decided::error(errno);
             }
             let grant = Grant::Socket {
                 path: found.path.clone(),
             };
-            if !self.is_granted(&grant) {
+            if !is_allowed && !self.is_granted(&grant) {
                 let target = DenialTarget {
                     path: Some(shown.into_owned()),
                     protocol: Some(kind.name()),
@@ -161,6 +164,17 @@ impl Decider {
                 format!("{}; sockets of other programs are closed", self.net_rule),
             ),
         }
+    }
+}
+
+/// Gives a socket that has no name one of the kernel's choice (unix(7), autobind). Whoever is connected sees our
+/// credentials, not the target's: by the name Provost's own daemon knows that somebody confined is behind them.
+fn mark(socket: &OwnedFd) -> Result<(), Errno> {
+    const FAMILY_ALONE: [u8; 2] = (libc::AF_UNIX as u16).to_ne_bytes();
+    match listener::bind(socket.as_fd(), &FAMILY_ALONE) {
+        // It has a name already, or is connected already: what comes of the connect is the kernel's to say.
+        Err(Errno::EINVAL) => Ok(()),
+        marked => marked,
     }
 }
 
