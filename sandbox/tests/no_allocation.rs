@@ -6,7 +6,7 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::Ordering;
 
-use provost_sandbox::keeper::wire::{Request, Stdin};
+use provost_sandbox::keeper::wire::{Notice, Request, Stdin, TerminalSize};
 use provost_sandbox::keeper::{AFTER_FORK, Step};
 use provost_sandbox::policy::NetMode;
 use support::{Talk, code, directory, request, signal};
@@ -92,6 +92,18 @@ fn every_path(preset: &str, net: NetMode, limited: bool) {
             (Step::Exec, libc::ENOENT)
         );
     }
+
+    // A terminal is opened, and becomes the controlling one.
+    let mut typed = ask(&["sh", "-c", "test -t 0 && exit 5"]);
+    typed.stdin = Stdin::Terminal(TerminalSize::default());
+    let process = typed.process;
+    talk.ask(typed, &sandbox);
+    let (notice, _master) = talk.next();
+    assert!(
+        matches!(&notice, Notice::Started(started) if started.terminal),
+        "{notice:?}"
+    );
+    assert_eq!(code(talk.ended(process)), 5);
 
     // The init reaps, obeys and kills.
     let mut daemons = ask(&[
