@@ -1,6 +1,6 @@
 //! Provost inside of a sandbox: what the outer one lacks to the inner one is an error or is said, and the outer one holds.
 
-use provost_tests::{World, both_users, network, provost};
+use provost_tests::{User, World, both_users, network, provost};
 
 fn inner(world: &World, options: &[&str], command: &[&str]) -> Vec<String> {
     let record = world.text("work/inner.json");
@@ -62,6 +62,29 @@ fn inside_a_confined_command_supervision_alone_works(world: &World) {
     let record = inner_record(world);
     assert_eq!(record["exit_code"], 7, "{record}");
     assert_eq!(record["tree"]["killed"], 1, "{record}");
+}
+
+#[test]
+fn mounts_of_a_sandbox_do_not_reach_where_mounts_are_shared() {
+    let Some(world) = World::try_new(User::Root) else {
+        return;
+    };
+    // As on a machine with systemd: what is mounted anywhere appears everywhere, unless it is kept from that.
+    let script = "mkfifo in out; mounts() { cut -d' ' -f5 /proc/self/mountinfo | sort; }; before=$(mounts)
+        \"$1\" run --write . -- sh -c 'mount | grep -c provost; echo up; read x' < in > out & exec 3> in 4< out
+        while read line <&4 && [ \"$line\" != up ]; do :; done; during=$(mounts); echo >&3; wait
+        [ \"$line\" = up ] && [ \"$before\" = \"$during\" ] && echo apart";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "shared", "sh", "-c", script, "sh"])
+        .arg(provost())
+        .current_dir(world.work())
+        .output()
+        .expect("unshare runs");
+    let (said, wrong) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(said, "apart\n", "{wrong}");
 }
 
 both_users!(
