@@ -227,7 +227,11 @@ fn decide(notification: &Notification, entry: Option<&Entry>) {
     let may_continue = entry.is_some_and(|entry| {
         matches!(
             entry.handling,
-            Handling::Open | Handling::DirectoryChange | Handling::PidArgument { .. }
+            Handling::Open
+                | Handling::DirectoryChange
+                | Handling::PidArgument { .. }
+                // What a socket is called is the kernel's to say, unless it is one of ours.
+                | Handling::SocketName
         )
     });
     assert!(
