@@ -11,7 +11,7 @@ fn a_terminal_is_attached_left_and_attached_again(world: &World) {
     first.wait_for("ready\r\n");
     first.type_in("one\r");
     first.wait_for("30 100\r\ngot one\r\n");
-    first.type_in("half\x1d");
+    first.type_in("half\x10\x11");
     let left = first.finish();
     assert_eq!(left.code, Some(0), "\n{left}");
     assert_eq!(service.say(&["ps", "-q"]), id);

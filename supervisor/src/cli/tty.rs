@@ -33,8 +33,8 @@ pub(super) struct Attached {
     /// The user's terminal, if that is where the input comes from.
     terminal: Option<UserTerminal>,
     resized: Notify,
-    /// The key that leaves the command alone with its terminal, where there is one.
-    leaving: Option<u8>,
+    /// Ctrl-P Ctrl-Q leaves the command alone with its terminal.
+    leaving: bool,
     left: Notify,
 }
 
@@ -84,18 +84,18 @@ impl Attached {
             input: input.map(File::from),
             terminal,
             resized: Notify::new(),
-            leaving: None,
+            leaving: false,
             left: Notify::new(),
         })
     }
 
-    /// Has a key that leaves.
-    pub(super) fn leaving_by(mut self, key: u8) -> Self {
-        self.leaving = self.terminal.as_ref().map(|_| key);
+    /// Can be left, at a terminal, by Ctrl-P Ctrl-Q.
+    pub(super) fn that_can_be_left(mut self) -> Self {
+        self.leaving = self.terminal.is_some();
         self
     }
 
-    /// Done when that key was typed.
+    /// Done when that was typed.
     pub(super) async fn left(&self) {
         self.left.notified().await;
     }
@@ -108,15 +108,6 @@ impl Attached {
     /// Whether the input is typed at a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.terminal.is_some()
-    }
-
-    /// What was typed before the key that leaves, and whether it was typed.
-    fn until_left<'a>(&self, piece: &'a [u8]) -> (&'a [u8], bool) {
-        let at = piece.iter().position(|byte| Some(*byte) == self.leaving);
-        match at {
-            Some(at) => (&piece[..at], true),
-            None => (piece, false),
-        }
     }
 
     /// The size of the user's terminal, or what one has by default.
@@ -166,15 +157,22 @@ impl Attached {
     pub(super) async fn tie(self: Arc<Self>, process: Target) {
         let typing = async {
             if let Some(mut pieces) = self.input.as_ref().and_then(read_pieces) {
+                let mut keys = LeavingKeys::default();
                 while let Some(piece) = pieces.recv().await {
-                    let (piece, leave) = self.until_left(&piece);
-                    if !process.write_stdin(piece).await {
+                    let (piece, leave) = match self.leaving {
+                        true => keys.take(&piece),
+                        false => (piece.to_vec(), false),
+                    };
+                    if !process.write_stdin(&piece).await {
                         return;
                     }
                     if leave {
                         self.left.notify_one();
                         return;
                     }
+                }
+                if keys.held {
+                    process.write_stdin(&[CTRL_P]).await;
                 }
             }
             process.close_stdin().await;
@@ -189,6 +187,36 @@ impl Attached {
             }
         };
         tokio::join!(typing, resizing);
+    }
+}
+
+const CTRL_P: u8 = 0x10;
+const CTRL_Q: u8 = 0x11;
+
+/// Looks for Ctrl-P Ctrl-Q among what is typed. A Ctrl-P waits for the key behind it.
+#[derive(Debug, Default)]
+struct LeavingKeys {
+    held: bool,
+}
+
+impl LeavingKeys {
+    /// What is to be passed on, and whether it ends with the two keys.
+    fn take(&mut self, piece: &[u8]) -> (Vec<u8>, bool) {
+        let mut passed = Vec::with_capacity(piece.len() + 1);
+        for &byte in piece {
+            if std::mem::take(&mut self.held) {
+                if byte == CTRL_Q {
+                    return (passed, true);
+                }
+                passed.push(CTRL_P);
+            }
+            if byte == CTRL_P {
+                self.held = true;
+            } else {
+                passed.push(byte);
+            }
+        }
+        (passed, false)
     }
 }
 
@@ -250,4 +278,20 @@ fn read_pieces(input: &File) -> Option<mpsc::Receiver<Vec<u8>>> {
     let thread = std::thread::Builder::new().name("provost-typing".to_owned());
     thread.spawn(read).ok()?;
     Some(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_keys_leave_and_one_of_them_is_a_key_like_others() {
+        let mut keys = LeavingKeys::default();
+        assert_eq!(keys.take(b"ab\x11"), (b"ab\x11".to_vec(), false));
+        assert_eq!(keys.take(b"c\x10"), (b"c".to_vec(), false));
+        assert_eq!(keys.take(b"\x10d"), (b"\x10\x10d".to_vec(), false));
+        assert_eq!(keys.take(b"e\x10\x11f"), (b"e".to_vec(), true));
+        assert_eq!(keys.take(b"\x10"), (b"".to_vec(), false));
+        assert_eq!(keys.take(b"\x11"), (b"".to_vec(), true));
+    }
 }

@@ -16,16 +16,13 @@ use crate::cli::target::Target;
 use crate::cli::tty::Attached;
 use crate::cli::{CliResult, config, output, signals, summary};
 
-/// Ctrl-], which leaves.
-const LEAVE: u8 = 0x1d;
-
 /// Tie this terminal to a process: its output here, what is typed there
 ///
-/// A process with a terminal (`start --tty`) gets every key, and the size of this one; Ctrl-] leaves it alone again. Of
+/// A process with a terminal (`start --tty`) gets every key, and the size of this one; Ctrl-P Ctrl-Q leaves it alone again. Of
 /// another one, what it reads is what comes on standard input, and Ctrl-C leaves. Its kept output is shown first.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
-  the process's own, once it has ended; 0 left with Ctrl-]; 125 the connection was lost
+  the process's own, once it has ended; 0 left with Ctrl-P Ctrl-Q; 125 the connection was lost
 
 Examples:
   provost start --tty --name sh -- bash && provost attach sh
@@ -44,7 +41,7 @@ pub(crate) struct AttachArgs {
 pub(super) async fn run(args: AttachArgs) -> CliResult {
     let client = args.connection.open().await?;
     let (stdin, _) = config::stdin(StdinArg::Auto)?;
-    let attached = Arc::new(Attached::new(StdinArg::Auto, stdin)?.leaving_by(LEAVE));
+    let attached = Arc::new(Attached::new(StdinArg::Auto, stdin)?.that_can_be_left());
     let target = Target::Daemon {
         client: client.clone(),
         process: args.process.clone(),
