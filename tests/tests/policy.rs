@@ -301,6 +301,94 @@ fn explain_agrees_with_the_kernel_about_addresses(world: &World) {
     assert_eq!(reached_in_all, 2);
 }
 
+/// Connecting, serving and sending, over rules that were drawn from a hat: no server is needed to tell a refusal of the
+/// sandbox (EACCES) from one of the host.
+fn explain_agrees_with_the_kernel_about_generated_network_rules(world: &World) {
+    provost_tests::require!(provost_tests::needs::command("python3"), "python3");
+    const ADDRESSES: [&str; 4] = ["127.0.0.1", "127.0.0.2", "127.1.0.1", "[::1]"];
+    const PORTS: [&str; 3] = ["40001", "40002", "40003"];
+    let rules: Vec<String> = [
+        "127.0.0.1",
+        "127.0.0.2",
+        "127.0.0.0/24",
+        "127.0.0.0/8",
+        "[::1]",
+        "[::/0]",
+    ]
+    .iter()
+    .flat_map(|net| ["40001", "40002", "*"].map(|port| format!("{net}:{port}")))
+    .collect();
+    let script = "import socket, sys, errno\n\
+        def act(what, address, port):\n\
+        \x20   host = address.strip('[]'); family = socket.AF_INET6 if ':' in host else socket.AF_INET\n\
+        \x20   s = socket.socket(family, socket.SOCK_DGRAM if what == 'send' else socket.SOCK_STREAM)\n\
+        \x20   try:\n\
+        \x20       if what == 'listen': s.bind((host, port)); s.listen()\n\
+        \x20       else: s.connect((host, port))\n\
+        \x20   except OSError as e: return e.errno not in (errno.EACCES, errno.ENETUNREACH)\n\
+        \x20   return True\n\
+        for target in sys.argv[1:]:\n\
+        \x20   address, port = target.rsplit(':', 1)\n\
+        \x20   print(target, *(int(act(what, address, int(port))) for what in ('connect', 'listen', 'send')))\n";
+    let targets: Vec<String> = ADDRESSES
+        .iter()
+        .flat_map(|address| PORTS.map(|port| format!("{address}:{port}")))
+        .collect();
+    let mut numbers = Numbers(11);
+    let mut seen = [0; 2];
+    for _ in 0..8 {
+        let mut lists = vec![Vec::new(); 2];
+        for rule in &rules {
+            match numbers.below(8) {
+                0 => lists[0].push(rule.clone()),
+                1 => lists[0].push(format!("{rule}/udp")),
+                2 => lists[1].push(rule.clone()),
+                _ => {}
+            }
+        }
+        let file = world.file(
+            "work/generated.toml",
+            &format!(
+                "version = 1\nextends = \"workspace-write\"\n[net]\nallow = {:?}\nlisten = {:?}\n",
+                lists[0], lists[1]
+            ),
+        );
+        let mut words = vec!["python3", "-c", script];
+        words.extend(targets.iter().map(String::as_str));
+        let done = world.run(words).with(["-p", &file]).finish();
+        let udp: Vec<String> = targets.iter().map(|target| format!("{target}/udp")).collect();
+        let mut explain = vec!["explain", "--json", "-p", &file];
+        explain.extend(targets.iter().chain(&udp).map(String::as_str));
+        let answers: Vec<Value> =
+            serde_json::from_slice(&policy(world, &explain).stdout).expect("answers");
+        let allowed = |subject: String, act: &str| {
+            let answer = answers
+                .iter()
+                .find(|answer| answer["subject"] == *subject && answer["act"] == act);
+            answer.unwrap_or_else(|| panic!("{subject} {act}: {answers:?}"))["allowed"] == true
+        };
+        for line in done.text().lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let (target, did) = (words[0], &words[1..]);
+            let said = [
+                allowed(format!("{target}/tcp"), "connect"),
+                allowed(format!("{target}/tcp"), "listen"),
+                allowed(format!("{target}/udp"), "connect"),
+            ];
+            for (said, did) in said.iter().zip(did) {
+                assert_eq!(
+                    *said,
+                    *did == "1",
+                    "{target} {line} {}\n{done}",
+                    world.content("work/generated.toml")
+                );
+                seen[usize::from(*said)] += 1;
+            }
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 20), "{seen:?}");
+}
+
 both_users!(
     a_mistake_names_file_line_and_key_and_nothing_runs,
     a_policy_file_holds_and_denials_quote_its_lines,
@@ -310,4 +398,5 @@ both_users!(
     learning_writes_a_policy_under_which_the_same_works,
     explain_agrees_with_the_kernel,
     explain_agrees_with_the_kernel_about_addresses,
+    explain_agrees_with_the_kernel_about_generated_network_rules,
 );
