@@ -4,6 +4,7 @@
 //! under the filter is gone the listener hangs up; then the audit feed, where there is one, is read up to a
 //! fence, and the channel says its last fact. The calls themselves are served in `server`.
 
+mod blocking;
 mod server;
 
 use std::os::fd::OwnedFd;
@@ -14,13 +15,12 @@ use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::observe::notify::Grants;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-pub(crate) use self::server::SharedListener;
-use self::server::{Answered, Server};
-use crate::approval::Verdict;
+use self::server::Server;
+pub(crate) use self::server::{Answered, SharedListener};
 use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
@@ -38,17 +38,8 @@ pub(crate) enum DenialMsg {
     DrainExpired,
     /// The listener has hung up.
     HungUp,
-    /// Somebody answers a request. False if it does not wait any more.
-    Decide {
-        approval: u64,
-        verdict: Verdict,
-        by: String,
-        reply: oneshot::Sender<bool>,
-    },
-    /// The process is to end: what waits for an answer is refused, and nothing is asked any more.
-    RefuseWaiting,
-    /// Nobody is there to answer: what waits is refused. It may ask again.
-    RefusePending,
+    /// For who serves the listener.
+    Answered(Answered),
     /// Every audit record queued before the fence was delivered; some may have been lost.
     AuditDrained { complete: bool },
 }
@@ -166,19 +157,7 @@ impl Actor for DenialActor {
                 state.answers = None;
                 state.ask_for_fence(&myself);
             }
-            DenialMsg::Decide {
-                approval,
-                verdict,
-                by,
-                reply,
-            } => state.tell_server(Answered::One {
-                approval,
-                verdict,
-                by,
-                reply,
-            }),
-            DenialMsg::RefuseWaiting => state.tell_server(Answered::RefuseWaiting),
-            DenialMsg::RefusePending => state.tell_server(Answered::RefusePending),
+            DenialMsg::Answered(answered) => state.tell_server(answered),
             DenialMsg::AuditDrained { complete } => state.drained(complete),
         }
         Ok(())

@@ -4,9 +4,9 @@
 //! RootActor ─ link to the spawner process, compiled sandboxes
 //! ├─ SupervisorActor (one per session)
 //! │   └─ ProcessActor ── Ledger (pure) ── Log ──► cursors
-//! │       ├─ StreamActor ×2     stdout, stderr: bytes into the log, then the fact
+//! │       ├─ StreamActor ×1..2  stdout and stderr, or a terminal: bytes into the log, then the fact
 //! │       ├─ ExitActor          exit status, empty tree
-//! │       └─ DenialActor        seccomp listener: decisions, denials, approvals
+//! │       └─ DenialActor        seccomp listener: decisions, denials, approvals; the process's proxy
 //! └─ AuditFeed                  Landlock's audit records, routed by domain
 //! ```
 //!

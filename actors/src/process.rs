@@ -10,7 +10,11 @@
 //! └─ DenialActor      seccomp listener, audit fence
 //! ```
 
+mod ending;
 mod limits;
+mod request;
+
+pub(crate) use self::request::spawn_request;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,27 +24,26 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
-use provost_sandbox::keeper::wire::{Notice, Request, SignalScope, Started, Stdin};
+use provost_sandbox::keeper::wire::{Notice, SignalScope, Started};
 use provost_sandbox::observe::notify::Grants;
-use provost_sandbox::report::SpawnError;
-use provost_sandbox::spawn::Command;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::net::unix::pipe;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::request::{ledger_spec, spawn_error};
 use crate::approval::Verdict;
 use crate::audit::AuditMsg;
-use crate::denial::{DenialActor, DenialArgs, DenialMsg};
+use crate::denial::{Answered, DenialActor, DenialArgs, DenialMsg};
 use crate::event::ProcessId;
 use crate::exit::{ExitActor, ExitMsg};
-use crate::ledger::{Effect, Fact, Ledger, LedgerSpec, StopCause};
+use crate::ledger::{Effect, Fact, Ledger, StopCause};
 use crate::log::Log;
 use crate::proxy::ProxyPort;
 use crate::record::{Closed, TerminalRecord};
 use crate::spawner::SpawnerLink;
-use crate::spec::{ProcessSpec, StdinSpec};
+use crate::spec::ProcessSpec;
 use crate::stdin::StdinPort;
 use crate::stream::{StreamActor, StreamArgs, StreamMsg};
 
@@ -62,6 +65,8 @@ pub(crate) enum ProcessMsg {
     SpawnerLost(String),
     /// A timer of this actor's own.
     Timer(Timer),
+    /// What it has written to disks by now, and how long it took to find out.
+    Written { bytes: u64, took: Duration },
 }
 
 /// What outsiders may ask of a process.
@@ -238,6 +243,7 @@ impl Actor for ProcessActor {
             ProcessMsg::Notice(notice, fds) => state.notice(&myself, notice, fds).await?,
             ProcessMsg::Command(command) => state.command(&myself, command),
             ProcessMsg::Timer(timer) => state.timer(&myself, timer),
+            ProcessMsg::Written { bytes, took } => state.written(&myself, bytes, took),
             ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
         }
         Ok(())
@@ -257,53 +263,6 @@ impl Actor for ProcessActor {
         }
         Ok(())
     }
-}
-
-fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
-    LedgerSpec {
-        process: args.id,
-        session: args.session.clone(),
-        argv: args
-            .spec
-            .argv
-            .iter()
-            .map(|s| s.to_string_lossy().into_owned())
-            .collect(),
-        cwd: args.spec.cwd.to_string_lossy().into_owned(),
-        labels: args.spec.labels.clone(),
-        streams: args.spec.streams().to_vec(),
-        tree: args.spec.tree,
-        on_denial: args.spec.on_denial,
-        expects_denials: args.sandbox.policy.confined,
-        queued_at: Some(Timestamp::now()),
-    }
-}
-
-/// What the spawner is asked for a process, and its standard input where that is given.
-pub(crate) fn spawn_request(
-    id: ProcessId,
-    spec: &mut ProcessSpec,
-    sandbox: &PreparedSandbox,
-) -> (Request, Option<OwnedFd>) {
-    let (stdin, given) = match (std::mem::take(&mut spec.stdin), spec.terminal) {
-        (_, Some(size)) => (Stdin::Terminal(size), None),
-        (StdinSpec::Null, None) => (Stdin::Null, None),
-        (StdinSpec::Pipe, None) => (Stdin::Pipe, None),
-        (StdinSpec::Given(fd), None) => (Stdin::Given, Some(fd)),
-    };
-    let argv = spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec());
-    let command = Command {
-        process: *id.as_uuid(),
-        argv: argv.collect(),
-        env: spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
-        cwd: spec.cwd.clone(),
-        stdin,
-    };
-    (Request::Spawn(Box::new(command.request(sandbox))), given)
-}
-
-fn entry(key: &std::ffi::OsStr, value: &std::ffi::OsStr) -> Vec<u8> {
-    [key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
 }
 
 impl ProcessState {
@@ -503,7 +462,7 @@ impl ProcessState {
             }
             ProcessCommand::Detached { session } => {
                 if let Some(denials) = &self.denials {
-                    let _ = denials.send_message(DenialMsg::RefusePending);
+                    let _ = denials.send_message(DenialMsg::Answered(Answered::RefusePending));
                 }
                 self.fact(myself, Fact::Detached { session });
             }
@@ -515,12 +474,13 @@ impl ProcessState {
                 reply,
             } => {
                 if let Some(denials) = &self.denials {
-                    let _ = denials.send_message(DenialMsg::Decide {
+                    let answered = Answered::One {
                         approval,
                         verdict,
                         by,
                         reply,
-                    });
+                    };
+                    let _ = denials.send_message(DenialMsg::Answered(answered));
                 }
             }
             ProcessCommand::Signal { signal, scope, sent } => {
@@ -554,95 +514,6 @@ impl ProcessState {
             }
             Timer::Kill => self.not_killed(myself),
         }
-    }
-
-    /// What was killed did not end. The record is owed all the same (I1), and says so.
-    fn not_killed(&mut self, myself: &ActorRef<ProcessMsg>) {
-        if !self.ledger.is_started() {
-            return self.did_not_start(myself, "the spawner process does not answer");
-        }
-        let fact = Fact::TreeEmpty {
-            killed: 0,
-            usage: None,
-            unkillable: vec![format!("tree of init {}", self.init_pid)],
-        };
-        self.fact(myself, fact);
-        if self.ledger.exit().is_none() {
-            let reason = "it was killed, and its end could not be learned in time".to_owned();
-            self.fact(myself, Fact::Lost { reason });
-        }
-    }
-
-    fn idle(&mut self, myself: &ActorRef<ProcessMsg>) {
-        let Some(limit) = self.args.spec.idle_timeout else {
-            return;
-        };
-        let silent = self.last_output.elapsed();
-        if silent >= limit {
-            self.fact(myself, Fact::StopRequested(StopCause::IdleTimedOut));
-        } else {
-            self.arm(myself, limit - silent, Timer::Idle);
-        }
-    }
-
-    /// Begins to end the tree by its stop rule.
-    fn stop(&mut self, myself: &ActorRef<ProcessMsg>, cause: &StopCause) {
-        if std::mem::replace(&mut self.stopping, true) {
-            return;
-        }
-        self.refuse_waiting();
-        let rule = self.args.spec.stop;
-        self.signal(rule.signal, SignalScope::Tree);
-        // What is stopped cannot follow the signal.
-        self.signal(Signal::SIGCONT, SignalScope::Tree);
-        self.say_signal(myself, rule.signal.as_str(), SignalScope::Tree, cause.as_str());
-        self.arm(myself, rule.grace, Timer::Grace);
-    }
-
-    /// Nobody is asked on behalf of a process that is to end.
-    fn refuse_waiting(&self) {
-        if let Some(denials) = &self.denials {
-            let _ = denials.send_message(DenialMsg::RefuseWaiting);
-        }
-    }
-
-    fn kill_tree(&mut self, myself: &ActorRef<ProcessMsg>) {
-        self.kill();
-        self.arm(myself, KILL_MAX, Timer::Kill);
-    }
-
-    fn kill(&self) {
-        let process = *self.args.id.as_uuid();
-        self.args.link.post(Request::Kill { process }, None, None);
-    }
-
-    fn signal(&self, signal: Signal, scope: SignalScope) {
-        let request = Request::Signal {
-            process: *self.args.id.as_uuid(),
-            signal: signal as i32,
-            scope,
-        };
-        self.args.link.post(request, None, None);
-    }
-
-    fn say_signal(
-        &mut self,
-        myself: &ActorRef<ProcessMsg>,
-        signal: &str,
-        scope: SignalScope,
-        cause: &str,
-    ) {
-        let scope = match scope {
-            SignalScope::Leader => "command",
-            SignalScope::Group => "group",
-            SignalScope::Tree => "tree",
-        };
-        let fact = Fact::SignalSent {
-            signal: signal.to_owned(),
-            scope: scope.to_owned(),
-            cause: cause.to_owned(),
-        };
-        self.fact(myself, fact);
     }
 
     fn spawner_lost(&mut self, myself: &ActorRef<ProcessMsg>, reason: String) {
@@ -693,41 +564,5 @@ impl ProcessState {
             tokio::time::sleep(after).await;
             let _ = myself.send_message(ProcessMsg::Timer(timer));
         }));
-    }
-}
-
-/// A failed step in words, with what to do about it where that is known.
-fn spawn_error(
-    spec: &ProcessSpec,
-    step: provost_sandbox::keeper::Step,
-    errno: i32,
-    detail: u32,
-) -> SpawnError {
-    use provost_sandbox::keeper::Step;
-    let program = spec
-        .argv
-        .first()
-        .map(|program| program.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let error = std::io::Error::from_raw_os_error(errno);
-    let hint = match (step, errno) {
-        (Step::Exec, nix::libc::ENOENT) => {
-            "; no such command in the PATH it was given, or its interpreter is missing".to_owned()
-        }
-        (Step::Exec, nix::libc::EACCES) => {
-            "; not an executable file, or the policy does not let it be executed".to_owned()
-        }
-        (Step::WorkingDirectory, _) => format!("; the directory is {}", spec.cwd.display()),
-        (Step::Seccomp, nix::libc::EBUSY) => {
-            "; this machine is already inside a seccomp sandbox with a listener".to_owned()
-        }
-        _ if detail != 0 => format!(" (entry {detail})"),
-        _ => String::new(),
-    };
-    SpawnError::Step {
-        program,
-        step,
-        errno,
-        reason: format!("{error}{hint}"),
     }
 }

@@ -264,7 +264,7 @@ impl Shared {
             Err((status, why)) => return said(status, &why),
         };
         if !tunnel {
-            return match forward(request, reached.stream).await {
+            return match forward(request, reached.stream, self.ended.clone()).await {
                 Ok(response) => response,
                 Err(error) => said(StatusCode::BAD_GATEWAY, &error.to_string()),
             };
@@ -446,6 +446,7 @@ fn strip(headers: &mut HeaderMap) {
 async fn forward(
     mut request: Request<Incoming>,
     stream: TcpStream,
+    ended: CancellationToken,
 ) -> Result<Response<Body>, hyper::Error> {
     let host = request
         .uri()
@@ -459,7 +460,8 @@ async fn forward(
         request.headers_mut().insert(header::HOST, host);
     }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
+    // It ends with the answer, or with the process.
+    tokio::spawn(async move { ended.run_until_cancelled(connection).await.map(drop) });
     let mut response = sender.send_request(request).await?;
     strip(response.headers_mut());
     Ok(response.map(BodyExt::boxed))

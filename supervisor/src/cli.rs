@@ -87,6 +87,20 @@ fn misspelt_option(
     })
 }
 
+/// A runtime with so many worker threads; with none this thread does everything.
+pub(crate) fn runtime(workers: usize) -> Result<tokio::runtime::Runtime, String> {
+    use tokio::runtime::Builder;
+    let mut builder = match workers {
+        0 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    let built = builder.enable_all().build();
+    built.map_err(|error| format!("cannot start the runtime: {error}"))
+}
+
 /// What went wrong before there was a process, in words.
 pub(crate) type CliResult = Result<u8, String>;
 

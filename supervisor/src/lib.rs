@@ -29,7 +29,7 @@
 //!   known, the denial channel was drained and the process tree is empty.
 //! - Dropping a [`ProcessHandle`] stops nothing. When the [`Supervisor`] and every handle are dropped, everything it
 //!   started is killed.
-//! - Records live as long as this process: durability needs the daemon.
+//! - Records live as long as the process that supervises: this one, or the daemon that a [`client::Client`] asks.
 //!
 //! Linux 5.13 or later; newer features are detected ([`Supervisor::kernel`]).
 

@@ -4,10 +4,9 @@
 //! another thread, and one that somebody is asked about on none; there are bounds on both, and past them the program is
 //! told to try again, or refused.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,8 +14,8 @@ use nix::poll::PollTimeout;
 use provost_sandbox::compile::{PreparedSandbox, refused_syscalls};
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
-    Answer, Canceller, Decider, DeciderSetup, HeldOpen, Listener, Observation, OutstandingNames,
-    Question, Received, Report, Response, Tree,
+    Answer, Decider, DeciderSetup, Listener, Observation, OutstandingNames, Question, Received, Report,
+    Response, Tree,
 };
 use ractor::ActorRef;
 use tokio::io::Interest;
@@ -25,15 +24,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::DenialArgs;
+use super::blocking::{Blocking, give, on_a_thread};
 use crate::approval::{ApprovalScope, Approvals, GrantRecord, Verdict, Waiting};
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 use crate::proxy::Proxy;
-use crate::spawner::lock;
 use crate::workers::Workers;
 
-/// Calls that may be performed on threads at the same time, per process.
-const BLOCKING_MAX: usize = 64;
 /// Notifications answered before other work of the runtime gets its turn.
 const BATCH_MAX: usize = 64;
 /// So many calls within this time are worth a thread of their own.
@@ -47,7 +44,7 @@ static CLOSE: Semaphore = Semaphore::const_new(16);
 const IN_FLIGHT_MAX: usize = 1024;
 
 /// What the server of the listener is told.
-pub(super) enum Answered {
+pub(crate) enum Answered {
     One {
         approval: u64,
         verdict: Verdict,
@@ -62,7 +59,7 @@ pub(super) enum Answered {
 
 /// The listener, shared with threads that answer late.
 #[derive(Clone)]
-pub(crate) struct SharedListener(Arc<Listener>);
+pub(crate) struct SharedListener(pub(super) Arc<Listener>);
 
 impl SharedListener {
     pub(super) fn new(fd: OwnedFd) -> std::io::Result<Self> {
@@ -543,65 +540,9 @@ fn read_only(sandbox: &PreparedSandbox) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Opens on behalf of the program, which gets the descriptor or the error.
-fn give(listener: &SharedListener, id: u64, open: HeldOpen) {
-    let close_on_exec = open.close_on_exec();
-    let given = match open.run() {
-        Ok(file) => listener.0.give(id, file.as_fd(), close_on_exec).map(drop),
-        Err(errno) => Err(errno),
-    };
-    if let Err(errno) = given {
-        let _ = listener.0.respond(id, Response::Errno(errno as i32));
-    }
-}
-
-fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Option<()> {
-    let thread = std::thread::Builder::new().name(name.to_owned());
-    thread.spawn(work).ok().map(drop)
-}
-
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Calls that are performed on threads. Dropping it ends the connects: they are shut down on a duplicate of their socket.
-#[derive(Default)]
-struct Blocking(Arc<Mutex<HashMap<u64, Option<Canceller>>>>);
-
-/// The place of one call.
-struct Slot {
-    id: u64,
-    all: Arc<Mutex<HashMap<u64, Option<Canceller>>>>,
-}
-
-impl Blocking {
-    /// An open has nothing to cancel: a regular file answers, or its file system hangs.
-    fn take(&self, id: u64, canceller: Option<Canceller>) -> Option<Slot> {
-        let mut all = lock(&self.0);
-        if all.len() >= BLOCKING_MAX {
-            return None;
-        }
-        all.insert(id, canceller);
-        Some(Slot {
-            id,
-            all: self.0.clone(),
-        })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        lock(&self.all).remove(&self.id);
-    }
-}
-
-impl Drop for Blocking {
-    fn drop(&mut self) {
-        for canceller in lock(&self.0).drain().filter_map(|(_, canceller)| canceller) {
-            canceller.cancel();
-        }
     }
 }

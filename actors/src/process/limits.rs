@@ -58,15 +58,29 @@ impl ProcessState {
     }
 
     pub(super) fn disk(&mut self, myself: &ActorRef<ProcessMsg>) {
-        let Some(limit) = self.args.sandbox.policy.limits.disk_bytes else {
-            return;
-        };
         if self.ledger.tree_settled() {
             return;
         }
-        let began = Instant::now();
-        if written::disk_bytes(self.init_pid) <= limit {
-            let next = DISK_INTERVAL.max(began.elapsed() * DISK_SHARE);
+        // A tree may be large, and `/proc` slow: nobody else waits for it.
+        let (init_pid, myself) = (self.init_pid, myself.clone());
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let bytes = written::disk_bytes(init_pid);
+            let took = began.elapsed();
+            let _ = myself.send_message(ProcessMsg::Written { bytes, took });
+        });
+    }
+
+    pub(super) fn written(&mut self, myself: &ActorRef<ProcessMsg>, bytes: u64, took: Duration) {
+        let Some(limit) = self.args.sandbox.policy.limits.disk_bytes else {
+            return;
+        };
+        // What is dead by now was another process's number, perhaps.
+        if self.ledger.tree_settled() {
+            return;
+        }
+        if bytes <= limit {
+            let next = DISK_INTERVAL.max(took * DISK_SHARE);
             return self.arm(myself, next, Timer::Disk);
         }
         self.resource_denials(myself, "disk_written", Some(limit), "EDQUOT", 1);

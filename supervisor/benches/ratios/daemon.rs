@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::Result;
 use crate::measure::{Side, take_turns};
 use crate::options::Options;
+use crate::output::{WRITER, expect_all, read_plainly};
 use crate::report::{Budget, Row};
 use crate::setting::{PROVOST, Setting, expect_success, plain, run_plain};
 
@@ -19,8 +20,6 @@ const TRUE: [&str; 1] = ["/bin/true"];
 /// At the same time, and in all.
 const IN_FLIGHT: usize = 16;
 const MANY: usize = 64;
-const BYTES: u64 = 256 << 20;
-const WRITER: [&str; 5] = ["/bin/dd", "if=/dev/zero", "bs=64K", "count=4096", "status=none"];
 
 /// A daemon of our own.
 struct Served {
@@ -103,7 +102,7 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     rows.push(Row::new(&samples[1], &samples[0], Budget::SpeedAtLeast(0.7)).of(each));
     rows.push(Row::new(&samples[2], &samples[0], Budget::Speed).of(each));
     let sides = vec![
-        Side::timed("plain reader of a pipe", || read_plainly(setting)),
+        Side::timed("plain reader of a pipe", || read_plainly(setting, &WRITER)),
         Side::timed("256 MiB to a client, workspace-write", || {
             runtime.block_on(consume(&client(), setting, &confined))
         }),
@@ -143,28 +142,4 @@ async fn consume(client: &Client, setting: &Setting, policy: &Policy) -> Result<
         }
     }
     expect_all(bytes)
-}
-
-fn read_plainly(setting: &Setting) -> Result<()> {
-    let mut child = plain(&WRITER, setting.directory())?
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut pipe = child.stdout.take().ok_or("no pipe")?;
-    let mut buffer = vec![0; 64 * 1024];
-    let mut bytes = 0;
-    loop {
-        match pipe.read(&mut buffer)? {
-            0 => break,
-            read => bytes += read as u64,
-        }
-    }
-    child.wait()?;
-    expect_all(bytes)
-}
-
-fn expect_all(bytes: u64) -> Result<()> {
-    if bytes == BYTES {
-        return Ok(());
-    }
-    Err(format!("{bytes} of {BYTES} bytes came").into())
 }

@@ -15,7 +15,7 @@ use crate::setting::{PROVOST, Setting, expect_success, plain};
 const ROUNDS: usize = 20;
 const BYTES: u64 = 256 << 20;
 /// Writes BYTES in blocks of 64 KiB.
-const WRITER: [&str; 5] = ["/bin/dd", "if=/dev/zero", "bs=64K", "count=4096", "status=none"];
+pub(crate) const WRITER: [&str; 5] = ["/bin/dd", "if=/dev/zero", "bs=64K", "count=4096", "status=none"];
 
 pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     let confined = setting.policy("workspace-write")?;
@@ -43,7 +43,7 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     ])
 }
 
-fn read_plainly(setting: &Setting, argv: &[&str]) -> Result<()> {
+pub(crate) fn read_plainly(setting: &Setting, argv: &[&str]) -> Result<()> {
     let mut child = plain(argv, setting.directory())?.stdout(Stdio::piped()).spawn()?;
     let mut pipe = child.stdout.take().ok_or("no pipe")?;
     let mut buffer = vec![0; 64 * 1024];
@@ -78,7 +78,7 @@ fn consume(setting: &Setting, policy: Policy) -> Result<()> {
     })
 }
 
-fn expect_all(bytes: u64) -> Result<()> {
+pub(crate) fn expect_all(bytes: u64) -> Result<()> {
     if bytes == BYTES {
         Ok(())
     } else {

@@ -104,10 +104,7 @@ pub(super) fn run(verb: ClientVerb) -> CliResult {
 }
 
 fn block_on(verb: impl Future<Output = CliResult>) -> CliResult {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = super::runtime(0)?;
     let result = runtime.block_on(verb);
     // A thread that reads standard input must not hold the exit up.
     runtime.shutdown_background();

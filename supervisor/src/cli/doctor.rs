@@ -33,10 +33,7 @@ struct Report<'a> {
 pub(super) fn run(args: &DoctorArgs) -> CliResult {
     // As a run with limits would.
     settle_in_leaf();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = super::runtime(0)?;
     let kernel = runtime.block_on(async {
         let supervisor = Supervisor::builder()
             .thorough_probes(true)

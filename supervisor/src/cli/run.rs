@@ -53,11 +53,7 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
     if let (Some(note), false) = (note, reporting.quiet) {
         output::note(&note);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = super::runtime(2)?;
     // This thread alone writes to files that may be slow; the actors are on the workers.
     let result = runtime.block_on(async {
         let signals = signals::register(attached.is_some())

@@ -45,10 +45,8 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         .launch()
         .map_err(|error| error.to_string())?;
     allow_descriptors();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = super::runtime(processors)?;
     let result = runtime.block_on(async {
         if args.instance {
             let daemon = start(supervisor, config.settings).await?;

@@ -16,18 +16,22 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::{Gid, Uid, User};
 use provost_sandbox::handover;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{Daemon, Settings, lock};
 
+/// How much longer an instance may take than its processes have.
+const LATENESS: Duration = Duration::from_secs(10);
 /// Users with an instance.
 const INSTANCES_MAX: usize = 256;
 /// The soft limit of descriptors that programs expect to begin with.
@@ -210,11 +214,32 @@ impl Broker {
         for instance in &instances {
             let _ = handover::send(instance.control.as_fd(), &[STOP], None);
         }
-        // Each has the same time to stop, and kills what is left.
+        // Each has the same time to stop, and kills what is left. One that its user has stopped does neither.
+        let deadline = Instant::now() + self.own.settings().stop_timeout + LATENESS;
         for instance in &mut instances {
+            if !ends_by(&instance.child, deadline) {
+                tracing::warn!(
+                    pid = instance.child.id(),
+                    "killing the instance of a user, which does not stop"
+                );
+                let _ = instance.child.kill();
+            }
             let _ = instance.child.wait();
         }
     }
+}
+
+/// Waits for a child of ours that nobody else waits for.
+fn ends_by(child: &Child, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let Ok(patience) = PollTimeout::try_from(left) else {
+        return false;
+    };
+    let pidfd = Pid::from_child(child);
+    let Ok(pidfd) = pidfd_open(pidfd, PidfdFlags::empty()) else {
+        return false;
+    };
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ended| ended > 0)
 }
 
 /// Whose instance root wants. What it said stays in the socket, to be read by whoever serves it.

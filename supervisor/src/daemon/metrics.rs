@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use http_body_util::Full;
@@ -185,9 +186,11 @@ impl Daemon {
                 });
             }
             MetricsAddress::Unix(path) => {
-                // One that nobody listens on any more is in the way.
-                if tokio::net::UnixStream::connect(path).await.is_err() {
-                    let _ = std::fs::remove_file(path);
+                // A socket that nobody listens on any more is in the way; anything else there is somebody's.
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+                if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path)?;
                 }
                 let listener = UnixListener::bind(path)?;
                 tokio::spawn(async move {

@@ -43,11 +43,7 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         output::note(&note);
     }
     // This thread writes to what may be slow; signals and input must get through meanwhile.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = crate::cli::runtime(1)?;
     let result = runtime.block_on(async {
         let signals = signals::register(attached.is_some()).map_err(|error| format!("signal handlers: {error}"))?;
         let client = connection.open().await?;

@@ -186,10 +186,7 @@ fn real(cwd: &Path, what: &str) -> PathBuf {
 }
 
 fn kernel() -> Result<crate::KernelSupport, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let runtime = crate::cli::runtime(0)?;
     runtime.block_on(async {
         let supervisor = Supervisor::builder()
             .start()

@@ -1,0 +1,97 @@
+//! What a spec is to the spawner and to the ledger, and what the spawner's refusals mean.
+
+use std::os::fd::OwnedFd;
+
+use jiff::Timestamp;
+use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::keeper::wire::{Request, Stdin};
+use provost_sandbox::report::SpawnError;
+use provost_sandbox::spawn::Command;
+
+use super::ProcessArgs;
+use crate::event::ProcessId;
+use crate::ledger::LedgerSpec;
+use crate::spec::{ProcessSpec, StdinSpec};
+
+pub(super) fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
+    LedgerSpec {
+        process: args.id,
+        session: args.session.clone(),
+        argv: args
+            .spec
+            .argv
+            .iter()
+            .map(|s| s.to_string_lossy().into_owned())
+            .collect(),
+        cwd: args.spec.cwd.to_string_lossy().into_owned(),
+        labels: args.spec.labels.clone(),
+        streams: args.spec.streams().to_vec(),
+        tree: args.spec.tree,
+        on_denial: args.spec.on_denial,
+        expects_denials: args.sandbox.policy.confined,
+        queued_at: Some(Timestamp::now()),
+    }
+}
+
+/// What the spawner is asked for a process, and its standard input where that is given.
+pub(crate) fn spawn_request(
+    id: ProcessId,
+    spec: &mut ProcessSpec,
+    sandbox: &PreparedSandbox,
+) -> (Request, Option<OwnedFd>) {
+    let (stdin, given) = match (std::mem::take(&mut spec.stdin), spec.terminal) {
+        (_, Some(size)) => (Stdin::Terminal(size), None),
+        (StdinSpec::Null, None) => (Stdin::Null, None),
+        (StdinSpec::Pipe, None) => (Stdin::Pipe, None),
+        (StdinSpec::Given(fd), None) => (Stdin::Given, Some(fd)),
+    };
+    let argv = spec.argv.iter().map(|s| s.as_encoded_bytes().to_vec());
+    let command = Command {
+        process: *id.as_uuid(),
+        argv: argv.collect(),
+        env: spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
+        cwd: spec.cwd.clone(),
+        stdin,
+    };
+    (Request::Spawn(Box::new(command.request(sandbox))), given)
+}
+
+fn entry(key: &std::ffi::OsStr, value: &std::ffi::OsStr) -> Vec<u8> {
+    [key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
+}
+
+/// A failed step in words, with what to do about it where that is known.
+pub(super) fn spawn_error(
+    spec: &ProcessSpec,
+    step: provost_sandbox::keeper::Step,
+    errno: i32,
+    detail: u32,
+) -> SpawnError {
+    use provost_sandbox::keeper::Step;
+    let program = spec
+        .argv
+        .first()
+        .map(|program| program.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let error = std::io::Error::from_raw_os_error(errno);
+    let hint = match (step, errno) {
+        (Step::Exec, nix::libc::ENOENT) => {
+            "; no such command in the PATH it was given, or its interpreter is missing".to_owned()
+        }
+        (Step::Exec, nix::libc::EACCES) => {
+            "; not an executable file, or the policy does not let it be executed".to_owned()
+        }
+        (Step::WorkingDirectory, _) => format!("; the directory is {}", spec.cwd.display()),
+        (Step::Seccomp, nix::libc::EBUSY) => {
+            "; this machine is already inside a seccomp sandbox with a listener".to_owned()
+        }
+        _ if detail != 0 => format!(" (entry {detail})"),
+        _ => String::new(),
+    };
+    SpawnError::Step {
+        program,
+        step,
+        errno,
+        reason: format!("{error}{hint}"),
+    }
+}
