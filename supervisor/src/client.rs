@@ -45,6 +45,17 @@ pub enum ClientError {
         #[source]
         error: io::Error,
     },
+    /// This user may not connect to it.
+    #[error(
+        "the daemon's socket {path} is not for this user: {error}; its owner can open it to a group (`provost serve --group`), or start one of your own"
+    )]
+    NotPermitted {
+        /// The socket.
+        path: String,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
     /// The connection ended. What was asked for may have been done.
     #[error("the connection to the daemon is lost")]
     Lost,
@@ -135,12 +146,13 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or the daemon does not serve this client.
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|error| ClientError::Connect {
-                path: path.display().to_string(),
-                error,
-            })?;
+        let stream = UnixStream::connect(path).await.map_err(|error| {
+            let path = path.display().to_string();
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path, error },
+                _ => ClientError::Connect { path, error },
+            }
+        })?;
         let (reader, writer) = stream.into_split();
         Self::over(reader, writer, None).await
     }
