@@ -245,6 +245,39 @@ impl Log {
         stream.numbered().saturating_sub(stream.retained(self.limits))
     }
 
+    /// The number of the last event; 0 if there is none yet.
+    pub fn last_seq(&self) -> u64 {
+        self.lock().last_seq
+    }
+
+    /// The number of the event behind which the last `bytes` of output are, in whole events and as far as they are kept; 0
+    /// if that is all there is. The terminal event is always behind it.
+    pub fn before_tail(&self, bytes: u64) -> u64 {
+        let state = self.lock();
+        let end = state.last_seq.saturating_sub(u64::from(state.record.is_some()));
+        if bytes == 0 {
+            return end;
+        }
+        let mut streams = state
+            .streams
+            .each_ref()
+            .map(|stream| stream.backwards().peekable());
+        let mut found = 0;
+        loop {
+            let last = streams
+                .iter_mut()
+                .filter_map(|stream| Some((stream.peek()?.0, stream)))
+                .max_by_key(|(seq, _)| *seq);
+            let Some((seq, length)) = last.and_then(|(_, stream)| stream.next()) else {
+                return 0;
+            };
+            found += length;
+            if found >= bytes {
+                return seq - 1;
+            }
+        }
+    }
+
     /// The record, if it is sealed.
     pub fn record(&self) -> Option<Arc<TerminalRecord>> {
         self.lock().record.clone()

@@ -76,6 +76,8 @@ pub enum ProcessCommand {
     Stop {
         /// Who asks, or why, for the record.
         reason: String,
+        /// How long it has at most, where its own rule gives it longer.
+        grace: Option<Duration>,
     },
     /// Kill its tree now.
     Kill {
@@ -447,12 +449,7 @@ impl ProcessState {
 
     fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {
         match command {
-            ProcessCommand::Stop { reason } => {
-                self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
-                if !self.ledger.is_started() {
-                    self.arm(myself, self.args.spec.stop.grace, Timer::StartGrace);
-                }
-            }
+            ProcessCommand::Stop { reason, grace } => self.stop_requested(myself, reason, grace),
             ProcessCommand::Kill { reason } => {
                 let cause = StopCause::Cancelled { reason };
                 self.stopping = true; // no polite signal first

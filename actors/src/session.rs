@@ -165,6 +165,12 @@ impl<S> Leases<S> {
         self.sessions.get_mut(&id)
     }
 
+    /// How many there are.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks that")]
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
     /// Every session, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Lease<S>)> {
         self.sessions.iter().map(|(id, lease)| (*id, lease))

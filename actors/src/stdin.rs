@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::termios::{self, LocalFlags, SpecialCharacterIndices};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
@@ -156,13 +156,7 @@ impl StdinPort {
 
     /// Changes the size of the terminal; the kernel tells the foreground process group.
     pub(crate) async fn resize(&self, size: TerminalSize) -> io::Result<()> {
-        if !self.terminal {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no terminal"));
-        }
-        // Asked to end before it was there, it comes all the same.
-        let there = |stage| stage == Stage::Closed || lock(&self.pipe).is_some();
-        self.stage(there).await?;
-        let master = lock(&self.pipe).clone().ok_or_else(closed)?;
+        let master = self.terminal().await?;
         let size = Winsize {
             ws_row: size.rows,
             ws_col: size.cols,
@@ -170,6 +164,25 @@ impl StdinPort {
             ws_ypixel: 0,
         };
         Ok(tcsetwinsize(&*master, size)?)
+    }
+
+    /// The size of the terminal; waits until that is there.
+    pub(crate) async fn size(&self) -> io::Result<TerminalSize> {
+        let size = tcgetwinsize(&*self.terminal().await?)?;
+        Ok(TerminalSize {
+            rows: size.ws_row,
+            cols: size.ws_col,
+        })
+    }
+
+    async fn terminal(&self) -> io::Result<Arc<pipe::Sender>> {
+        if !self.terminal {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no terminal"));
+        }
+        // Asked to end before it was there, it comes all the same.
+        let there = |stage| stage == Stage::Closed || lock(&self.pipe).is_some();
+        self.stage(there).await?;
+        lock(&self.pipe).clone().ok_or_else(closed)
     }
 
     /// Waits for such a stage.

@@ -104,7 +104,7 @@ impl SupervisorState {
             let command = if kill {
                 ProcessCommand::Kill { reason }
             } else {
-                ProcessCommand::Stop { reason }
+                ProcessCommand::Stop { reason, grace: None }
             };
             let _ = process.send_message(ProcessMsg::Command(command));
         }
@@ -201,5 +201,13 @@ impl ProcessLink {
     /// `Unsupported` when it has no terminal, `BrokenPipe` when it has ended.
     pub async fn resize(&self, size: crate::spec::TerminalSize) -> std::io::Result<()> {
         self.stdin.resize(size).await
+    }
+
+    /// The size of its terminal; waits until that is there.
+    ///
+    /// # Errors
+    /// As for [`Self::resize`].
+    pub async fn terminal_size(&self) -> std::io::Result<crate::spec::TerminalSize> {
+        self.stdin.size().await
     }
 }

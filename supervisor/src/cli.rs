@@ -12,6 +12,7 @@ mod output;
 mod policy;
 mod report_file;
 mod run;
+mod screen;
 mod serve;
 mod signals;
 mod sink;

@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::protocol::{
-    Ack, EventNotification, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessStart, Reply,
-    Request, RpcError, SessionEvent, Started,
+    Ack, EventNotification, Following, Initialize, Initialized, InputLost, PROTOCOL_VERSION,
+    ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
@@ -92,6 +92,7 @@ struct State {
     replies: HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>,
     followers: HashMap<u64, mpsc::UnboundedSender<Pushed>>,
     sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
+    inputs: Option<mpsc::UnboundedSender<InputLost>>,
 }
 
 impl Drop for Inner {
@@ -291,6 +292,16 @@ impl Client {
         }
         receiver
     }
+
+    /// Who takes over inputs that this connection has attached. One receiver at a time.
+    pub fn lost_inputs(&self) -> mpsc::UnboundedReceiver<InputLost> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.0.shared.lock();
+        if !state.ended {
+            state.inputs = Some(sender);
+        }
+        receiver
+    }
 }
 
 /// Where a follower waits for its number: the upper half is never a subscription's.
@@ -369,6 +380,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
     state.replies.clear();
     state.followers.clear();
     state.sessions = None;
+    state.inputs = None;
 }
 
 fn take(line: &[u8], shared: &Shared) {
@@ -438,6 +450,13 @@ fn take(line: &[u8], shared: &Shared) {
                 (serde_json::from_value(incoming.params), &shared.lock().sessions)
             {
                 let _ = sessions.send(event);
+            }
+        }
+        Some("input/lost") => {
+            if let (Ok(lost), Some(inputs)) =
+                (serde_json::from_value(incoming.params), &shared.lock().inputs)
+            {
+                let _ = inputs.send(lost);
             }
         }
         Some("follow/ended") => {

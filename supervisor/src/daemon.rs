@@ -16,6 +16,7 @@ mod follow;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod input;
 mod line;
 pub mod listen;
 pub mod lock;
@@ -139,8 +140,19 @@ struct State {
     starting: HashMap<u64, Option<String>>,
     /// Ended ones, in the order of their ends as far as that was noticed.
     ended: VecDeque<ProcessId>,
-    /// Where each holder of sessions is told of them.
-    holders: HashMap<Holder, Outbox>,
+    /// Those who can hold sessions and inputs: the connections.
+    holders: HashMap<Holder, Connected>,
+    /// Who holds the input of which process, as far as it may (see `input.rs`).
+    inputs: HashMap<ProcessId, Holder>,
+}
+
+/// A connection, as others see it.
+#[derive(Debug)]
+struct Connected {
+    /// Where it is told of what it holds.
+    outbox: Outbox,
+    /// Who it is, as the kernel says.
+    who: String,
 }
 
 impl Daemon {
@@ -202,7 +214,8 @@ impl Daemon {
         reader: impl tokio::io::AsyncRead + Unpin + Send + 'static,
         writer: impl tokio::io::AsyncWrite + Unpin + Send + 'static,
     ) {
-        connection::talk(self.clone(), reader, writer, false).await;
+        let who = "the client on standard input".to_owned();
+        connection::talk(self.clone(), reader, writer, who, false).await;
     }
 
     /// Begins to stop: nothing new starts, sessions stop by their processes' own rules.
@@ -244,7 +257,7 @@ impl Daemon {
             uid: self.0.account.uid,
             uptime_ms: u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             clients: self.0.clients.load(Ordering::Relaxed),
-            sessions: state.leases.iter().count(),
+            sessions: state.leases.len(),
             live: state
                 .processes
                 .values()
@@ -292,6 +305,7 @@ impl Daemon {
             tracing::info!(%session, "nobody attached it in time");
             self.close_session(session, "nobody attached it in time", false);
         }
+        self.state().forget_inputs();
         self.forget_ended();
     }
 

@@ -113,6 +113,7 @@ impl ProcessHandle {
     pub fn stop(&self, reason: impl Into<String>) -> bool {
         self.link.tell(ProcessCommand::Stop {
             reason: reason.into(),
+            grace: None,
         })
     }
 

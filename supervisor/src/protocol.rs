@@ -109,6 +109,8 @@ pub enum ErrorKind {
     Forbidden,
     /// A line is too long.
     FrameTooLarge,
+    /// Another client has attached the input of the process.
+    InputHeld,
 }
 
 impl ErrorKind {
@@ -130,6 +132,7 @@ impl ErrorKind {
             Self::ShuttingDown => -32008,
             Self::Forbidden => -32009,
             Self::FrameTooLarge => -32010,
+            Self::InputHeld => -32011,
         }
     }
 }
@@ -385,6 +388,9 @@ pub struct ProcessRead {
     pub process: String,
     /// Behind this event; from the beginning, if 0.
     pub after_seq: u64,
+    /// Instead: the last whole events that have so many bytes of output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u64>,
     /// About so much output; 1 MiB.
     pub max_bytes: Option<usize>,
     /// Wait so long for the first one.
@@ -475,6 +481,38 @@ pub struct SessionEvent {
     pub event: String,
 }
 
+/// `process/attach`: take the input of a process, for this connection alone.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessAttach {
+    /// Which.
+    pub process: String,
+    /// Take nothing, say who has it.
+    pub read_only: bool,
+    /// Also from whoever has it.
+    pub steal: bool,
+}
+
+/// The answer to `process/attach`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessAttached {
+    /// This connection has the input.
+    pub writer: bool,
+    /// Who has it else.
+    pub held_by: Option<String>,
+    /// The size of its terminal, if it has one and lives.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// The notification `input/lost`: the input of a process was taken over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InputLost {
+    /// Which.
+    pub process: ProcessId,
+    /// By whom.
+    pub by: String,
+}
+
 /// `process/write`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -488,6 +526,9 @@ pub struct ProcessWrite {
     pub offset: Option<u64>,
     /// Then end the standard input.
     pub close: bool,
+    /// Also if another client has attached its input.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// The answer to `process/write`.
@@ -507,6 +548,9 @@ pub struct ProcessResize {
     pub rows: u16,
     /// Columns.
     pub cols: u16,
+    /// Also if that is its size, so that the program draws its screen again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redraw: bool,
 }
 
 /// `process/signal`.
@@ -530,6 +574,9 @@ pub struct ProcessStop {
     pub process: String,
     /// Why, for the record.
     pub reason: Option<String>,
+    /// Of `stop`: kill what has not ended after this time, where its own grace is longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
 }
 
 /// What a request to a process came to.

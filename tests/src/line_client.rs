@@ -1,6 +1,6 @@
 //! The plainest client: writes lines, reads lines.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,6 +16,8 @@ pub struct LineClient {
     reader: BufReader<UnixStream>,
     next: u64,
     notified: VecDeque<Value>,
+    /// Answers that came before they were waited for.
+    answered: HashMap<u64, Value>,
 }
 
 impl LineClient {
@@ -27,6 +29,7 @@ impl LineClient {
             reader: BufReader::new(stream),
             next: 0,
             notified: VecDeque::new(),
+            answered: HashMap::new(),
         }
     }
 
@@ -86,16 +89,17 @@ impl LineClient {
     /// The answer to a request, whatever comes before it.
     pub fn answer(&mut self, id: u64) -> Result<Value, Value> {
         loop {
-            let line = self.hear().expect("an answer before the connection ends");
-            if line["method"].is_string() {
-                self.notified.push_back(line);
-                continue;
-            }
-            if line["id"] == id {
+            if let Some(line) = self.answered.remove(&id) {
                 return match line.get("result") {
                     Some(result) => Ok(result.clone()),
                     None => Err(line["error"].clone()),
                 };
+            }
+            let line = self.hear().expect("an answer before the connection ends");
+            if line["method"].is_string() {
+                self.notified.push_back(line);
+            } else if let Some(other) = line["id"].as_u64() {
+                self.answered.insert(other, line);
             }
         }
     }

@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::tcgetattr;
@@ -37,6 +38,10 @@ impl AtTerminal {
     pub(crate) fn start(mut command: Command, record: Option<PathBuf>, rows: u16, cols: u16) -> Self {
         let pty = openpty(Some(&size(rows, cols)), None).expect("a terminal");
         let shown = format!("{command:?}");
+        // A test that has several gives none of them to the others' clients.
+        for fd in [&pty.master, &pty.slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a flag");
+        }
         let slave = || pty.slave.try_clone().expect("a descriptor");
         // Whoever leads its session may open it by name only if it is his.
         let user = std::os::unix::fs::MetadataExt::uid(

@@ -186,6 +186,12 @@ impl StreamLog {
         self.tail.get(index).copied().map(Next::Output)
     }
 
+    /// The numbers and lengths of the output events that are kept, the last one first.
+    pub(super) fn backwards(&self) -> impl Iterator<Item = (u64, u64)> {
+        let events = self.tail.iter().rev().chain(self.head.iter().rev());
+        events.map(|output| (output.seq, output.bytes()))
+    }
+
     /// The bytes of an event; `None` if it has none (or none were appended).
     pub(super) fn bytes_of(&mut self, output: &Output) -> Option<Bytes> {
         if output.hole {

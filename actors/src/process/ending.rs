@@ -1,5 +1,7 @@
 //! How a process is ended: by its stop rule, or at once.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 use provost_sandbox::keeper::wire::{Request, SignalScope};
 use ractor::ActorRef;
@@ -35,6 +37,25 @@ impl ProcessState {
             self.fact(myself, Fact::StopRequested(StopCause::IdleTimedOut));
         } else {
             self.arm(myself, limit - silent, Timer::Idle);
+        }
+    }
+
+    /// Somebody wants it to end. Whoever gives it less time than its own rule need not be there when that runs out, and
+    /// may be a second one who is in more of a hurry than the first.
+    pub(super) fn stop_requested(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        reason: String,
+        grace: Option<Duration>,
+    ) {
+        let shorter = grace.filter(|grace| *grace < self.args.spec.stop.grace);
+        self.args.spec.stop.grace = shorter.unwrap_or(self.args.spec.stop.grace);
+        let was_stopping = self.stopping;
+        self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
+        if !self.ledger.is_started() {
+            self.arm(myself, self.args.spec.stop.grace, Timer::StartGrace);
+        } else if let (true, Some(grace)) = (was_stopping, shorter) {
+            self.arm(myself, grace, Timer::Grace);
         }
     }
 

@@ -13,6 +13,7 @@ mod start;
 mod status;
 mod stop;
 mod table;
+mod tail;
 mod wait;
 
 use std::io::{ErrorKind, Write};

@@ -48,6 +48,7 @@ impl Target {
                 let asked = ProcessStop {
                     process: process.clone(),
                     reason: Some(reason),
+                    grace_ms: None,
                 };
                 let method = if kill { "process/kill" } else { "process/stop" };
                 let _: Result<Told, _> = client.call(method, &asked).await;
@@ -59,19 +60,19 @@ impl Target {
     pub(super) async fn write_stdin(&self, bytes: &[u8]) -> bool {
         match self {
             Self::Here(process) => process.write_stdin(bytes).await.is_ok(),
-            Self::Daemon { client, process } => write(client, process, bytes).await.is_ok(),
+            Self::Daemon { client, process } => write(client, process, bytes, false).await.is_ok(),
         }
     }
 
     pub(super) async fn close_stdin(&self) {
         match self {
             Self::Here(process) => process.close_stdin(),
-            Self::Daemon { client, process } => drop(close(client, process).await),
+            Self::Daemon { client, process } => drop(close(client, process, false).await),
         }
     }
 
-    /// False when it has no terminal.
-    pub(super) async fn resize(&self, size: TerminalSize) -> bool {
+    /// Changes the size of its terminal; a daemon's can be told to `redraw` what it shows. False when it cannot be told.
+    pub(super) async fn resize(&self, size: TerminalSize, redraw: bool) -> bool {
         match self {
             Self::Here(process) => process.resize(size).await.is_ok(),
             Self::Daemon { client, process } => {
@@ -79,6 +80,7 @@ impl Target {
                     process: process.clone(),
                     rows: size.rows,
                     cols: size.cols,
+                    redraw,
                 };
                 let done: Result<serde_json::Value, _> = client.call("process/resize", &asked).await;
                 done.is_ok()
@@ -88,11 +90,17 @@ impl Target {
 }
 
 /// Writes to the standard input of a daemon's process.
-pub(super) async fn write(client: &Client, process: &str, bytes: &[u8]) -> Result<(), ClientError> {
+pub(super) async fn write(
+    client: &Client,
+    process: &str,
+    bytes: &[u8],
+    force: bool,
+) -> Result<(), ClientError> {
     for piece in bytes.chunks(PIECE) {
         let request = ProcessWrite {
             process: process.to_owned(),
             data: STANDARD.encode_to_string(piece),
+            force,
             ..ProcessWrite::default()
         };
         client.call::<Written>("process/write", &request).await?;
@@ -101,10 +109,11 @@ pub(super) async fn write(client: &Client, process: &str, bytes: &[u8]) -> Resul
 }
 
 /// Ends it.
-pub(super) async fn close(client: &Client, process: &str) -> Result<(), ClientError> {
+pub(super) async fn close(client: &Client, process: &str, force: bool) -> Result<(), ClientError> {
     let request = ProcessWrite {
         process: process.to_owned(),
         close: true,
+        force,
         ..ProcessWrite::default()
     };
     client.call::<Written>("process/write", &request).await.map(drop)

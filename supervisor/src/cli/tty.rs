@@ -36,6 +36,10 @@ pub(super) struct Attached {
     /// Ctrl-P Ctrl-Q leaves the command alone with its terminal.
     leaving: bool,
     left: Notify,
+    /// The command's input is not ours: keys are not passed on, and those that leave do, Ctrl-C among them.
+    read_only: AtomicBool,
+    /// The next size makes the command draw its screen again.
+    redraw: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -86,13 +90,38 @@ impl Attached {
             resized: Notify::new(),
             leaving: false,
             left: Notify::new(),
+            read_only: AtomicBool::new(false),
+            redraw: AtomicBool::new(false),
         })
     }
 
-    /// Can be left, at a terminal, by Ctrl-P Ctrl-Q.
+    /// Can be left, at a terminal, by Ctrl-P Ctrl-Q, and comes to a command that has drawn its screen before.
     pub(super) fn that_can_be_left(mut self) -> Self {
         self.leaving = self.terminal.is_some();
+        self.redraw = AtomicBool::new(true);
         self
+    }
+
+    /// The command's input is not ours, or not any more.
+    pub(super) fn set_read_only(&self) {
+        self.read_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Another client has taken the command's input over.
+    pub(super) fn input_lost(&self, by: &str, leaves: &str) {
+        self.set_read_only();
+        self.note(&format!(
+            "the input was taken over by {by}: the process is only shown here; {leaves}"
+        ));
+    }
+
+    /// Says something, also while the terminal is raw.
+    pub(super) fn note(&self, text: &str) {
+        let raw = |terminal: &UserTerminal| terminal.raw.load(Ordering::Relaxed);
+        match self.terminal.as_ref().is_some_and(raw) {
+            true => super::output::note_raw(text),
+            false => super::output::note(text),
+        }
     }
 
     /// Done when that was typed.
@@ -145,6 +174,7 @@ impl Attached {
         if let Some(terminal) = &self.terminal {
             terminal.set_raw();
         }
+        self.redraw.store(true, Ordering::Relaxed);
         self.resized();
     }
 
@@ -156,31 +186,45 @@ impl Attached {
     /// Passes on what is typed, and sizes, for as long as it runs.
     pub(super) async fn tie(self: Arc<Self>, process: Target) {
         let typing = async {
-            if let Some(mut pieces) = self.input.as_ref().and_then(read_pieces) {
-                let mut keys = LeavingKeys::default();
-                while let Some(piece) = pieces.recv().await {
-                    let (piece, leave) = match self.leaving {
+            let Some(mut pieces) = self.input.as_ref().and_then(read_pieces) else {
+                return process.close_stdin().await;
+            };
+            let mut keys = LeavingKeys::default();
+            while let Some(piece) = pieces.recv().await {
+                if !self.read_only.load(Ordering::Relaxed) {
+                    let (passed, leave) = match self.leaving {
                         true => keys.take(&piece),
-                        false => (piece.to_vec(), false),
+                        false => (piece.clone(), false),
                     };
-                    if !process.write_stdin(&piece).await {
-                        return;
+                    if process.write_stdin(&passed).await {
+                        if leave {
+                            return self.left.notify_one();
+                        }
+                        continue;
                     }
-                    if leave {
-                        self.left.notify_one();
-                        return;
-                    }
+                    self.set_read_only();
                 }
-                if keys.held {
-                    process.write_stdin(&[CTRL_P]).await;
+                // What nobody wants to read is not read, but for the keys that leave.
+                if self.terminal.is_none() {
+                    return;
                 }
+                if piece.contains(&CTRL_C) || keys.take(&piece).1 {
+                    return self.left.notify_one();
+                }
+            }
+            if self.read_only.load(Ordering::Relaxed) {
+                return;
+            }
+            if keys.held {
+                process.write_stdin(&[CTRL_P]).await;
             }
             process.close_stdin().await;
         };
         let resizing = async {
-            loop {
-                // At first because it may have changed since the command was asked for.
-                if self.terminal.is_some() && !process.resize(self.size()).await {
+            // At first because it may have changed since the command was asked for. The size goes with the input.
+            while self.terminal.is_some() && !self.read_only.load(Ordering::Relaxed) {
+                let redraw = self.redraw.swap(false, Ordering::Relaxed);
+                if !process.resize(self.size(), redraw).await {
                     return;
                 }
                 self.resized.notified().await;
@@ -190,6 +234,7 @@ impl Attached {
     }
 }
 
+const CTRL_C: u8 = 0x03;
 const CTRL_P: u8 = 0x10;
 const CTRL_Q: u8 = 0x11;
 

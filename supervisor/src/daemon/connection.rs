@@ -19,7 +19,7 @@ use super::line::{Id, Line};
 use super::outbox::Outbox;
 use super::peer::ConfinedPeers;
 use super::requests::{self, After};
-use super::{Daemon, Peer};
+use super::{Connected, Daemon, Peer};
 use crate::protocol::{ErrorKind, RpcError};
 
 /// How long a client may take to say who it is.
@@ -74,7 +74,8 @@ pub(super) async fn serve(daemon: Daemon, stream: UnixStream) {
             return write.await;
         }
     };
-    talk(daemon, reader, writer, peer.confined.is_some()).await;
+    let who = format!("pid {}", peer.pid);
+    talk(daemon, reader, writer, who, peer.confined.is_some()).await;
 }
 
 /// Talks to a client until it or the daemon ends.
@@ -82,12 +83,17 @@ pub(super) async fn talk(
     daemon: Daemon,
     reader: impl AsyncRead + Unpin + Send + 'static,
     writer: impl AsyncWrite + Unpin + Send + 'static,
+    who: String,
     confined: bool,
 ) {
     let (outbox, write) = Outbox::new(writer);
     let mut writing = tokio::spawn(write);
     let holder = Holder(daemon.next());
-    daemon.state().holders.insert(holder, outbox.clone());
+    let connected = Connected {
+        outbox: outbox.clone(),
+        who,
+    };
+    daemon.state().holders.insert(holder, connected);
     let client = Arc::new(Client {
         daemon: daemon.clone(),
         holder,

@@ -60,8 +60,20 @@ struct Writes {
 #[derive(Debug)]
 pub(super) struct Turn {
     before: Option<oneshot::Receiver<()>>,
-    _done: oneshot::Sender<()>,
+    done: Option<oneshot::Sender<()>>,
     _room: OwnedSemaphorePermit,
+}
+
+/// A turn that is not used is passed on in its order: those behind it do not overtake those before it.
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let (Some(before), Some(done)) = (self.before.take(), self.done.take()) {
+            tokio::spawn(async move {
+                let _ = before.await;
+                drop(done);
+            });
+        }
+    }
 }
 
 impl Supervised {
@@ -133,23 +145,26 @@ impl Supervised {
         let before = lock(&self.writes).last.replace(after);
         Ok(Turn {
             before,
-            _done: done,
+            done: Some(done),
             _room: room,
         })
     }
 
-    /// Writes what was not written yet of bytes that begin at this place.
+    /// Writes what was not written yet of bytes that begin at this place, if it still `may` be when its turn comes.
     pub(super) async fn write(
         &self,
         mut turn: Turn,
         offset: Option<u64>,
         bytes: &[u8],
         close: bool,
+        may: impl FnOnce() -> Result<(), RpcError>,
     ) -> Result<Written, RpcError> {
-        if let Some(before) = turn.before.take() {
+        if let Some(before) = &mut turn.before {
             // An error as well means that it is done with.
             let _ = before.await;
         }
+        turn.before = None;
+        may()?;
         let what = || format!("write to {}", self.id());
         let taken = lock(&self.writes).taken;
         let rest = match offset {
@@ -188,8 +203,12 @@ impl Supervised {
 
     /// A place to read from.
     pub(super) fn reading(&self, request: &ProcessRead) -> Reading {
+        let log = self.link.log();
+        let after = request
+            .tail
+            .map_or(request.after_seq, |tail| log.before_tail(tail));
         Reading {
-            cursor: self.link.log().follow(request.after_seq, false),
+            cursor: log.follow(after, false),
             first: None,
         }
     }
@@ -223,7 +242,7 @@ impl Reading {
             events.push(event);
         }
         Events {
-            next_seq: events.last().map_or(request.after_seq, |event| event.seq),
+            next_seq: self.cursor.seq(),
             ended: self.cursor.is_finished(),
             events,
         }

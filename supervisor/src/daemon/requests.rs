@@ -18,10 +18,10 @@ use super::line::Line;
 use super::processes::{Supervised, Turn};
 use super::{follow, lock};
 use crate::protocol::{
-    Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessFollow,
-    ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal, ProcessStart,
-    ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach, SessionClose, SessionFollow,
-    SessionRef, Started, Told, Unfollow, Waited,
+    Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessAttach,
+    ProcessFollow, ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal,
+    ProcessStart, ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach, SessionClose,
+    SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
 };
 
 type Answer = Result<Value, RpcError>;
@@ -53,6 +53,8 @@ impl Client {
                 | "process/read"
                 | "process/follow"
                 | "unfollow"
+                | "process/attach"
+                | "process/detach"
                 | "process/write"
                 | "process/resize"
                 | "process/signal"
@@ -220,11 +222,24 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             }
             Ok(json!({ "was_following": known.is_some() }))
         }
+        "process/attach" => {
+            let asked: ProcessAttach = request.params()?;
+            let process = match asked.read_only {
+                true => client.find(&asked.process)?,
+                false => touched(client, &asked.process, "attach")?,
+            };
+            value(&daemon.attach_input(&process, client.holder, &asked).await)
+        }
+        "process/detach" => {
+            let asked: ProcessRef = request.params()?;
+            let process = client.find(&asked.process)?;
+            Ok(json!({ "was_writer": daemon.detach_input(&process, client.holder) }))
+        }
         "process/resize" => {
             let asked: ProcessResize = request.params()?;
-            let what = format!("resize {}", asked.process);
-            let process = touched(client, &asked.process, &what)?;
-            resize(&process, &asked, what).await
+            let process = client.find(&asked.process)?;
+            daemon.resize(&process, client.holder, &asked).await?;
+            Ok(json!({}))
         }
         "process/signal" => {
             let asked: ProcessSignal = request.params()?;
@@ -242,11 +257,16 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             let asked: ProcessStop = request.params()?;
             let process = touched(client, &asked.process, "stop")?;
             let reason = asked.reason.unwrap_or_else(|| "a client asked for it".to_owned());
-            let told = process.link.tell(ProcessCommand::Stop { reason });
+            let grace = asked.grace_ms.map(Duration::from_millis);
+            let told = process.link.tell(ProcessCommand::Stop { reason, grace });
             value(&Told { told })
         }
         "process/kill" => {
             let asked: ProcessStop = request.params()?;
+            if asked.grace_ms.is_some() {
+                let why = "`grace_ms` is for `process/stop`: what is killed has no time";
+                return Err(RpcError::new(ErrorKind::InvalidParams, "process/kill", why));
+            }
             let process = touched(client, &asked.process, "kill")?;
             let reason = asked.reason.unwrap_or_else(|| "a client asked for it".to_owned());
             let told = process.link.tell(ProcessCommand::Kill { reason });
@@ -360,23 +380,22 @@ async fn start(client: &Arc<Client>, asked: ProcessStart, after: &mut After) -> 
 
 async fn write(client: &Client, (process, turn, asked): Write) -> Answer {
     let what = format!("write to {}", process.id());
-    client.daemon.may_touch(process.session, client.holder, &what)?;
-    let bytes = STANDARD.decode_to_vec(asked.data.as_bytes());
-    let bytes =
-        bytes.map_err(|_| RpcError::new(ErrorKind::InvalidParams, what, "`data` is not base64"))?;
-    drop(asked.data);
-    value(&process.write(turn, asked.offset, &bytes, asked.close).await?)
-}
-
-async fn resize(process: &Supervised, asked: &ProcessResize, what: String) -> Answer {
-    let size = crate::TerminalSize {
-        rows: asked.rows,
-        cols: asked.cols,
+    let may = || {
+        client
+            .daemon
+            .may_write(&process, client.holder, asked.force, &what)
     };
-    match process.link.resize(size).await {
-        Ok(()) => Ok(json!({})),
-        Err(error) => Err(RpcError::new(ErrorKind::Refused, what, error.to_string())),
-    }
+    // Whoever may not need not wait to hear it.
+    may()?;
+    let bytes = STANDARD
+        .decode_to_vec(asked.data.as_bytes())
+        .map_err(|_| RpcError::new(ErrorKind::InvalidParams, what.as_str(), "`data` is not base64"))?;
+    drop(asked.data);
+    value(
+        &process
+            .write(turn, asked.offset, &bytes, asked.close, may)
+            .await?,
+    )
 }
 
 /// The process, if this client may change it.

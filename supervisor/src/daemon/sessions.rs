@@ -7,8 +7,8 @@ use provost_actors::ProcessCommand;
 use provost_actors::event::ProcessId;
 use provost_actors::session::{Holder, LeaseError, Moved, OnDisconnect, OpenSession, SessionId};
 
-use super::Daemon;
 use super::processes::Supervised;
+use super::{Daemon, State};
 use crate::protocol::{
     ErrorKind, RpcError, SessionAttach, SessionClose, SessionEvent, SessionInfo, SessionOpen,
     SessionsMoved, SkippedSession,
@@ -18,6 +18,16 @@ use crate::protocol::{
 const SESSIONS_MAX: usize = 4096;
 /// The longest name.
 const NAME_BYTES_MAX: usize = 128;
+
+impl State {
+    /// Whether a holder may change what is in a session: it has it, or a whole that it is part of, or nobody does.
+    pub(super) fn may_touch(&self, session: Option<SessionId>, holder: Holder) -> bool {
+        session.is_none_or(|id| {
+            let free = self.leases.get(id).is_none_or(|lease| lease.holder.is_none());
+            free || self.leases.is_held_by(id, holder)
+        })
+    }
+}
 
 impl Daemon {
     pub(super) async fn open_session(
@@ -36,10 +46,12 @@ impl Daemon {
             Some(parent) => Some(self.find_session(parent)?),
             None => None,
         };
-        if self.state().leases.iter().count() >= SESSIONS_MAX {
+        let too_many = || {
             let why = format!("there are {SESSIONS_MAX} already");
-            return Err(RpcError::new(ErrorKind::Limit, what(), why)
-                .hint("close some (`provost session clean`)"));
+            RpcError::new(ErrorKind::Limit, what(), why).hint("close some (`provost session clean`)")
+        };
+        if self.state().leases.len() >= SESSIONS_MAX {
+            return Err(too_many());
         }
         let id = SessionId::new();
         let link = self.0.tree.open_session(id.to_string()).await;
@@ -51,11 +63,20 @@ impl Daemon {
             on_disconnect: request.on_disconnect,
             ttl: request.ttl_ms.map(Duration::from_millis),
         };
-        // Nobody was asked twice: the lease decides.
-        let opened = self.state().leases.open(id, open, Some(holder), link.clone());
+        // Counted once more where it is added, for others were opening theirs meanwhile.
+        let opened = {
+            let mut state = self.state();
+            match state.leases.len() >= SESSIONS_MAX {
+                true => Err(too_many()),
+                false => {
+                    let opened = state.leases.open(id, open, Some(holder), link.clone());
+                    opened.map_err(|error| refused(what(), error))
+                }
+            }
+        };
         if let Err(error) = opened {
             link.close();
-            return Err(refused(what(), error));
+            return Err(error);
         }
         self.say_changed();
         Ok(id)
@@ -240,6 +261,7 @@ impl Daemon {
         let left = {
             let mut state = self.state();
             state.holders.remove(&holder);
+            state.inputs.retain(|_, held| *held != holder);
             state.leases.disconnect(holder, Instant::now())
         };
         let detached = left.iter().filter(|(_, rule)| *rule == OnDisconnect::Detach);
@@ -285,20 +307,17 @@ impl Daemon {
         }
     }
 
-    /// Whether a holder may change what is in a session: it has it, or a whole that it is part of, or nobody does.
+    /// Whether a holder may change what is in a session; an error if not.
     pub(super) fn may_touch(
         &self,
         session: Option<SessionId>,
         holder: Holder,
         what: &str,
     ) -> Result<(), RpcError> {
-        let Some(id) = session else { return Ok(()) };
-        let state = self.state();
-        let free = state.leases.get(id).is_none_or(|lease| lease.holder.is_none());
-        if free || state.leases.is_held_by(id, holder) {
-            return Ok(());
+        match self.state().may_touch(session, holder) {
+            true => Ok(()),
+            false => Err(refused(what.to_owned(), LeaseError::HeldElsewhere)),
         }
-        Err(refused(what.to_owned(), LeaseError::HeldElsewhere))
     }
 
     pub(super) fn live_in(&self, sessions: &[SessionId]) -> Vec<Arc<Supervised>> {
@@ -320,9 +339,9 @@ impl Daemon {
 
     fn tell_holder(&self, holder: Holder, session: SessionId, event: &str) {
         let state = self.state();
-        if let Some(outbox) = state.holders.get(&holder) {
+        if let Some(connected) = state.holders.get(&holder) {
             let event = event.to_owned();
-            outbox.push(&super::connection::notification(
+            connected.outbox.push(&super::connection::notification(
                 "session/event",
                 &SessionEvent { session, event },
             ));

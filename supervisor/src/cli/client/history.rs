@@ -14,6 +14,8 @@ pub(super) enum Since {
     Seq(u64),
     /// At this time.
     Time(Timestamp),
+    /// With the last whole events that have so many bytes of output.
+    Tail(u64),
 }
 
 impl Since {
@@ -52,17 +54,23 @@ pub(super) async fn read(
     mut take: impl FnMut(Event) -> Result<Reader, String>,
 ) -> Result<Ended, String> {
     let now = Timestamp::now();
-    let (mut after_seq, from) = match since {
-        Since::Seq(seq) => (seq, Timestamp::MIN),
-        Since::Time(time) => (0, time),
+    let (mut after_seq, from, mut tail) = match since {
+        Since::Seq(seq) => (seq, Timestamp::MIN, None),
+        Since::Time(time) => (0, time, None),
+        Since::Tail(bytes) => (0, Timestamp::MIN, Some(bytes)),
     };
     loop {
+        let tail = tail.take();
         let request = ProcessRead {
             process: process.to_owned(),
             after_seq,
+            tail,
             ..ProcessRead::default()
         };
         let there: Events = client.call("process/read", &request).await.map_err(said)?;
+        if let (Some(_), Some(first)) = (tail, there.events.first()) {
+            after_seq = first.seq - 1;
+        }
         let empty = there.events.is_empty();
         for event in there.events {
             if event.time > now {
@@ -77,7 +85,7 @@ pub(super) async fn read(
             return Ok(Ended::Terminal);
         }
         if empty {
-            return Ok(Ended::SoFar(after_seq));
+            return Ok(Ended::SoFar(there.next_seq));
         }
     }
 }

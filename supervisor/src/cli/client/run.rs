@@ -12,8 +12,8 @@ use crate::cli::sink::Sink;
 use crate::cli::target::{Target, close};
 use crate::cli::tty::Attached;
 use crate::cli::{CliResult, config, output, summary};
-use crate::client::Followed;
-use crate::protocol::ProcessStart;
+use crate::client::{Client, Followed};
+use crate::protocol::{InputLost, ProcessAttach, ProcessAttached, ProcessStart};
 use crate::{EventBody, SignalScope, StdinSpec, StreamName, TerminalRecord};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
@@ -55,27 +55,49 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
             process: process.clone(),
         };
         let raw = attached.as_ref().map(|attached| attached.make_raw(json));
+        let mut lost = client.lost_inputs();
         if let Some(attached) = attached.clone() {
+            take_input(&client, &process, &attached).await?;
             tokio::spawn(Attached::tie(attached, target.clone()));
         }
         tokio::spawn(signals::pass_on(
             signals,
             target.clone(),
             interrupted.clone(),
-            attached,
+            attached.clone(),
         ));
         if request.stdin {
             let (client, process) = (client.clone(), process.clone());
             tokio::spawn(async move {
                 // What it does not read, it does not want.
-                if let Err(why) = send::copy(&client, &process).await {
+                if let Err(why) = send::copy(&client, &process, false).await {
                     tracing::debug!(why, "its input is not passed on any more");
                 }
-                let _ = close(&client, &process).await;
+                let _ = close(&client, &process, false).await;
             });
         }
-        let record = follow(&mut events, &target, &mut sink).await;
+        let leaving = async {
+            let Some(attached) = &attached else { return std::future::pending().await };
+            let losing = async {
+                while let Some(InputLost { by, .. }) = lost.recv().await {
+                    attached.input_lost(&by, "Ctrl-C leaves");
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = attached.left() => {}
+                () = losing => {}
+            }
+        };
+        let followed = tokio::select! {
+            record = follow(&mut events, &target, &mut sink) => Some(record),
+            () = leaving => None,
+        };
         drop(raw);
+        let Some(record) = followed else {
+            output::note(&format!("left {process}; it goes on"));
+            return Ok(130);
+        };
         let record = record.ok_or_else(|| {
             format!("the connection to the daemon is lost; {process} may go on there: `provost wait {process}`")
         })?;
@@ -87,6 +109,19 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     });
     runtime.shutdown_background();
     result
+}
+
+/// Takes the input of what we have started, as `provost attach` would.
+async fn take_input(client: &Client, process: &str, attached: &Attached) -> Result<(), String> {
+    let asked = ProcessAttach {
+        process: process.to_owned(),
+        ..ProcessAttach::default()
+    };
+    let there: ProcessAttached = client.call("process/attach", &asked).await.map_err(said)?;
+    if let Some(by) = there.held_by {
+        attached.input_lost(&by, "Ctrl-C leaves");
+    }
+    Ok(())
 }
 
 /// Passes events on until the terminal record.

@@ -13,7 +13,8 @@ const PIECE: usize = 64 << 10;
 
 /// Write to the standard input of a process
 ///
-/// It must have been started with `--stdin`. Returns when the process can read it.
+/// It must have been started with `--stdin` or `--tty`. Returns when the process can read it. While another client has attached
+/// its input (`provost attach`), this is refused.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   provost send repl 'print(1)'
@@ -25,6 +26,9 @@ pub(crate) struct SendArgs {
     /// Then end its standard input
     #[arg(long)]
     eof: bool,
+    /// Also if another client has attached its input
+    #[arg(long)]
+    force: bool,
     /// No newline behind TEXT
     #[arg(long, short)]
     no_newline: bool,
@@ -41,28 +45,31 @@ pub(super) async fn run(args: SendArgs) -> CliResult {
     let process = args.process.as_str();
     match args.text.as_deref() {
         None => {}
-        Some("-") => copy(&client, process).await?,
+        Some("-") => copy(&client, process, args.force).await?,
         Some(text) => {
             let newline = if args.no_newline { "" } else { "\n" };
             let text = format!("{text}{newline}");
-            write(&client, process, text.as_bytes()).await.map_err(said)?;
+            let written = write(&client, process, text.as_bytes(), args.force).await;
+            written.map_err(said)?;
         }
     }
     if args.eof {
-        close(&client, process).await.map_err(said)?;
+        close(&client, process, args.force).await.map_err(said)?;
     }
     Ok(0)
 }
 
 /// Writes everything that comes on our standard input, until its end.
-pub(super) async fn copy(client: &Client, process: &str) -> Result<(), String> {
+pub(super) async fn copy(client: &Client, process: &str, force: bool) -> Result<(), String> {
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; PIECE];
     loop {
         let count = stdin.read(&mut buffer).await;
         match count.map_err(|error| format!("standard input: {error}"))? {
             0 => return Ok(()),
-            count => write(client, process, &buffer[..count]).await.map_err(said)?,
+            count => write(client, process, &buffer[..count], force)
+                .await
+                .map_err(said)?,
         }
     }
 }

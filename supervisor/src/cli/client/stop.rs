@@ -1,12 +1,12 @@
 //! `provost stop`, `kill` and `signal`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use futures_util::{StreamExt, stream};
 
 use super::wait::{AT_A_TIME, until};
-use super::{Connection, said};
+use super::{Connection, millis, said};
 use crate::SignalScope;
 use crate::cli::{CliResult, EXIT_PROVOST, output};
 use crate::client::Client;
@@ -25,7 +25,7 @@ pub(crate) struct StopArgs {
     #[command(flatten)]
     connection: Connection,
     /// Kill what has not ended after this time, where its own grace is longer
-    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "no_wait")]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     grace: Option<Duration>,
     #[command(flatten)]
     common: Common,
@@ -89,18 +89,17 @@ pub(super) async fn kill(args: KillArgs) -> CliResult {
 }
 
 async fn end(client: &Client, method: &str, args: Common, grace: Option<Duration>) -> CliResult {
-    let reason = &args.reason;
+    let args = &args;
     let ends = args.processes.iter().map(|process| async move {
-        if !told(client, method, process, reason.clone()).await? {
+        let request = ProcessStop {
+            process: process.clone(),
+            reason: args.reason.clone(),
+            grace_ms: grace.map(millis),
+        };
+        let told: Told = client.call(method, &request).await.map_err(said)?;
+        if !told.told {
             output::note(&format!("{process} had ended already"));
-            return Ok(());
-        }
-        if args.no_wait {
-            return Ok(());
-        }
-        let deadline = grace.map(|grace| Instant::now() + grace);
-        if until(client, process, deadline).await?.record.is_none() {
-            told(client, "process/kill", process, reason.clone()).await?;
+        } else if !args.no_wait {
             until(client, process, None).await?;
         }
         Ok::<_, String>(())
@@ -114,20 +113,6 @@ async fn end(client: &Client, method: &str, args: Common, grace: Option<Duration
         }
     }
     Ok(code)
-}
-
-async fn told(
-    client: &Client,
-    method: &str,
-    process: &str,
-    reason: Option<String>,
-) -> Result<bool, String> {
-    let request = ProcessStop {
-        process: process.to_owned(),
-        reason,
-    };
-    let told: Told = client.call(method, &request).await.map_err(said)?;
-    Ok(told.told)
 }
 
 pub(super) async fn signal(args: SignalArgs) -> CliResult {
