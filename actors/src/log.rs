@@ -233,6 +233,34 @@ impl Log {
         record
     }
 
+    /// When the oldest output was written that [`evict`](Self::evict) would drop; `None` if nothing can be dropped.
+    pub fn evictable(&self) -> Option<Timestamp> {
+        let state = self.lock();
+        let paced_seq = state.paced.map(|paced| paced.seq);
+        let streams = state.streams.iter();
+        streams.filter_map(|stream| stream.evictable(paced_seq)).min()
+    }
+
+    /// Drops output that was written up to a time, the oldest first, until so many `bytes` fewer are kept; how many. Of each
+    /// stream what follows the head goes first, the head from its end when nothing else is left; readers get a gap. What a
+    /// paced reader has not read is spared. A record that is sealed says what was kept then.
+    pub fn evict(&self, bytes: u64, until: Timestamp) -> u64 {
+        let mut state = self.lock();
+        let paced_seq = state.paced.map(|paced| paced.seq);
+        let mut dropped = 0;
+        while dropped < bytes {
+            let streams = state.streams.iter_mut();
+            let oldest = streams
+                .filter_map(|stream| Some((stream.evictable(paced_seq)?, stream)))
+                .min_by_key(|(time, _)| *time);
+            match oldest {
+                Some((time, stream)) if time <= until => dropped += stream.evict(),
+                _ => break,
+            }
+        }
+        dropped
+    }
+
     /// How many bytes of a stream are kept, once a paced reader is through.
     pub fn retained(&self, stream: StreamName) -> u64 {
         self.lock().streams[stream.index()].retained(self.limits)

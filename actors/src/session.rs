@@ -67,6 +67,8 @@ pub struct OpenSession {
     pub on_disconnect: OnDisconnect,
     /// How long it goes on with nobody holding it; for ever, if absent.
     pub ttl: Option<Duration>,
+    /// Bytes of output that it keeps at most, with its parts.
+    pub kept_bytes_max: Option<u64>,
 }
 
 /// One session.

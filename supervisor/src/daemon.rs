@@ -27,6 +27,7 @@ mod outbox;
 mod peer;
 mod processes;
 mod requests;
+mod retention;
 mod sessions;
 pub mod signals;
 mod start;
@@ -73,8 +74,10 @@ pub struct Settings {
     pub processes_max: usize,
     /// Bytes of each stream that are kept, unless a start says less.
     pub output_bytes: u64,
-    /// Bytes of output that are kept in all: of processes that have ended the oldest are forgotten.
+    /// Bytes of output that are kept in all, shared fairly by the sessions.
     pub memory_bytes: u64,
+    /// Bytes of output that a session keeps with its parts; those that are kept in all, if absent.
+    pub session_bytes: Option<u64>,
     /// Processes that have ended and are remembered.
     pub ended_max: usize,
     /// How long everything may take to stop when the daemon does.
@@ -92,10 +95,18 @@ impl Default for Settings {
             processes_max: 4000,
             output_bytes: 256 << 10,
             memory_bytes: 128 << 20,
+            session_bytes: None,
             ended_max: 10_000,
             stop_timeout: Duration::from_secs(30),
             confined_peers: ConfinedPeers::Refuse,
         }
+    }
+}
+
+impl Settings {
+    /// Bytes of output that a session keeps at most.
+    fn session_bytes(&self) -> u64 {
+        self.session_bytes.unwrap_or(self.memory_bytes)
     }
 }
 
@@ -306,7 +317,7 @@ impl Daemon {
             self.close_session(session, "nobody attached it in time", false);
         }
         self.state().forget_inputs();
-        self.forget_ended();
+        self.keep_within_bounds();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -226,6 +226,8 @@ pub struct SessionOpen {
     pub on_disconnect: OnDisconnect,
     /// Stopped when nobody has attached it for so long.
     pub ttl_ms: Option<u64>,
+    /// Bytes of output that it keeps with its parts; what the daemon gives every session, if absent.
+    pub max_session_bytes: Option<u64>,
 }
 
 /// A session, by id, an unambiguous beginning of it, or name.

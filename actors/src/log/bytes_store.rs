@@ -105,6 +105,11 @@ impl ByteStore {
         self.head.shrink_to_fit();
     }
 
+    /// Drops the head's end from `end` on, as far as whole chunks go.
+    pub(super) fn shorten_head(&mut self, end: u64) {
+        while self.head.pop_if(|chunk| chunk.offset >= end).is_some() {}
+    }
+
     /// Drops what lies between the head and `start`, as far as whole chunks go.
     pub(super) fn drop_below(&mut self, start: u64) {
         while self.chunks.pop_front_if(|chunk| chunk.end() <= start).is_some() {}

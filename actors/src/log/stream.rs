@@ -153,6 +153,51 @@ impl StreamLog {
         }
     }
 
+    /// When the event was written that would be dropped next.
+    pub(super) fn evictable(&self, paced_seq: Option<u64>) -> Option<Timestamp> {
+        let next = self.tail.front().or(self.head.last())?;
+        paced_seq.is_none_or(|seq| next.seq <= seq).then_some(next.time)
+    }
+
+    /// Drops that event; how many bytes it had.
+    pub(super) fn evict(&mut self) -> u64 {
+        let head_end = |head: &[Output]| head.last().map_or(0, Output::end);
+        if let Some(front) = self.tail.pop_front() {
+            self.tail_bytes -= front.bytes();
+            self.gap = Some(Gap {
+                seq: front.seq,
+                time: front.time,
+                from: head_end(&self.head),
+                to: front.end(),
+            });
+            // What is dropped must not become part of a head that goes on growing.
+            self.close_head();
+            self.bytes.drop_below(front.end());
+            return front.bytes();
+        }
+        self.close_head();
+        let Some(last) = self.head.pop() else { return 0 };
+        self.head_bytes -= last.bytes();
+        let from = head_end(&self.head);
+        self.gap = Some(Gap {
+            from,
+            ..self.gap.unwrap_or(Gap {
+                seq: last.seq,
+                time: last.time,
+                from,
+                to: last.end(),
+            })
+        });
+        self.bytes.shorten_head(from);
+        last.bytes()
+    }
+
+    fn close_head(&mut self) {
+        if !std::mem::replace(&mut self.head_closed, true) {
+            self.bytes.keep_head(self.head.last().map_or(0, Output::end));
+        }
+    }
+
     /// How many bytes are kept when no paced reader holds any.
     ///
     /// This does not depend on when a paced reader read what: the tail is the longest run of last events

@@ -561,3 +561,90 @@ fn limits_keep_what_they_say() {
     let small = LogLimits::keeping(64 << 10);
     assert!(small.piece_bytes_max() as u64 <= small.head_bytes);
 }
+
+/// What a reader from the beginning finds of a stream: the bytes that are there, and those that are told as gaps.
+fn found(log: &Arc<Log>) -> (u64, u64) {
+    let mut cursor = log.follow(0, false);
+    let (mut end, mut there, mut missing) = (0, 0, 0);
+    while let Some(event) = cursor.try_next() {
+        match event.body {
+            EventBody::Output { offset, data, .. } => {
+                assert_eq!(offset, end);
+                assert_eq!(data, pattern(OUT, offset, data.len()));
+                end += data.len() as u64;
+                there += data.len() as u64;
+            }
+            EventBody::Gap { from, to, bytes, .. } => {
+                assert_eq!((from, bytes), (end, to - from));
+                (end, missing) = (to, missing + bytes);
+            }
+            _ => {}
+        }
+    }
+    (there, missing)
+}
+
+#[test]
+fn i3_what_is_evicted_is_told_as_a_gap_and_goes_from_the_tail_first() {
+    let mut writer = Writer::small(100, 100);
+    for _ in 0..20 {
+        writer.write(OUT, 10);
+    }
+    let log = writer.log.clone();
+    assert_eq!(found(&log), (200, 0));
+    assert_eq!(log.evict(25, Timestamp::MAX), 30);
+    assert_eq!(found(&log), (170, 30));
+    assert_eq!(log.evict(1, Timestamp::MIN), 0, "none of it is so old");
+    // The tail is gone, and half of the head.
+    assert_eq!(log.evict(120, Timestamp::MAX), 120);
+    assert_eq!(found(&log), (50, 150));
+    assert_eq!(log.retained(OUT), 50);
+    writer.write(OUT, 10);
+    assert_eq!(found(&log), (60, 150));
+    assert_eq!(log.evict(u64::MAX, Timestamp::MAX), 60);
+    assert_eq!((found(&log), log.evictable()), ((0, 210), None));
+    let held = log.lock().streams[OUT.index()].held();
+    assert!(held.0 <= 20, "{held:?}");
+    writer.write(OUT, 10);
+    assert_eq!(found(&log), (10, 210));
+}
+
+#[test]
+fn i3_a_head_that_is_not_full_can_be_evicted_and_a_paced_reader_is_spared() {
+    let mut writer = Writer::small(100, 100);
+    let log = writer.log.clone();
+    let mut paced = log.follow(0, true);
+    for _ in 0..5 {
+        writer.write(OUT, 10);
+    }
+    assert_eq!((log.evictable(), log.evict(10, Timestamp::MAX)), (None, 0));
+    while paced.try_next().is_some() {}
+    assert_eq!(log.evict(20, Timestamp::MAX), 20);
+    assert_eq!(found(&log), (30, 20));
+    for _ in 0..20 {
+        writer.write(OUT, 10);
+    }
+    assert_eq!(found(&log), (230, 20), "the paced reader has not read them");
+    drop(paced);
+    assert_eq!(found(&log), (130, 120));
+}
+
+#[test]
+fn the_end_of_what_is_kept_is_found_without_reading_it_all() {
+    let mut writer = Writer::small(100, 100);
+    let log = writer.log.clone();
+    for _ in 0..5 {
+        writer.write(OUT, 10);
+        writer.write(ERR, 10);
+        writer.other();
+    }
+    // 15 events, the last three of which are 13, 14 and 15.
+    assert_eq!(log.before_tail(0), 15);
+    assert_eq!(log.before_tail(1), 13);
+    assert_eq!(log.before_tail(20), 12);
+    assert_eq!(log.before_tail(21), 10);
+    assert_eq!(log.before_tail(100), 0);
+    assert_eq!(log.before_tail(u64::MAX), 0);
+    writer.seal();
+    assert_eq!(log.before_tail(0), 15, "the record is behind it");
+}

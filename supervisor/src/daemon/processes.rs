@@ -1,6 +1,6 @@
 //! The processes that a daemon knows, live and ended.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -343,30 +343,6 @@ impl Daemon {
         });
         let left = count - state.processes.len();
         Ok(left)
-    }
-
-    /// Forgets those that ended first, where there are too many or they keep too much.
-    pub(super) fn forget_ended(&self) {
-        let settings = self.settings();
-        let mut state = self.state();
-        let state = &mut *state;
-        let noted: HashSet<ProcessId> = state.ended.iter().copied().collect();
-        for (id, process) in &state.processes {
-            if !process.is_live() && !noted.contains(id) {
-                state.ended.push_back(*id);
-            }
-        }
-        state.ended.retain(|id| state.processes.contains_key(id));
-        let weight = |process: &Supervised| process.retained() + process.described_bytes;
-        let mut kept: u64 = state.processes.values().map(|process| weight(process)).sum();
-        while state.ended.len() > settings.ended_max || kept > settings.memory_bytes {
-            let Some(first) = state.ended.pop_front() else {
-                break;
-            };
-            if let Some(process) = state.processes.remove(&first) {
-                kept = kept.saturating_sub(weight(&process));
-            }
-        }
     }
 }
 

@@ -53,6 +53,12 @@ impl Daemon {
         if self.state().leases.len() >= SESSIONS_MAX {
             return Err(too_many());
         }
+        let most = self.settings().session_bytes();
+        if let Some(asked) = request.max_session_bytes.filter(|asked| *asked > most) {
+            let why = format!("`max_session_bytes` is {asked}, and a session keeps at most {most} here");
+            return Err(RpcError::new(ErrorKind::InvalidParams, what(), why)
+                .hint("ask for less, or raise max_session_bytes in the daemon's configuration"));
+        }
         let id = SessionId::new();
         let link = self.0.tree.open_session(id.to_string()).await;
         let link =
@@ -62,6 +68,7 @@ impl Daemon {
             parent,
             on_disconnect: request.on_disconnect,
             ttl: request.ttl_ms.map(Duration::from_millis),
+            kept_bytes_max: request.max_session_bytes,
         };
         // Counted once more where it is added, for others were opening theirs meanwhile.
         let opened = {

@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::protocol::{
     SessionAttach, SessionClose, SessionInfo, SessionOpen, SessionRef, SessionsMoved,
 };
-use crate::units::duration;
+use crate::units::{bytes, duration};
 
 /// Open, list, attach, detach and close sessions
 ///
@@ -52,6 +52,9 @@ enum SessionVerb {
         /// Stop everything in it when nobody has attached it for this time
         #[arg(long, value_name = "TIME", value_parser = duration)]
         ttl: Option<Duration>,
+        /// Of the output of everything in it keep at most so much, up to the daemon's max_session_bytes
+        #[arg(long, value_name = "BYTES", value_parser = bytes)]
+        max_kept: Option<u64>,
         /// Hold it until this command ends
         #[arg(long)]
         hold: bool,
@@ -121,6 +124,7 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
             parent,
             on_disconnect,
             ttl,
+            max_kept,
             hold,
         } => {
             let request = SessionOpen {
@@ -131,6 +135,7 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
                     OnDisconnectArg::Stop => OnDisconnect::Stop,
                 },
                 ttl_ms: ttl.map(millis),
+                max_session_bytes: max_kept,
             };
             open(&client, &request, hold).await
         }

@@ -26,6 +26,7 @@ struct ServeFile {
     max_processes: Option<Spanned<u64>>,
     max_output_bytes: Option<Spanned<String>>,
     max_memory_bytes: Option<Spanned<String>>,
+    max_session_bytes: Option<Spanned<String>>,
     stop_timeout: Option<Spanned<String>>,
     metrics: Option<Spanned<String>>,
 }
@@ -121,6 +122,10 @@ impl Reader<'_> {
         if let Some(size) = &file.max_memory_bytes {
             let read = |text: &str| size_within(text, 1 << 20, 1 << 50);
             settings.memory_bytes = self.value("max_memory_bytes", size, read)?;
+        }
+        if let Some(size) = &file.max_session_bytes {
+            let read = |text: &str| size_within(text, 8 << 10, settings.memory_bytes);
+            settings.session_bytes = Some(self.value("max_session_bytes", size, read)?);
         }
         let (stream, all) = (settings.output_bytes, settings.memory_bytes);
         // Both streams of one process have room at least.

@@ -87,6 +87,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 fn every_key_is_read() {
     let toml = "confined_peers = 'read-only'\nmax_clients = 1\nmax_requests_in_flight = 2\nmax_frame_bytes = '64K'\n\
                 max_processes = 3\nmax_output_bytes = '1M'\nmax_memory_bytes = '64M'\nstop_timeout = '1m30s'\n\
+                max_session_bytes = '8M'\n\
                 metrics = '127.0.0.1:9464'\n";
     let config = Case::new(toml).resolve().unwrap();
     let settings = Settings {
@@ -96,6 +97,7 @@ fn every_key_is_read() {
         processes_max: 3,
         output_bytes: 1 << 20,
         memory_bytes: 64 << 20,
+        session_bytes: Some(8 << 20),
         stop_timeout: std::time::Duration::from_secs(90),
         confined_peers: ConfinedPeers::Policy("read-only".into()),
         ..Settings::default()
@@ -145,6 +147,10 @@ fn errors_name_the_line_the_key_and_what_to_do() {
         (
             "max_memory_bytes = '1M'\nmax_output_bytes = '1M'",
             "2:20: max_output_bytes: 1048576 bytes for each stream do not fit twice into 1048576 for all logs; make",
+        ),
+        (
+            "max_session_bytes = '129M'",
+            "1:21: max_session_bytes: out of range; want 8192 to 134217728 bytes",
         ),
         ("stop_timeout = 'soon'", "1:16: stop_timeout: "),
         ("group = ' '", "1:9: group: is empty; want the name of a group"),
