@@ -343,7 +343,13 @@ impl ProcessState {
                 self.limit_hits(myself, hits);
                 self.tell_exit(ExitMsg::Ended { killed, usage })
             }
-            Notice::Hello { .. } | Notice::Duplicate { .. } => Ok(()),
+            Notice::Hello { .. }
+            | Notice::Duplicate { .. }
+            | Notice::Welcome { .. }
+            | Notice::Held(_)
+            | Notice::HeldNamed { .. }
+            | Notice::HeldAll { .. }
+            | Notice::NotHeld { .. } => Ok(()),
         }
     }
 

@@ -226,7 +226,7 @@ impl SpawnerLink {
     /// Nothing will be heard any more: says so to every process there is and will be. A spawner that still lives
     /// cannot be understood, so it is made to end what it holds.
     fn give_up(&self, reason: &str) {
-        self.spawner.get_ref().hang_up();
+        self.spawner.get_ref().leave();
         let mut routes = lock(&self.routes);
         routes.gone = Some(reason.to_owned());
         for route in routes.routes.values_mut() {
@@ -254,7 +254,13 @@ async fn route_notices(link: Arc<SpawnerLink>) {
         match receive(&link.spawner).await {
             Ok(Some((notice, fds))) => {
                 let process = match &notice {
-                    Notice::Hello { .. } => continue,
+                    // What only a keeper says is not of a process that anybody here waits for.
+                    Notice::Hello { .. }
+                    | Notice::Welcome { .. }
+                    | Notice::HeldNamed { .. }
+                    | Notice::HeldAll { .. }
+                    | Notice::NotHeld { .. } => continue,
+                    Notice::Held(held) => held.process,
                     Notice::Started(started) => started.process,
                     Notice::Failed { process, .. }
                     | Notice::Duplicate { process }

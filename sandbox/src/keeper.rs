@@ -1,4 +1,4 @@
-//! The spawner: a small process that forks every supervised command and waits for it.
+//! The spawner and the keeper: a small process that forks every supervised command and waits for it.
 //!
 //! ```text
 //! host program ──socket──► spawner ──fork──► init (PID 1 of the namespaces) ──vfork──► command
@@ -10,8 +10,10 @@
 //! thousands of descriptors; forking from it is slow and racy, and `PR_SET_PDEATHSIG` follows the forking
 //! *thread*. The spawner has one thread, few pages and few descriptors.
 //!
-//! It is the same executable in another role, chosen by `argv[0]` ([`ROLE`]). It ends, with everything it
-//! started, when the socket to its host closes.
+//! It is the same executable in another role, chosen by `argv[0]`. As *spawner* ([`ROLE`]) it serves one host, and
+//! ends with everything it started when the socket to that host closes. As *keeper* ([`KEEPER_ROLE`]) it listens on a
+//! socket in the file system, and whoever is connected may go: it keeps what it started, a copy of each descriptor that
+//! its supervisor got, and what became of it, until that is forgotten on request.
 //!
 //! | file | what |
 //! |---|---|
@@ -19,7 +21,11 @@
 //! | `plan` | what the child is to do, as plain data |
 //! | `image` | that data as C strings and arrays, made before the fork |
 //! | `program` | what it executes, in memory shared with it |
-//! | `server` | the spawner's loop |
+//! | `held` | what a keeper says of a process to whoever connects |
+//! | `account` | what is known of a process, and how much of it was told |
+//! | `server` | the loop of spawner and keeper |
+//! | `exits` | the file in which a keeper writes down how processes ended |
+//! | `oom` | the keeper's own place in line when memory runs out |
 //! | `tree` | one supervised tree, as the spawner sees it |
 //! | `warm` | sandboxes made ahead |
 //! | `init` | PID 1: namespaces, mounts, reaping |
@@ -32,14 +38,18 @@
 //! | `reserve` | descriptors kept back, and the limit on their number |
 //! | `cgroup` | groups for containment and limits |
 
+mod account;
 mod cgroup;
 mod child;
 mod children;
+pub mod exits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod held;
 mod image;
 mod init;
 mod mounts;
+mod oom;
 pub(crate) mod packet;
 pub mod plan;
 mod probe;
@@ -61,7 +71,14 @@ use serde::{Deserialize, Serialize};
 /// `argv[0]` of a process that is to be a spawner.
 pub const ROLE: &str = "provost-spawner";
 
-/// Set when [`run_if_asked`] was called by a program that was not asked to be a spawner: its executable can
+/// `argv[0]` of a process that is to be a keeper. Its one argument is how many milliseconds it stays without anything
+/// to keep and anybody connected.
+pub const KEEPER_ROLE: &str = "provost-keeper";
+
+const ROLE_NAME: &std::ffi::CStr = c"provost-spawner";
+const KEEPER_NAME: &std::ffi::CStr = c"provost-keeper";
+
+/// Set when [`run_if_asked`] was called by a program that was not asked to be a spawner or keeper: its executable can
 /// serve as one.
 static HOOKED: AtomicBool = AtomicBool::new(false);
 
@@ -69,12 +86,20 @@ static HOOKED: AtomicBool = AtomicBool::new(false);
 /// looks at it.
 pub static AFTER_FORK: AtomicBool = AtomicBool::new(false);
 
-/// The first line of a `main` whose executable may be used as the spawner. Does nothing in an ordinary start;
-/// in a process started as [`ROLE`] it serves until its host is gone, and never returns.
+/// The first line of a `main` whose executable may be used as the spawner or keeper. Does nothing in an ordinary start;
+/// in a process started as [`ROLE`] it serves until its host is gone, as [`KEEPER_ROLE`] until nobody needs it, and never
+/// returns.
 pub fn run_if_asked() {
-    let asked = std::env::args_os().next().is_some_and(|name| name == ROLE);
-    if asked {
-        std::process::exit(server::main());
+    let mut words = std::env::args_os();
+    let name = words.next();
+    let is = |role: &str| name.as_ref().is_some_and(|name| name == role);
+    if is(ROLE) {
+        std::process::exit(server::main(server::Role::Spawner));
+    }
+    if is(KEEPER_ROLE) {
+        let millis = words.next().and_then(|word| word.to_str()?.parse().ok());
+        let idle = std::time::Duration::from_millis(millis.unwrap_or(60_000));
+        std::process::exit(server::main(server::Role::Keeper { idle }));
     }
     HOOKED.store(true, Ordering::Relaxed);
 }

@@ -1,4 +1,6 @@
-//! The supervisor's side of the spawner: starting it, and asking it for commands.
+//! The supervisor's side of the spawner and the keeper: starting one, and asking it for commands.
+
+mod keeper;
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,12 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use uuid::Uuid;
 
 use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
-use crate::keeper::{self, ROLE};
+use crate::keeper::{ROLE, is_hooked};
 
 /// Where the spawner's executable is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,15 +43,56 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// The place of the keeper's socket is not ours alone.
+    #[error("`{path}` is no place for the keeper's socket: {reason}")]
+    NotOurs {
+        /// The socket or its directory.
+        path: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The keeper's socket cannot be used.
+    #[error("cannot {doing} the keeper's socket `{path}`: {source}")]
+    Socket {
+        /// What failed.
+        doing: &'static str,
+        /// The socket.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// What listens there does not speak as a keeper of this release.
+    #[error(
+        "what listens on `{path}` does not answer as a keeper of this release: {reason}; if it belongs to another release of provost, stop that one with its own program first"
+    )]
+    NoKeeper {
+        /// The socket.
+        path: String,
+        /// What it did instead.
+        reason: String,
+    },
 }
 
-/// A running spawner. Dropping it closes the socket, at which the spawner kills what it holds and ends.
+/// How long a keeper stays without anything to keep and anybody connected.
+pub const KEEPER_IDLE: Duration = Duration::from_secs(60);
+
+/// A running spawner, or a connection to a keeper.
+///
+/// Dropping it leaves ([`Self::leave`]): a spawner ends with everything it holds, a keeper goes on.
 #[derive(Debug)]
 pub struct Spawner {
     socket: OwnedFd,
     pid: u32,
-    /// Until it is dropped.
-    child: Option<Child>,
+    kind: Kind,
+}
+
+/// What becomes of it without us.
+#[derive(Debug)]
+enum Kind {
+    /// A child, to be waited for, that ends with the connection.
+    Spawner(Option<Child>),
+    /// It outlives us.
+    Keeper,
 }
 
 impl Spawner {
@@ -74,27 +118,44 @@ impl Spawner {
             nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
         )
         .map_err(|errno| start_error(errno.into()))?;
-        // The one place where a supervisor starts a process itself. Its environment is empty: nothing
-        // that is secret may be read from the spawner or from the inits, which are its forks.
-        #[allow(clippy::disallowed_methods, reason = "the spawner itself")]
-        let child = std::process::Command::new(&path)
-            .arg0(ROLE)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(start_error)?;
+        let child = start(&path, ROLE, &[], theirs).map_err(start_error)?;
         Ok(Self {
             socket: ours,
             pid: child.id(),
-            child: Some(child),
+            kind: Kind::Spawner(Some(child)),
         })
     }
 
-    /// The spawner's pid.
+    /// Connects to the keeper that listens on this socket, which replaces whoever is connected; where none listens, makes
+    /// the socket and starts one first. It has said nothing of what it holds yet: send [`Request::Hello`] first. True if
+    /// it was there.
+    ///
+    /// The directory of the socket must be ours and writable by nobody else. Hold a lock on it, so that no other starts a
+    /// keeper at the same time. A keeper that nobody needs ends after `idle` (usually [`KEEPER_IDLE`]); one that was there
+    /// keeps its own. This call waits for the keeper's first word, at most ten seconds.
+    ///
+    /// A keeper that this process started is its child as long as both live. It is reaped by a thread, which keeps nothing
+    /// from ending.
+    ///
+    /// # Errors
+    /// No executable, or it cannot be started; the socket or its directory is not ours alone; what listens there is no
+    /// keeper, or one of a release with another version of the protocol.
+    pub fn connect_or_launch(
+        socket: &Path,
+        source: &SpawnerSource,
+        idle: Duration,
+    ) -> Result<(Self, bool), LaunchError> {
+        keeper::connect_or_launch(socket, source, idle)
+    }
+
+    /// The spawner's or keeper's pid.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether it keeps what it holds when we leave.
+    pub fn outlives_us(&self) -> bool {
+        matches!(self.kind, Kind::Keeper)
     }
 
     /// Sends a request with its descriptors.
@@ -106,9 +167,23 @@ impl Spawner {
         wire::send(self.socket.as_fd(), request, &raw)
     }
 
-    /// Ends the conversation: the spawner kills what it holds and ends, although this value lives on.
-    pub fn hang_up(&self) {
+    /// Ends the conversation, although this value lives on. A spawner kills what it holds and ends; a keeper keeps
+    /// everything, for whoever connects next.
+    pub fn leave(&self) {
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+
+    /// Makes spawner or keeper kill what it holds and end. That it has is told by the end of the conversation.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket is full: a spawner ends nevertheless, a keeper was not told. `BrokenPipe` when it is
+    /// gone.
+    pub fn stop(&self) -> io::Result<()> {
+        let told = self.send(&Request::Stop, &[]);
+        if told.is_err() && !self.outlives_us() {
+            self.leave();
+        }
+        told
     }
 
     /// Receives a notice with its descriptors; `None` when the spawner is gone.
@@ -136,24 +211,40 @@ impl AsRawFd for Spawner {
 }
 
 impl Drop for Spawner {
-    /// The spawner ends by itself when the socket closes, after everything it holds. A thread waits for that, so
-    /// that it leaves no zombie; a host that reaps with `wait(-1)` or ignores `SIGCHLD` may be first.
     fn drop(&mut self) {
-        // It ends by itself, after everything it holds. Somebody must wait for that, or a host that starts many
-        // supervisors collects zombies. A host that reaps with wait(-1) or ignores SIGCHLD is quicker.
-        self.hang_up();
-        let Some(mut child) = self.child.take() else {
-            return;
-        };
-        let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
-        let _ = reaper.spawn(move || child.wait());
+        self.leave();
+        if let Kind::Spawner(child) = &mut self.kind {
+            child.take().into_iter().for_each(reap_later);
+        }
     }
+}
+
+/// Starts an executable in a role, with this socket as its standard input. The one place where a supervisor starts a
+/// process itself. Its environment is empty: nothing that is secret may be read from the spawner or from the inits,
+/// which are its forks.
+#[allow(clippy::disallowed_methods, reason = "the spawner itself")]
+fn start(path: &Path, role: &str, arguments: &[String], socket: OwnedFd) -> io::Result<Child> {
+    std::process::Command::new(path)
+        .arg0(role)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// Somebody must wait for it, or a host that starts many supervisors collects zombies. A host that reaps with wait(-1)
+/// or ignores SIGCHLD is quicker. The thread ends with this process.
+fn reap_later(mut child: Child) {
+    let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
+    let _ = reaper.spawn(move || child.wait());
 }
 
 fn locate(source: &SpawnerSource) -> Option<PathBuf> {
     match source {
         SpawnerSource::Executable(path) => Some(path.clone()),
-        SpawnerSource::Auto if keeper::is_hooked() => Some("/proc/self/exe".into()),
+        SpawnerSource::Auto if is_hooked() => Some("/proc/self/exe".into()),
         SpawnerSource::Auto => {
             let own = std::env::current_exe().ok();
             let beside = own
@@ -212,7 +303,7 @@ impl Command {
 /// The raw wait status of a process that has ended and was reaped, by the kernel's own word (Linux 6.15). `None`
 /// while it lives, is a zombie, or where the kernel does not tell.
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    keeper::sys::exit_status(pidfd.as_raw_fd())
+    crate::keeper::sys::exit_status(pidfd.as_raw_fd())
 }
 
 /// The files to try: the program itself if it has a slash, else that name in each directory of the command's

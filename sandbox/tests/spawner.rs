@@ -275,7 +275,7 @@ fn escape_61_nothing_outlives_the_spawner() {
 fn escape_61_nothing_outlives_the_host() {
     each_containment(|talk, sandbox, cwd| {
         let running = family(talk, sandbox, cwd);
-        talk.spawner.hang_up();
+        talk.spawner.leave();
         running.wait_until_gone();
     });
 }

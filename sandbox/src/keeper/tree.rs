@@ -11,6 +11,7 @@ use super::Step;
 use super::cgroup::Group;
 use super::image::{Descriptors, Image};
 use super::init::{self, InitMessage, MESSAGE_WORDS, ORDER_WORDS};
+use super::oom::OomScore;
 use super::packet;
 use super::program::{Program, Unwritten};
 use super::sys::{self, CloneArgs};
@@ -28,17 +29,17 @@ pub(super) struct Tree {
     pub(super) control: OwnedFd,
     /// It was made ahead and waits for an order: where to write what it is to execute.
     pub(super) waiting: Option<Program>,
-    /// The supervisor's ends, until the command runs.
+    /// The supervisor's ends, until there is an account of it.
     pub(super) ours: Option<SupervisorEnds>,
-    pub(super) command: Option<Command>,
-    pub(super) status_sent: bool,
-    /// That nothing of it lives was told.
-    pub(super) end_sent: bool,
+    /// The command's pid, once it runs.
+    pub(super) command: Option<i32>,
+    /// How the command ended is known.
+    pub(super) exited: bool,
     /// The spawner waits for what comes over `control`.
     pub(super) watched: bool,
     pub(super) empty: Option<(u64, Usage)>,
     pub(super) init_reaped: bool,
-    /// Its failure to start was told.
+    /// It could not be started.
     pub(super) failed: bool,
     /// Why it could not go on; told when nothing of it lives.
     pub(super) refused: Option<Failure>,
@@ -55,12 +56,6 @@ pub(super) struct Killed {
     pub(super) in_group: u64,
     /// Members that became our children and that we reaped.
     pub(super) reaped: u64,
-}
-
-/// The command, once it runs.
-pub(super) struct Command {
-    pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
 }
 
 /// The ends of pipes that the supervisor gets.
@@ -80,6 +75,8 @@ pub(super) struct Fixed {
     pub(super) last_capability: u32,
     /// The host's own soft limit on descriptors.
     pub(super) descriptors_soft: Option<u64>,
+    /// The spawner's own place in line when memory runs out.
+    pub(super) oom: OomScore,
 }
 
 /// Why a tree was not started.
@@ -186,7 +183,7 @@ impl Tree {
             libc::EINVAL,
             0,
         ))?;
-        let (init_pid, in_group) = fork_init(&mut image, flags, &groups)?;
+        let (init_pid, in_group) = fork_init(&mut image, flags, &groups, &fixed.oom)?;
         let tree = Self {
             process,
             init_pid,
@@ -197,8 +194,7 @@ impl Tree {
                 stdin: stdin_writer,
             }),
             command: None,
-            status_sent: false,
-            end_sent: false,
+            exited: false,
             watched: true,
             empty: None,
             init_reaped: false,
@@ -324,7 +320,7 @@ impl Tree {
         self.groups.is_empty()
             && self.refused.is_none()
             && self.command.is_some()
-            && self.status_sent
+            && self.exited
             && self.empty.is_some()
     }
 
@@ -355,8 +351,17 @@ fn clone_flags(request: &SpawnRequest) -> u64 {
 }
 
 /// The init's pid, and whether it is in the unified group already.
-fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<(i32, bool), Failure> {
-    let failed = |errno| (Step::Clone, errno, 0);
+fn fork_init(
+    image: &mut Image,
+    flags: u64,
+    groups: &[Group],
+    oom: &OomScore,
+) -> Result<(i32, bool), Failure> {
+    // A pidfd is made on the way.
+    let failed = |errno| match errno {
+        libc::EMFILE | libc::ENFILE => (Step::Descriptors, errno, 1),
+        _ => (Step::Clone, errno, 0),
+    };
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags,
@@ -376,7 +381,13 @@ fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<(i32, bo
         args.flags |= sys::CLONE_INTO_CGROUP;
         args.cgroup = directory.as_raw_fd() as u64;
     }
-    let mut forked = sys::clone3(&args);
+    let fork = |image: &mut Image, args: &CloneArgs| {
+        oom.ordinary(|| match sys::clone3(args) {
+            Ok(0) => init::run(image),
+            forked => forked,
+        })
+    };
+    let mut forked = fork(image, &args);
     let mut in_group = true;
     if forked == Err(libc::ENOSYS) && directory.is_some() {
         // Then it joins as the others do, while it waits.
@@ -384,15 +395,11 @@ fn fork_init(image: &mut Image, flags: u64, groups: &[Group]) -> Result<(i32, bo
         args.flags &= !sys::CLONE_INTO_CGROUP;
         args.cgroup = 0;
         in_group = false;
-        forked = sys::clone3(&args);
+        forked = fork(image, &args);
     }
-    match forked.map_err(failed)? {
-        0 => init::run(image),
-        pid => {
-            sys::close(pidfd);
-            Ok((pid, in_group))
-        }
-    }
+    let pid = forked.map_err(failed)?;
+    sys::close(pidfd);
+    Ok((pid, in_group))
 }
 
 fn room(bytes: usize) -> Result<Program, Failure> {

@@ -15,7 +15,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::epoll::EpollTimeout;
 use uuid::Uuid;
 
 use super::plan::{MountStep, SandboxPlan};
@@ -124,15 +123,12 @@ impl Warm {
     }
 
     /// How long to wait for something else to do before [`Self::next`] or [`Self::expired`] has work.
-    pub(super) fn patience(&self) -> EpollTimeout {
+    pub(super) fn patience(&self) -> Option<Duration> {
         if self.entries.iter().any(Entry::wants) {
-            return EpollTimeout::try_from(QUIET).unwrap_or(EpollTimeout::ZERO);
+            return Some(QUIET);
         }
-        let Some(used) = self.entries.iter().map(|entry| entry.used).min() else {
-            return EpollTimeout::NONE;
-        };
-        let left = KEPT.saturating_sub(used.elapsed()) + QUIET;
-        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+        let used = self.entries.iter().map(|entry| entry.used).min()?;
+        Some(KEPT.saturating_sub(used.elapsed()) + QUIET)
     }
 
     /// What to make ahead next: the request for it, with its rulesets. Whether it was made is to be told with
@@ -166,6 +162,12 @@ impl Warm {
         let old = |entry: &mut Entry| entry.used.elapsed() >= KEPT;
         let old = self.entries.extract_if(.., old);
         old.filter_map(|entry| entry.made.map(|made| made.tree)).collect()
+    }
+
+    /// Forgets everything; returns the trees to end.
+    pub(super) fn clear(&mut self) -> Vec<Uuid> {
+        let all = std::mem::take(&mut self.entries).into_iter();
+        all.filter_map(|entry| entry.made.map(|made| made.tree)).collect()
     }
 }
 

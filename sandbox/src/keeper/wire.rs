@@ -1,6 +1,6 @@
-//! The messages between a supervisor and its spawner.
+//! The messages between a supervisor and its spawner or keeper.
 //!
-//! One message per packet of a `SOCK_SEQPACKET` socket pair: two bytes of version, then the message as
+//! One message per packet of a `SOCK_SEQPACKET` socket: two bytes of version, then the message as
 //! postcard. Descriptors travel beside it (`SCM_RIGHTS`), all close-on-exec. A message that does not fit a
 //! packet is put into a memory file, whose descriptor is then the last one, and the packet is empty after
 //! the version.
@@ -16,12 +16,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use super::held::{Held, HeldState, HeldTree, Kept, TreeEnd};
 use super::plan::SandboxPlan;
 use super::{Step, packet};
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;
@@ -31,13 +32,16 @@ const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// From the supervisor to the spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// The first message. Answered with [`Notice::Hello`].
+    /// The first message. Answered with [`Notice::Hello`]. The first on a connection to a keeper is also answered with
+    /// everything that it holds: [`Notice::Held`] for each process, [`Notice::HeldNamed`] for each named descriptor, then
+    /// [`Notice::HeldAll`]; before it a keeper says nothing of any process.
     Hello {
         /// Also try what is slow to try (network namespaces).
         thorough: bool,
     },
     /// Start a command. Descriptors: the rulesets, then stdin if it is [`Stdin::Given`]. Idempotent: an id that
-    /// was used before starts nothing ([`Notice::Duplicate`]).
+    /// was used before starts nothing. A keeper that still knows it answers with [`Notice::Held`]; otherwise the answer
+    /// is [`Notice::Duplicate`], as long as the id is among the last 4,096 that ended.
     Spawn(Box<SpawnRequest>),
     /// Send a signal.
     Signal {
@@ -48,14 +52,46 @@ pub enum Request {
         /// To which of its tasks.
         scope: SignalScope,
     },
-    /// Hold a share in audit being on, and put it back at the end if nobody else needs it.
+    /// Hold a share in audit being on, and put it back at the end if nobody else needs it. A keeper gives it back when
+    /// nobody is connected and nothing that it holds lives.
     ShareAudit,
     /// Kill the whole tree.
     Kill {
         /// Which.
         process: Uuid,
     },
+    /// To a keeper: what it knows of this process is written down elsewhere, so it need not keep it. Of a process that
+    /// still lives nothing is said any more, and nothing is kept once it has ended.
+    Forget {
+        /// Which.
+        process: Uuid,
+    },
+    /// To a keeper: close its own copies of some of a process's descriptors.
+    Release {
+        /// Of which.
+        process: Uuid,
+        /// Which of them.
+        what: Kept,
+    },
+    /// To a keeper: keep the descriptor that comes along, for whoever connects next, in place of what was kept under the
+    /// same name. Without a descriptor nothing is kept under that name any more. Answered with [`Notice::NotHeld`] where
+    /// it cannot be kept, and not at all otherwise.
+    Hold {
+        /// At most [`NAME_BYTES_MAX`] bytes.
+        name: String,
+    },
+    /// To a keeper: append how processes end to the file that comes along, which is open for appending
+    /// (`keeper::exits` reads it). What has ended and was not forgotten is appended at once, whether or not it is in
+    /// there already. The keeper empties the file whenever it holds nothing that has ended: read it before it is given.
+    ExitsFile,
+    /// End everything, and yourself. To a spawner that is what closing the socket says.
+    Stop,
 }
+
+/// The longest name of a descriptor that a keeper keeps, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// How many named descriptors a keeper keeps.
+pub const NAMES_MAX: usize = 32;
 
 /// To whom a signal goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +178,7 @@ pub enum Notice {
         /// An index that tells which of several (mount step, ruleset).
         detail: u32,
     },
-    /// The id was used before; nothing was started.
+    /// The id was used before and nothing else is known of it; nothing was started.
     Duplicate {
         /// Which.
         process: Uuid,
@@ -165,6 +201,32 @@ pub enum Notice {
         /// How often its groups held it back.
         hits: LimitHits,
     },
+    /// From a keeper, as soon as it has accepted a connection: it serves this one, and no other any more.
+    Welcome {
+        /// The keeper's pid.
+        pid: i32,
+    },
+    /// From a keeper: all that it knows of a process. Descriptors: see [`Held`].
+    Held(Held),
+    /// From a keeper: a descriptor that was kept under a name, which comes along.
+    HeldNamed {
+        /// The name.
+        name: String,
+    },
+    /// From a keeper: that was all that it holds.
+    HeldAll {
+        /// How many processes were told with [`Notice::Held`].
+        trees: u64,
+        /// How many named descriptors.
+        named: u64,
+    },
+    /// From a keeper: this name keeps nothing now.
+    NotHeld {
+        /// The name.
+        name: String,
+        /// Why: `EMFILE` or `ENFILE` for want of descriptors, `E2BIG` for a name or a number of them too large.
+        errno: i32,
+    },
 }
 
 /// How often the limits of a tree's groups held it back, as the kernel counts.
@@ -180,7 +242,7 @@ pub struct LimitHits {
 
 /// A command that runs. Descriptors beside it, in order: the command's pidfd; the terminal's master if `terminal`, else
 /// stdout and stderr; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Which.
     pub process: Uuid,
@@ -275,7 +337,10 @@ pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option
         .split_at_checked(2)
         .ok_or_else(|| invalid("a short message"))?;
     if version != VERSION.to_le_bytes() {
-        return Err(invalid("the peer speaks another version of the spawner protocol"));
+        let theirs = u16::from_le_bytes([version[0], version[1]]);
+        return Err(invalid(&format!(
+            "the peer speaks version {theirs} of the spawner protocol, not {VERSION}: it is another release of provost"
+        )));
     }
     let message = postcard::from_bytes(body).map_err(|e| invalid(&e.to_string()))?;
     Ok(Some((message, fds)))

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use uuid::Uuid;
 
-use super::{Server, ended, exited, failed, unwatch};
+use super::{Account, Server, unwatch};
 use crate::keeper::tree::Tree;
 use crate::keeper::{Step, children, sys};
 
@@ -37,20 +37,21 @@ impl Server {
             if libc::WIFSTOPPED(status) {
                 self.stopped(pid);
             } else if let Some(process) = self.by_init.remove(&pid) {
-                self.hear(process)?;
+                self.hear(process);
                 if let Some(tree) = self.trees.get_mut(&process) {
                     tree.init_reaped = true;
-                    unwatch(&self.epoll, tree)?;
+                    unwatch(&self.epoll, tree);
                     self.ending.push(process);
                 }
             } else {
-                self.member_reaped(pid, status)?;
+                self.member_reaped(pid, status);
             }
             if self.reap_more {
                 break;
             }
         }
-        self.settle_ending()
+        self.settle_ending();
+        Ok(())
     }
 
     /// Nobody has a reason to stop an init but who does not want it to end its tree.
@@ -61,7 +62,7 @@ impl Server {
     }
 
     /// A member of a tree without a PID namespace, whose init was killed.
-    fn member_reaped(&mut self, pid: i32, status: i32) -> io::Result<()> {
+    fn member_reaped(&mut self, pid: i32, status: i32) {
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
         let mut may_own: Vec<Uuid> = self.ending.clone();
         may_own.retain(|process| self.trees.get(process).is_some_and(Tree::may_have_orphans));
@@ -70,21 +71,17 @@ impl Server {
         {
             tree.killed.reaped += 1;
         }
-        for process in may_own {
-            let Some(tree) = self.trees.get_mut(&process) else {
-                continue;
-            };
-            if tree.command.as_ref().is_some_and(|command| command.pid == pid) {
-                return exited(tree, status);
-            }
+        let is_command =
+            |process: &Uuid| self.trees.get(process).and_then(|tree| tree.command) == Some(pid);
+        if let Some(process) = may_own.into_iter().find(is_command) {
+            self.exited(process, status);
         }
-        Ok(())
     }
 
     /// Ends the entries of trees of which nothing can live any more.
-    pub(super) fn settle_ending(&mut self) -> io::Result<()> {
+    pub(super) fn settle_ending(&mut self) {
         if self.ending.is_empty() {
-            return Ok(());
+            return;
         }
         let may_own = |process| self.trees.get(process).is_some_and(Tree::may_have_orphans);
         let orphans = self.ending.iter().any(may_own) && self.kill_orphans();
@@ -93,15 +90,15 @@ impl Server {
                 continue;
             };
             // Whose orphans they are cannot be seen; while there are any they may be this tree's.
-            let lives = (orphans && tree.may_have_orphans())
-                || is_populated(tree, &self.epoll, &mut self.keys, &mut self.next_key)?;
+            let populated = is_populated(tree, &self.epoll, &mut self.keys, &mut self.next_key);
+            self.pause |= populated.is_err(); // it is looked at again, unannounced
+            let lives = (orphans && tree.may_have_orphans()) || populated.unwrap_or(true);
             if lives {
                 self.ending.push(process);
             } else {
-                self.settle(process)?;
+                self.settle(process);
             }
         }
-        Ok(())
     }
 
     /// Members of a tree become our children when its init was killed. Kills those; says whether there are any,
@@ -118,32 +115,30 @@ impl Server {
     }
 
     /// Nothing of the tree lives: says how it ended.
-    fn settle(&mut self, process: Uuid) -> io::Result<()> {
-        let Some(mut tree) = self.trees.remove(&process) else {
-            return Ok(());
+    fn settle(&mut self, process: Uuid) {
+        let Some(tree) = self.trees.get(&process) else {
+            return;
         };
-        self.keys.retain(|_, id| *id != process);
-        if tree.waiting.is_some() {
+        let (waiting, refused) = (tree.waiting.is_some(), tree.refused);
+        if waiting {
             self.warm.forget(process);
-            return Ok(());
+        } else if let Some(failure) = refused {
+            self.failed(process, failure);
+        } else if tree.command.is_none() {
+            // One that said why keeps its word.
+            self.failed(process, (Step::InitDied, 0, 0));
+        } else {
+            let pidfd = self.accounts.get(&process).and_then(Account::pidfd);
+            if let Some(status) = pidfd.and_then(|pidfd| sys::exit_status(pidfd.as_raw_fd())) {
+                self.exited(process, status);
+            }
+            self.tree_ended(process);
         }
-        self.remember(process);
-        if tree.failed {
-            return Ok(());
-        }
-        if let Some((step, errno, detail)) = tree.refused {
-            return failed(process, step, errno, detail);
-        }
-        let Some(command) = &tree.command else {
-            return failed(process, Step::InitDied, 0, 0);
-        };
-        if let Some(status) = sys::exit_status(command.pidfd.as_raw_fd()) {
-            exited(&mut tree, status)?;
-        }
-        ended(&mut tree)
+        self.keys.retain(|_, id| *id != process);
+        self.trees.remove(&process);
     }
 
-    /// The host is gone: nothing that it started may live on.
+    /// Nothing that was started may live on.
     pub(super) fn end_everything(&mut self) {
         for tree in self.trees.values_mut() {
             tree.destroy();
