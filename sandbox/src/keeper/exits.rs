@@ -149,7 +149,7 @@ mod tests {
     fn record(number: u64) -> ExitRecord {
         let end = TreeEnd {
             killed: number,
-            usage: (number % 3 > 0).then_some(Usage {
+            usage: (!number.is_multiple_of(3)).then_some(Usage {
                 user_us: number * 1_000_003,
                 system_us: u64::MAX - number,
                 max_rss_bytes: number << 20,
@@ -157,13 +157,13 @@ mod tests {
             hits: LimitHits {
                 out_of_memory: number % 2,
                 tasks: number,
-                unknown: number % 2 == 0,
+                unknown: number.is_multiple_of(2),
             },
         };
         ExitRecord {
             process: Uuid::from_u128(u128::from(number) << 64),
-            status: (number % 4 > 0).then_some(number as i32),
-            end: (number % 5 > 0).then_some(end),
+            status: (!number.is_multiple_of(4)).then_some(number as i32),
+            end: (!number.is_multiple_of(5)).then_some(end),
         }
     }
 

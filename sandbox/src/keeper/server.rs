@@ -81,8 +81,9 @@ struct Server {
     epoll: Epoll,
     signals: SignalFd,
     fixed: Fixed,
-    trees: HashMap<Uuid, Tree>,
-    accounts: HashMap<Uuid, Account>,
+    // Boxed: the room that a map keeps free is not as large as they are.
+    trees: HashMap<Uuid, Box<Tree>>,
+    accounts: HashMap<Uuid, Box<Account>>,
     keys: HashMap<u64, Uuid>,
     by_init: HashMap<i32, Uuid>,
     /// Trees whose init is gone and of which something may live.
@@ -242,7 +243,7 @@ impl Server {
             }
         }
         self.by_init.insert(tree.init_pid, tree.process);
-        self.trees.insert(tree.process, tree);
+        self.trees.insert(tree.process, Box::new(tree));
     }
 
     /// Nothing else is to be done.

@@ -60,7 +60,11 @@ pub struct Talk {
 impl Talk {
     /// Starts this program as a spawner and says hello.
     pub fn start() -> Self {
-        let spawner = Spawner::launch(&SpawnerSource::Auto).expect("a spawner");
+        Self::greet(Spawner::launch(&SpawnerSource::Auto).expect("a spawner"))
+    }
+
+    /// Says hello, and takes the answer.
+    pub fn greet(spawner: Spawner) -> Self {
         spawner
             .send(&Request::Hello { thorough: true }, &[])
             .expect("hello is taken");
@@ -189,7 +193,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn new(started: Started, fds: Vec<OwnedFd>) -> Self {
+    pub fn new(started: Started, fds: Vec<OwnedFd>) -> Self {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().expect("enough descriptors");
         let running = Self {

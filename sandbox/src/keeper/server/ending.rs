@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use uuid::Uuid;
 
-use super::{Account, Server, unwatch};
+use super::{Server, unwatch};
 use crate::keeper::tree::Tree;
 use crate::keeper::{Step, children, sys};
 
@@ -65,7 +65,11 @@ impl Server {
     fn member_reaped(&mut self, pid: i32, status: i32) {
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
         let mut may_own: Vec<Uuid> = self.ending.clone();
-        may_own.retain(|process| self.trees.get(process).is_some_and(Tree::may_have_orphans));
+        may_own.retain(|process| {
+            self.trees
+                .get(process)
+                .is_some_and(|tree| tree.may_have_orphans())
+        });
         if let ([process], true) = (may_own.as_slice(), killed)
             && let Some(tree) = self.trees.get_mut(process)
         {
@@ -83,7 +87,11 @@ impl Server {
         if self.ending.is_empty() {
             return;
         }
-        let may_own = |process| self.trees.get(process).is_some_and(Tree::may_have_orphans);
+        let may_own = |process| {
+            self.trees
+                .get(process)
+                .is_some_and(|tree| tree.may_have_orphans())
+        };
         let orphans = self.ending.iter().any(may_own) && self.kill_orphans();
         for process in std::mem::take(&mut self.ending) {
             let Some(tree) = self.trees.get_mut(&process) else {
@@ -128,7 +136,7 @@ impl Server {
             // One that said why keeps its word.
             self.failed(process, (Step::InitDied, 0, 0));
         } else {
-            let pidfd = self.accounts.get(&process).and_then(Account::pidfd);
+            let pidfd = self.accounts.get(&process).and_then(|account| account.pidfd());
             if let Some(status) = pidfd.and_then(|pidfd| sys::exit_status(pidfd.as_raw_fd())) {
                 self.exited(process, status);
             }

@@ -140,7 +140,7 @@ impl Server {
         self.remember(process);
         let keeping = &mut self.keeping;
         keeping.unwritten.retain(|unwritten| *unwritten != process);
-        let is_needed = || self.accounts.values().any(super::Account::has_ended_somehow);
+        let is_needed = || self.accounts.values().any(|account| account.has_ended_somehow());
         if let Some(exits) = &mut keeping.exits
             && !is_needed()
             && let Err(error) = exits.empty()

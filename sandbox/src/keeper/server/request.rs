@@ -98,7 +98,7 @@ impl Server {
         if self.repeats(process) {
             return;
         }
-        self.accounts.insert(process, Account::new());
+        self.accounts.insert(process, Box::new(Account::new()));
         if let Err(error) = room {
             drop(fds);
             let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
