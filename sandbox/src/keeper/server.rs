@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -92,6 +92,8 @@ struct Server {
     reap_more: bool,
     /// Something is short that nothing announces when it is there again.
     pause: bool,
+    /// There is no room for descriptors on their way, since then.
+    short_since: Option<Instant>,
     reserve: Reserve,
     next_key: u64,
     warm: Warm,
@@ -158,6 +160,7 @@ impl Server {
             ending: Vec::new(),
             reap_more: false,
             pause: false,
+            short_since: None,
             reserve: Reserve::default(),
             next_key: LISTENER + 1,
             warm: Warm::default(),

@@ -1,15 +1,21 @@
 //! What becomes known of processes, and how it is told.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::peer::{Sent, Word};
 use super::{Role, Server};
+use crate::keeper::Step;
 use crate::keeper::account::News;
 use crate::keeper::held::TreeEnd;
 use crate::keeper::tree::Failure;
 use crate::keeper::wire::Notice;
+
+/// How long a command that has just been started waits for the kernel to have room for its descriptors on their way.
+/// Others of the same user may take that room for as long as they like.
+const SHORT_MAX: Duration = Duration::from_secs(1);
 
 impl Server {
     /// It was not started.
@@ -69,9 +75,10 @@ impl Server {
     pub(super) fn tell(&mut self) -> io::Result<()> {
         while let Some(sent) = self.tell_next() {
             match sent {
-                Ok(Sent::Told) => {}
+                Ok(Sent::Told) => self.short_since = None,
                 Ok(Sent::Full) => break,
                 Ok(Sent::Short(_)) => {
+                    self.short_since.get_or_insert_with(Instant::now);
                     self.pause = true;
                     break;
                 }
@@ -136,7 +143,10 @@ impl Server {
             };
             match peer.send(&news.notice, &news.fds)? {
                 Sent::Told => {}
-                Sent::Short(errno) if matches!(news.notice, Notice::Started(_)) => {
+                Sent::Short(errno)
+                    if matches!(news.notice, Notice::Started(_))
+                        && self.short_since.is_some_and(|since| since.elapsed() >= SHORT_MAX) =>
+                {
                     // It was never handed over, so there is nothing to lose but time.
                     peer.pop();
                     self.refuse(process, errno);
@@ -174,7 +184,7 @@ impl Server {
             account.queued = false;
         }
         if let Some(tree) = self.trees.get_mut(&process) {
-            tree.refused = Some((crate::keeper::Step::Descriptors, errno, 0));
+            tree.refused = Some((Step::Descriptors, errno, 0));
             tree.kill();
         }
     }
