@@ -44,6 +44,8 @@ pub mod daemon;
 mod handle;
 pub mod policy_file;
 pub mod protocol;
+#[cfg(feature = "cli")]
+pub mod store;
 mod stream;
 mod units;
 

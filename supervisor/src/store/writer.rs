@@ -1,0 +1,173 @@
+//! The thread that writes: what waits is committed together, and each caller is answered after the commit.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::ballast::Ballast;
+use super::place::Place;
+use super::statements::{Statements, Write, Written};
+use super::{Health, StoreError};
+
+/// What goes into one transaction at most.
+const BATCH_MAX: usize = 256;
+
+/// A write, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) write: Write,
+    pub(super) answer: oneshot::Sender<Result<Written, StoreError>>,
+}
+
+impl Request {
+    fn answer(self, answer: Result<Written, StoreError>) {
+        // Who does not wait any more has asked all the same.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// Writes until nobody can ask any more, then closes the database.
+pub(super) fn run(
+    connection: Connection,
+    place: &Place,
+    ballast: Ballast,
+    health: &watch::Sender<Health>,
+    mut queue: mpsc::Receiver<Request>,
+) {
+    match Statements::prepare(&connection, &place.database) {
+        Ok(statements) => {
+            let mut writer = Writer {
+                connection: &connection,
+                statements,
+                place,
+                ballast,
+                health,
+            };
+            while let Some(first) = queue.blocking_recv() {
+                let mut batch = vec![first];
+                while batch.len() < BATCH_MAX
+                    && let Ok(next) = queue.try_recv()
+                {
+                    batch.push(next);
+                }
+                writer.write(batch);
+            }
+        }
+        Err(error) => {
+            health.send_replace(Health::Damaged {
+                why: error.to_string(),
+            });
+            while let Some(request) = queue.blocking_recv() {
+                request.answer(Err(error.clone()));
+            }
+        }
+    }
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "cannot close the database");
+    }
+}
+
+struct Writer<'c> {
+    connection: &'c Connection,
+    statements: Statements<'c>,
+    place: &'c Place,
+    ballast: Ballast,
+    health: &'c watch::Sender<Health>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, mut batch: Vec<Request>) {
+        if let Health::Damaged { why } = &*self.health.borrow() {
+            let (path, why) = (self.database(), why.clone());
+            let damaged = StoreError::Damaged { path, why };
+            return answer_all(batch, &damaged);
+        }
+        if !self.ballast.is_held() && self.ballast.take().is_ok() {
+            tracing::info!("there is room for the database again");
+            self.health.send_replace(Health::Good);
+        }
+        loop {
+            if !self.ballast.is_held() {
+                // What is left is for the records of what runs already.
+                batch = self.refuse_new(batch);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            match self.attempt(&batch) {
+                Ok(written) => {
+                    let answers = batch.into_iter().zip(written);
+                    return answers.for_each(|(request, written)| request.answer(Ok(written)));
+                }
+                Err(error) if error.is_full() && self.ballast.is_held() => self.give_up_ballast(&error),
+                Err(error @ StoreError::Damaged { .. }) => {
+                    self.place.mark(&error.to_string());
+                    tracing::error!(%error, "the database cannot be used any more");
+                    self.health.send_replace(Health::Damaged {
+                        why: error.to_string(),
+                    });
+                    return answer_all(batch, &error);
+                }
+                // Where several cannot be written together, each of them is tried alone.
+                Err(_) if batch.len() > 1 => {
+                    return batch.into_iter().for_each(|request| self.write(vec![request]));
+                }
+                Err(error) => return answer_all(batch, &error),
+            }
+        }
+    }
+
+    /// All of it in one transaction, or nothing.
+    fn attempt(&mut self, batch: &[Request]) -> Result<Vec<Written>, StoreError> {
+        let written = (|| {
+            self.statements.begin()?;
+            let written: Result<Vec<Written>, StoreError> = batch
+                .iter()
+                .map(|request| self.statements.perform(&request.write))
+                .collect();
+            let written = written?;
+            self.statements.commit()?;
+            Ok(written)
+        })();
+        // A failed commit may leave the transaction open, and a full disk may have ended it.
+        if written.is_err() && !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        written
+    }
+
+    fn give_up_ballast(&mut self, error: &StoreError) {
+        tracing::error!(%error, "only records are written from now on");
+        self.ballast.release();
+        self.health.send_replace(Health::Degraded {
+            why: error.to_string(),
+            since: Timestamp::now(),
+        });
+        // What stands in the log goes into the database, and the log's room can be used anew.
+        let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+    }
+
+    fn refuse_new(&self, batch: Vec<Request>) -> Vec<Request> {
+        let (new, rest): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|request| matches!(request.write, Write::Accept(_) | Write::SessionOpened(_)));
+        let full = StoreError::Full {
+            what: "begin something new",
+            path: self.database(),
+        };
+        answer_all(new, &full);
+        rest
+    }
+
+    fn database(&self) -> PathBuf {
+        self.place.database.clone()
+    }
+}
+
+fn answer_all(batch: Vec<Request>, error: &StoreError) {
+    for request in batch {
+        request.answer(Err(error.clone()));
+    }
+}
