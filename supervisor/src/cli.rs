@@ -5,11 +5,13 @@ mod ask;
 mod client;
 mod completions;
 mod config;
+mod db;
 mod doctor;
 mod environment;
 mod man;
 mod output;
 mod policy;
+mod records;
 mod report_file;
 mod run;
 mod screen;
@@ -55,6 +57,8 @@ pub fn main() -> ExitCode {
         },
         args::Verb::Client(verb) => client::run(verb),
         args::Verb::Serve(serve) => serve::run(serve),
+        args::Verb::Records(records) => records::run(*records),
+        args::Verb::Db(db) => db::run(db),
         args::Verb::Policy(policy) => policy::run(policy),
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),

@@ -80,6 +80,10 @@ pub struct Settings {
     pub session_bytes: Option<u64>,
     /// Processes that have ended and are remembered.
     pub ended_max: usize,
+    /// Processes that ended so long ago are forgotten by the database.
+    pub records_age: Duration,
+    /// Bytes of records, denials and output of ended processes that the database and the disk keep.
+    pub records_bytes: u64,
     /// How long everything may take to stop when the daemon does.
     pub stop_timeout: Duration,
     /// What clients get that are confined themselves.
@@ -97,6 +101,8 @@ impl Default for Settings {
             memory_bytes: 128 << 20,
             session_bytes: None,
             ended_max: 10_000,
+            records_age: Duration::from_secs(30 * 24 * 3600),
+            records_bytes: 1 << 30,
             stop_timeout: Duration::from_secs(30),
             confined_peers: ConfinedPeers::Refuse,
         }

@@ -23,12 +23,14 @@
 mod ballast;
 mod error;
 mod place;
+mod query;
 mod reader;
 mod retention;
 mod rows;
 mod schema;
 mod statements;
 mod text;
+mod upkeep;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +49,7 @@ use self::ballast::Ballast;
 pub use self::error::StoreError;
 pub use self::place::DATABASE_NAME;
 use self::place::Place;
+pub use self::query::{RecordQuery, RecordRow};
 pub use self::reader::Reader;
 pub use self::retention::Retention;
 pub use self::rows::{
@@ -55,9 +58,14 @@ pub use self::rows::{
 };
 pub use self::schema::SCHEMA_VERSION;
 use self::statements::{Sealed, Write, Written};
+pub use self::upkeep::{Checked, vacuum};
 
 /// How long another program may hold the database before that is an error.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_TIMEOUT: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    Duration::from_secs(10)
+};
 /// Writes that wait for the writer; more callers wait for a place among them.
 const QUEUE_MAX: usize = 1024;
 
@@ -65,9 +73,10 @@ const QUEUE_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Store {
     path: PathBuf,
+    /// Dropped before the queue: the connection that is closed last should be one that can empty the log.
+    reader: Arc<Mutex<Reader>>,
     queue: mpsc::Sender<writer::Request>,
     health: watch::Receiver<Health>,
-    reader: Arc<Mutex<Reader>>,
 }
 
 /// A database that was opened.
@@ -145,9 +154,9 @@ impl Store {
         started.map_err(|error| StoreError::io("start the thread that writes", &path, error))?;
         let store = Self {
             path,
+            reader: Arc::new(Mutex::new(reader)),
             queue,
             health,
-            reader: Arc::new(Mutex::new(reader)),
         };
         Ok(Opened {
             store,
@@ -287,6 +296,13 @@ fn open(place: &Place, sealed_max: usize) -> Result<(Connection, Loaded), StoreE
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags).map_err(say)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(say)?;
+    // SQLite opens what it may not write for reading, and says nothing.
+    if connection.is_readonly("main").map_err(say)? {
+        return Err(StoreError::ReadOnly {
+            what: "write",
+            path: path.clone(),
+        });
+    }
     // What a newer program made is not even tidied up.
     let untouched = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
     connection.set_db_config(untouched, true).map_err(say)?;

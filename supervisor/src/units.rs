@@ -55,6 +55,18 @@ pub(crate) fn cpus(text: &str) -> Result<u64, String> {
     cpu_millis(number.map_err(|_| "want a number of CPUs, like 0.5 or 2".to_owned())?)
 }
 
+/// A moment: RFC 3339, or how long ago it was.
+#[cfg(feature = "cli")]
+pub(crate) fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago = humantime::parse_duration(text)
+        .map_err(|_| "want a time like 2026-01-02T03:04:05Z, or how long ago: 30s, 5m".to_owned())?;
+    let time = jiff::Timestamp::now().checked_sub(ago);
+    time.map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -145,6 +145,10 @@ fn every_flag_is_documented() {
     for flag in flags {
         assert!(pages.contains(&flag), "{flag} is not documented");
     }
+    let database = page("docs/database.md");
+    for flag in flags_of("records") {
+        assert!(database.contains(&format!("`{flag}")), "{flag} is not documented");
+    }
     let flags = flags_of("serve");
     assert!(flags.len() > 5, "the help does not look as it used to: {flags:?}");
     let daemon = page("docs/daemon.md");
@@ -183,6 +187,41 @@ fn every_key_of_the_daemons_configuration_is_documented() {
             "`{key}` is not documented"
         );
     }
+}
+
+#[test]
+fn every_table_and_column_of_the_database_is_documented() {
+    let documented = page("docs/database.md");
+    let (mut tables, mut columns) = (0, 0);
+    for migration in std::fs::read_dir(root().join("supervisor/src/store/schema")).unwrap() {
+        let migration = std::fs::read_to_string(migration.unwrap().path()).unwrap();
+        let mut section = "";
+        for line in migration.lines() {
+            if let Some(table) = line.strip_prefix("CREATE TABLE ") {
+                let heading = format!("\n### `{}`\n", table.trim_end_matches(" ("));
+                let found = documented.split_once(&heading);
+                section = found
+                    .unwrap_or_else(|| panic!("there is no section `{heading}`"))
+                    .1;
+                section = section.split("\n#").next().unwrap_or_default();
+                tables += 1;
+            }
+            let column = line.strip_prefix("    ").and_then(|line| line.split(' ').next());
+            if let Some(column) =
+                column.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
+            {
+                assert!(
+                    section.contains(&format!("\n| `{column}` |")),
+                    "the column `{column}` is not documented"
+                );
+                columns += 1;
+            }
+        }
+    }
+    assert!(
+        tables >= 4 && columns > 40,
+        "{tables} tables and {columns} columns were found"
+    );
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::client::ClientVerb;
+use super::db::DbArgs;
+use super::records::RecordsArgs;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Run commands that nobody fully trusts, and know what became of them.
@@ -36,6 +38,10 @@ pub(crate) enum Verb {
     Client(ClientVerb),
     /// Supervise for many clients, over a Unix socket
     Serve(ServeArgs),
+    /// Print records of processes that have ended
+    Records(Box<RecordsArgs>),
+    /// Look after the daemon's database
+    Db(DbArgs),
     /// Look at policies, check them, ask them, begin new ones
     Policy(PolicyArgs),
     /// Say what this machine offers and which guarantees hold

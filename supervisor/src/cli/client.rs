@@ -12,7 +12,7 @@ mod session;
 mod start;
 mod status;
 mod stop;
-mod table;
+pub(super) mod table;
 mod tail;
 mod wait;
 
@@ -124,13 +124,13 @@ fn said(error: ClientError) -> String {
 
 /// Whether there is still a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
+pub(super) enum Reader {
     There,
     Gone,
 }
 
 /// Writes all at once.
-fn write(to: &mut impl Write, bytes: &[u8]) -> Result<Reader, String> {
+pub(super) fn write(to: &mut impl Write, bytes: &[u8]) -> Result<Reader, String> {
     match to.write_all(bytes).and_then(|()| to.flush()) {
         Ok(()) => Ok(Reader::There),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
@@ -139,12 +139,12 @@ fn write(to: &mut impl Write, bytes: &[u8]) -> Result<Reader, String> {
 }
 
 /// Writes to stdout; a reader who has seen enough is no error.
-fn print(text: &str) -> CliResult {
+pub(super) fn print(text: &str) -> CliResult {
     write(&mut std::io::stdout().lock(), text.as_bytes()).map(|_| 0)
 }
 
 /// The same as one line of JSON.
-fn print_line(value: &impl Serialize) -> CliResult {
+pub(super) fn print_line(value: &impl Serialize) -> CliResult {
     print(&line(value)?)
 }
 

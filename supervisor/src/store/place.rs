@@ -6,7 +6,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::geteuid;
 
 use super::StoreError;
@@ -50,39 +49,23 @@ impl Place {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
             made.map_err(|error| StoreError::io("make the directory", directory, error))?;
         }
-        let io = |error| StoreError::io("open the database", path, error);
-        let open = |write| {
-            let mut options = OpenOptions::new();
-            // What is no file must not hold us up.
-            options.read(true).write(write).create(write).mode(0o600);
-            options
-                .custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)
-                .open(path)
-        };
-        let file = match open(true) {
-            Ok(file) => file,
-            Err(error)
-                if [ErrorKind::ReadOnlyFilesystem, ErrorKind::PermissionDenied]
-                    .contains(&error.kind()) =>
-            {
-                // Readable, perhaps: the error says which it is.
-                return Err(match open(false) {
-                    Ok(_) => StoreError::ReadOnly {
-                        what: "write",
-                        path: path.clone(),
-                    },
-                    Err(_) => io(error),
-                });
+        let io = |error| StoreError::io("make or look at the database", path, error);
+        // Not opened to be looked at: closing it would take away the locks that this process may have on it.
+        let found = match fs::symlink_metadata(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let mut options = OpenOptions::new();
+                options.write(true).create_new(true).mode(0o600);
+                return options.open(path).map(drop).map_err(io);
             }
             Err(error) => return Err(io(error)),
         };
-        let found = file.metadata().map_err(io)?;
         if !found.is_file() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
             return Err(StoreError::Foreign(path.clone()));
         }
-        if found.mode() & 0o777 != 0o600 {
+        if found.mode() & 0o077 != 0 {
             // Commands and their arguments are nobody else's business.
-            file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
+            fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
         }
         Ok(())
     }

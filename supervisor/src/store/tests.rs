@@ -9,7 +9,14 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod cost;
+mod crash;
+mod faults;
+mod full;
 mod kept;
+mod model;
+mod questions;
+mod schema;
 
 pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_microsecond(1_790_000_000_000_000 + second * 1_000_000 + 7).unwrap()

@@ -1,6 +1,7 @@
 //! The thread that writes: what waits is committed together, and each caller is answered after the commit.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -9,10 +10,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::ballast::Ballast;
 use super::place::Place;
 use super::statements::{Statements, Write, Written};
-use super::{Health, StoreError};
+use super::{BUSY_TIMEOUT, Health, StoreError};
 
 /// What goes into one transaction at most.
 const BATCH_MAX: usize = 256;
+
+/// How long the log becomes before it is written into the database, in pages of 4 KiB: SQLite's default.
+const CHECKPOINT_PAGES: u32 = 1000;
+/// The same where there is no room for it.
+const CHECKPOINT_PAGES_DEGRADED: u32 = 32;
 
 /// A write, and who waits for it.
 #[derive(Debug)]
@@ -45,6 +51,9 @@ pub(super) fn run(
                 ballast,
                 health,
             };
+            if !writer.ballast.is_held() {
+                writer.checkpoint_every(CHECKPOINT_PAGES_DEGRADED);
+            }
             while let Some(first) = queue.blocking_recv() {
                 let mut batch = vec![first];
                 while batch.len() < BATCH_MAX
@@ -86,8 +95,10 @@ impl Writer<'_> {
         }
         if !self.ballast.is_held() && self.ballast.take().is_ok() {
             tracing::info!("there is room for the database again");
+            self.checkpoint_every(CHECKPOINT_PAGES);
             self.health.send_replace(Health::Good);
         }
+        let mut made_room = false;
         loop {
             if !self.ballast.is_held() {
                 // What is left is for the records of what runs already.
@@ -101,7 +112,14 @@ impl Writer<'_> {
                     let answers = batch.into_iter().zip(written);
                     return answers.for_each(|(request, written)| request.answer(Ok(written)));
                 }
-                Err(error) if error.is_full() && self.ballast.is_held() => self.give_up_ballast(&error),
+                Err(error) if error.is_full() && !made_room => {
+                    made_room = true;
+                    self.empty_log();
+                }
+                Err(error) if error.is_full() && self.ballast.is_held() => {
+                    made_room = false;
+                    self.give_up_ballast(&error);
+                }
                 Err(error @ StoreError::Damaged { .. }) => {
                     self.place.mark(&error.to_string());
                     tracing::error!(%error, "the database cannot be used any more");
@@ -145,8 +163,25 @@ impl Writer<'_> {
             why: error.to_string(),
             since: Timestamp::now(),
         });
-        // What stands in the log goes into the database, and the log's room can be used anew.
-        let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+        // The log must not eat what was given up: from now on it is emptied before it grows.
+        self.checkpoint_every(CHECKPOINT_PAGES_DEGRADED);
+    }
+
+    /// What stands in the log goes into the database, and its room is free, unless somebody reads at this moment.
+    fn empty_log(&self) {
+        let waited = self.connection.busy_timeout(Duration::ZERO);
+        let emptied = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+        if let Err(error) = waited.and(emptied) {
+            tracing::warn!(%error, "cannot empty the database's log");
+        }
+        let _ = self.connection.busy_timeout(BUSY_TIMEOUT);
+    }
+
+    fn checkpoint_every(&self, pages: u32) {
+        let set = format!("PRAGMA wal_autocheckpoint = {pages}");
+        if let Err(error) = self.connection.execute_batch(&set) {
+            tracing::warn!(%error, "cannot bound the database's log");
+        }
     }
 
     fn refuse_new(&self, batch: Vec<Request>) -> Vec<Request> {

@@ -6,6 +6,7 @@ use super::{Reader, said};
 use crate::Event;
 use crate::client::Client;
 use crate::protocol::{Events, ProcessFollow, ProcessRead};
+use crate::units;
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,14 +25,8 @@ impl Since {
         if let Ok(seq) = text.parse() {
             return Ok(Self::Seq(seq));
         }
-        if let Ok(time) = text.parse() {
-            return Ok(Self::Time(time));
-        }
-        let ago = humantime::parse_duration(text).map_err(|_| {
-            "want the number of an event, a time like 2026-01-02T03:04:05Z, or how long ago: 30s, 5m"
-        })?;
-        let time = Timestamp::now().checked_sub(ago);
-        time.map(Self::Time).map_err(|error| error.to_string())
+        let time = units::moment(text).map(Self::Time);
+        time.map_err(|why| format!("{why}; or the number of an event"))
     }
 }
 

@@ -14,14 +14,14 @@ const BAD: Style = AnsiColor::Red.on_default();
 const PLAIN: Style = Style::new();
 
 /// One cell.
-pub(super) struct Cell {
+pub(in crate::cli) struct Cell {
     text: String,
     style: Style,
 }
 
 impl Cell {
     /// Words that others chose may hold anything; nothing stands for nothing.
-    pub(super) fn new(text: impl AsRef<str>) -> Self {
+    pub(in crate::cli) fn new(text: impl AsRef<str>) -> Self {
         let text = summary::visible(text.as_ref());
         Self {
             text: if text.is_empty() { "-".to_owned() } else { text },
@@ -29,14 +29,14 @@ impl Cell {
         }
     }
 
-    pub(super) fn good(text: impl AsRef<str>) -> Self {
+    pub(in crate::cli) fn good(text: impl AsRef<str>) -> Self {
         Self {
             style: GOOD,
             ..Self::new(text)
         }
     }
 
-    pub(super) fn bad(text: impl AsRef<str>) -> Self {
+    pub(in crate::cli) fn bad(text: impl AsRef<str>) -> Self {
         Self {
             style: BAD,
             ..Self::new(text)
@@ -45,19 +45,19 @@ impl Cell {
 }
 
 /// Whether people look at stdout.
-pub(super) fn for_people() -> bool {
+pub(in crate::cli) fn for_people() -> bool {
     std::io::stdout().is_terminal()
 }
 
 /// An id: its end, which differs most, for people; all of it for programs.
-pub(super) fn id(id: impl ToString) -> Cell {
+pub(in crate::cli) fn id(id: impl ToString) -> Cell {
     let id = id.to_string();
     let from = id.len().saturating_sub(12);
     Cell::new(if for_people() { &id[from..] } else { &id })
 }
 
 /// A time: how long ago for people; RFC 3339 for programs.
-pub(super) fn ago(time: &str) -> Cell {
+pub(in crate::cli) fn ago(time: &str) -> Cell {
     match time.parse::<Timestamp>() {
         Ok(then) if for_people() => {
             let seconds = Timestamp::now().duration_since(then).as_secs().max(0);
@@ -72,7 +72,7 @@ pub(super) fn ago(time: &str) -> Cell {
 }
 
 /// Prints a table; the last column is as long as it likes.
-pub(super) fn show<const N: usize>(head: [&str; N], rows: &[[Cell; N]]) -> CliResult {
+pub(in crate::cli) fn show<const N: usize>(head: [&str; N], rows: &[[Cell; N]]) -> CliResult {
     let mut text = String::new();
     if !for_people() {
         text += &(head.join("\t") + "\n");

@@ -27,6 +27,8 @@ struct ServeFile {
     max_output_bytes: Option<Spanned<String>>,
     max_memory_bytes: Option<Spanned<String>>,
     max_session_bytes: Option<Spanned<String>>,
+    records_max_age: Option<Spanned<String>>,
+    records_max_bytes: Option<Spanned<String>>,
     stop_timeout: Option<Spanned<String>>,
     metrics: Option<Spanned<String>>,
 }
@@ -79,6 +81,13 @@ impl Reader<'_> {
         }
         if let Some(time) = &file.stop_timeout {
             config.settings.stop_timeout = self.value("stop_timeout", time, units::duration)?;
+        }
+        if let Some(age) = &file.records_max_age {
+            config.settings.records_age = self.value("records_max_age", age, units::duration)?;
+        }
+        if let Some(size) = &file.records_max_bytes {
+            let read = |text: &str| size_within(text, 1 << 20, 1 << 50);
+            config.settings.records_bytes = self.value("records_max_bytes", size, read)?;
         }
         if let Some(address) = &file.metrics {
             config.metrics = Some(self.value("metrics", address, metrics)?);

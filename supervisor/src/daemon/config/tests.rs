@@ -88,6 +88,7 @@ fn every_key_is_read() {
     let toml = "confined_peers = 'read-only'\nmax_clients = 1\nmax_requests_in_flight = 2\nmax_frame_bytes = '64K'\n\
                 max_processes = 3\nmax_output_bytes = '1M'\nmax_memory_bytes = '64M'\nstop_timeout = '1m30s'\n\
                 max_session_bytes = '8M'\n\
+                records_max_age = '2days'\nrecords_max_bytes = '3M'\n\
                 metrics = '127.0.0.1:9464'\n";
     let config = Case::new(toml).resolve().unwrap();
     let settings = Settings {
@@ -98,6 +99,8 @@ fn every_key_is_read() {
         output_bytes: 1 << 20,
         memory_bytes: 64 << 20,
         session_bytes: Some(8 << 20),
+        records_age: std::time::Duration::from_secs(2 * 24 * 3600),
+        records_bytes: 3 << 20,
         stop_timeout: std::time::Duration::from_secs(90),
         confined_peers: ConfinedPeers::Policy("read-only".into()),
         ..Settings::default()
