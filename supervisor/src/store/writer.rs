@@ -128,6 +128,10 @@ impl Writer<'_> {
                     });
                     return answer_all(batch, &error);
                 }
+                // Whoever holds the database, or forbids to write, does so for each of them.
+                Err(error @ (StoreError::Locked { .. } | StoreError::ReadOnly { .. })) => {
+                    return answer_all(batch, &error);
+                }
                 // Where several cannot be written together, each of them is tried alone.
                 Err(_) if batch.len() > 1 => {
                     return batch.into_iter().for_each(|request| self.write(vec![request]));

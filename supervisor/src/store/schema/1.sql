@@ -52,7 +52,7 @@ CREATE TABLE records (
     kept_bytes       INTEGER NOT NULL,
     record           TEXT NOT NULL CHECK (json_valid(record))
 ) STRICT;
-CREATE INDEX records_by_end ON records (ended_at, kept_bytes);
+CREATE INDEX records_by_end ON records (ended_at, process, kept_bytes);
 
 -- Denials: each that was told as an event. `seq` is that event's number.
 CREATE TABLE denials (
