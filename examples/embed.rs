@@ -18,7 +18,7 @@ async fn run() -> Result<(), Error> {
         .spawn(ProcessSpec::new(command, std::env::current_dir()?, policy))
         .await?;
     let mut events = process.events_paced();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await? {
         match event.body {
             EventBody::Output { stream, data, .. } => {
                 print!("{stream}: {}", String::from_utf8_lossy(&data));

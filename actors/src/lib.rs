@@ -47,4 +47,4 @@ pub use process::ProcessCommand;
 pub use proxy::tls_hello;
 pub use root::{ShutdownReport, SpawnRefused, Tree};
 pub use spawner::{LaunchedSpawner, StartError};
-pub use supervisor::{ProcessLink, SessionLink};
+pub use supervisor::{ProcessLink, SessionLink, WeakProcessLink};

@@ -1,7 +1,7 @@
 //! SupervisorActor: owns the processes of one session.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
@@ -195,6 +195,16 @@ impl ProcessLink {
         self.stdin.end();
     }
 
+    /// The same without keeping its log: it leads there while the process lives or another holds that.
+    pub fn downgrade(&self) -> WeakProcessLink {
+        WeakProcessLink {
+            id: self.id,
+            actor: self.actor.clone(),
+            log: Arc::downgrade(&self.log),
+            stdin: Arc::downgrade(&self.stdin),
+        }
+    }
+
     /// Changes the size of its terminal; waits until that is there.
     ///
     /// # Errors
@@ -209,5 +219,26 @@ impl ProcessLink {
     /// As for [`Self::resize`].
     pub async fn terminal_size(&self) -> std::io::Result<crate::spec::TerminalSize> {
         self.stdin.size().await
+    }
+}
+
+/// A [`ProcessLink`] that keeps nothing of an ended process.
+#[derive(Debug)]
+pub struct WeakProcessLink {
+    id: crate::event::ProcessId,
+    actor: ActorRef<ProcessMsg>,
+    log: Weak<crate::log::Log>,
+    stdin: Weak<crate::stdin::StdinPort>,
+}
+
+impl WeakProcessLink {
+    /// The link, if the process lives or somebody has one.
+    pub fn upgrade(&self) -> Option<ProcessLink> {
+        Some(ProcessLink {
+            id: self.id,
+            actor: self.actor.clone(),
+            log: self.log.upgrade()?,
+            stdin: self.stdin.upgrade()?,
+        })
     }
 }

@@ -1,14 +1,14 @@
 //! Builder → Supervisor.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use provost_actors::{Expected, LaunchedSpawner, StartError, Tree};
 use provost_sandbox::spawn::SpawnerSource;
 
+use crate::handle::Embedded;
 use crate::{ProcessSpec, Supervisor};
 
-/// How a supervisor is to be started.
+/// How an embedded supervisor is to be started.
 #[derive(Debug, Default)]
 pub struct Builder {
     spawner: SpawnerSource,
@@ -61,6 +61,6 @@ impl Builder {
             None => LaunchedSpawner::launch(&self.spawner, self.thorough)?,
         };
         let tree = Tree::start(spawner, self.expected).await?;
-        Ok(Supervisor { tree: Arc::new(tree) })
+        Ok(Supervisor::embedded(Embedded::new(tree)))
     }
 }

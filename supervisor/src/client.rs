@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use provost_actors::session::SessionId;
 use serde::de::DeserializeOwned;
@@ -19,8 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::protocol::{
-    Ack, EventNotification, Following, Initialize, Initialized, InputLost, PROTOCOL_VERSION,
-    ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
+    Ack, ErrorKind, EventNotification, FRAME_BYTES_MAX, Following, Initialize, Initialized, InputLost,
+    PROTOCOL_VERSION, ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
@@ -107,7 +108,7 @@ pub struct Followed {
     /// No more than the window, for the daemon waits.
     events: mpsc::UnboundedReceiver<Pushed>,
     taken: u64,
-    subscription: u64,
+    following: Following,
     client: Client,
 }
 
@@ -120,24 +121,35 @@ impl Followed {
 
     /// The next event with the session of its process.
     pub async fn next_tagged(&mut self) -> Option<(Option<SessionId>, Event)> {
-        let event = self.events.recv().await?;
-        self.taken += 1;
-        if self.taken.is_multiple_of(ACK_EVERY) {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The same as a poll.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pushed>> {
+        let event = ready!(self.events.poll_recv(cx));
+        self.taken += u64::from(event.is_some());
+        if event.is_some() && self.taken.is_multiple_of(ACK_EVERY) {
             let ack = Ack {
-                subscription: self.subscription,
+                subscription: self.following.subscription,
                 events: self.taken,
             };
             self.client.tell("ack", &ack);
         }
-        Some(event)
+        Poll::Ready(event)
+    }
+
+    /// The process waits for this follower.
+    pub(crate) fn is_paced(&self) -> bool {
+        self.following.paced
     }
 }
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        self.client.0.shared.lock().followers.remove(&self.subscription);
+        let subscription = self.following.subscription;
+        self.client.0.shared.lock().followers.remove(&subscription);
         self.client
-            .tell("unfollow", &json!({ "subscription": self.subscription }));
+            .tell("unfollow", &json!({ "subscription": subscription }));
     }
 }
 
@@ -225,13 +237,20 @@ impl Client {
         }
     }
 
+    /// Whether the connection has ended.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.shared.lock().ended
+    }
+
     /// Follows: `process/follow`, `session/follow`.
     ///
     /// # Errors
     /// As for [`Client::call`].
     pub async fn follow(&self, method: &str, params: &impl Serialize) -> Result<Followed, ClientError> {
-        let (answer, events) = self.subscribe::<Following>(method, params).await?;
-        Ok(self.followed(answer.subscription, events))
+        let (_, followed) = self
+            .subscribe(method, params, |following: &Following| Some(*following))
+            .await?;
+        Ok(followed)
     }
 
     /// Starts a process and follows it from its beginning, at this client's pace: nothing is missed.
@@ -246,41 +265,44 @@ impl Client {
             follow: true,
             ..start.clone()
         };
-        let (started, events) = self.subscribe::<Started>("process/start", &start).await?;
-        let Some(following) = started.following else {
-            return Err(ClientError::Answer(
-                "it does not follow what it started".to_owned(),
-            ));
-        };
-        let followed = self.followed(following.subscription, events);
-        Ok((started, followed))
+        self.subscribe("process/start", &start, |started: &Started| started.following)
+            .await
     }
 
-    fn followed(&self, subscription: u64, events: mpsc::UnboundedReceiver<Pushed>) -> Followed {
-        Followed {
-            events,
-            taken: 0,
-            subscription,
-            client: self.clone(),
-        }
-    }
-
-    /// Asks for something whose answer says that events follow.
-    async fn subscribe<T: DeserializeOwned>(
+    /// Asks for something whose answer says that events follow. Whoever stops waiting for the answer follows nothing.
+    async fn subscribe<T: DeserializeOwned + Send + 'static>(
         &self,
         method: &str,
         params: &impl Serialize,
-    ) -> Result<(T, mpsc::UnboundedReceiver<Pushed>), ClientError> {
-        let (events, taken) = mpsc::unbounded_channel();
+        following: fn(&T) -> Option<Following>,
+    ) -> Result<(T, Followed), ClientError> {
+        let (sender, events) = mpsc::unbounded_channel();
         let mut params =
             serde_json::to_value(params).map_err(|error| ClientError::Answer(error.to_string()))?;
         params["window"] = json!(WINDOW);
-        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        // Put there by whoever reads the answer, before it reads the first event.
-        self.0.shared.lock().followers.insert(pending(id), events);
-        let answer = request(&self.0.lines, &self.0.shared, id, method, &params).await;
-        self.0.shared.lock().followers.remove(&pending(id));
-        Ok((answer?, taken))
+        let (client, method) = (self.clone(), method.to_owned());
+        let (reply, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let id = client.0.next.fetch_add(1, Ordering::Relaxed);
+            // Put there by whoever reads the answer, before it reads the first event.
+            client.0.shared.lock().followers.insert(pending(id), sender);
+            let answer = request(&client.0.lines, &client.0.shared, id, &method, &params).await;
+            client.0.shared.lock().followers.remove(&pending(id));
+            let answer = answer.and_then(|answer| match following(&answer) {
+                Some(following) => {
+                    let followed = Followed {
+                        events,
+                        taken: 0,
+                        following,
+                        client,
+                    };
+                    Ok((answer, followed))
+                }
+                None => Err(ClientError::Answer("it does not say what it follows".to_owned())),
+            });
+            let _ = reply.send(answer);
+        });
+        answered.await.unwrap_or(Err(ClientError::Lost))
     }
 
     /// What happens to the sessions that this connection has attached. One receiver at a time.
@@ -339,6 +361,14 @@ async fn request<T: DeserializeOwned>(
             "what was to be asked of {method} cannot be written as JSON"
         ))
     })?;
+    if line.len() > FRAME_BYTES_MAX {
+        let why = format!(
+            "a request has at most {FRAME_BYTES_MAX} bytes, and this one {}",
+            line.len()
+        );
+        let error = RpcError::new(ErrorKind::FrameTooLarge, method, why);
+        return Err(ClientError::Refused(Box::new(error)));
+    }
     let (reply, answered) = oneshot::channel();
     {
         let mut state = shared.lock();

@@ -173,14 +173,14 @@ struct Connected {
 }
 
 impl Daemon {
-    /// A daemon around a supervisor.
+    /// A daemon around a supervisor, which must be an embedded one.
     ///
     /// # Errors
-    /// The user is not known to this machine.
+    /// It is another daemon's, or the user is not known to this machine.
     pub fn new(supervisor: &Supervisor, settings: Settings) -> std::io::Result<Self> {
         let (changed, _) = watch::channel(0);
         Ok(Self(Arc::new(Inner {
-            tree: supervisor.tree.clone(),
+            tree: supervisor.tree().ok_or_else(not_embedded)?,
             settings: Mutex::new(settings),
             account: Account::own()?,
             state: Mutex::default(),
@@ -352,6 +352,11 @@ impl Daemon {
     fn say_changed(&self) {
         self.0.changed.send_modify(|count| *count += 1);
     }
+}
+
+fn not_embedded() -> std::io::Error {
+    let why = "a daemon needs a supervisor of its own, not that of another daemon";
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, why)
 }
 
 /// A connection, as long as it is counted.

@@ -1,57 +1,192 @@
-//! Supervisor and ProcessHandle: what an embedder holds.
+//! Supervisor and ProcessHandle: what a program holds. What is behind them is here or in a daemon.
+//!
+//! ```text
+//! Supervisor, ProcessHandle, EventStream
+//!    ├─ embedded   the supervision tree of this program
+//!    └─ remote     a daemon, over its protocol
+//! ```
 
-use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use provost_actors::ShutdownReport;
+#[cfg(feature = "cli")]
+use provost_actors::Tree;
 use provost_actors::approval::Verdict;
 use provost_actors::event::EventBody;
-use provost_actors::{ProcessCommand, ProcessLink, ShutdownReport, SpawnRefused, Tree};
+use provost_actors::session::SessionId;
 use provost_sandbox::denial::Denial;
 use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::kernel::KernelSupport;
-
 use tokio::task::JoinSet;
 
-use crate::{Builder, EventStream, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
+use crate::client::Client;
+use crate::error::Reason;
+use crate::protocol::ProcessInfo;
+use crate::{Builder, Error, EventStream, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
 
-/// Supervises processes. Clones share one supervision tree; when the last one and every handle of its
-/// processes are dropped, everything in it is killed.
+mod embedded;
+mod remote;
+mod request;
+
+pub(crate) use embedded::Embedded;
+use embedded::EmbeddedProcess;
+pub(crate) use remote::RemoteEvents;
+use remote::{Remote, RemoteProcess};
+pub(crate) use request::request;
+
+/// Supervises processes: in this program ([`Supervisor::builder`]), or in a daemon ([`Supervisor::connect`]). What is
+/// written against one works with the other; where a daemon cannot do something, the error says so
+/// ([`Error::EmbeddedOnly`]).
+///
+/// Clones are the same supervisor. What happens when the last one and every handle of its processes are dropped is the one
+/// difference: embedded, everything in it is killed; in a daemon it goes on.
 ///
 /// A host may run several supervisors. None touches the host's signals, children or descriptors.
 #[derive(Debug, Clone)]
-pub struct Supervisor {
-    pub(crate) tree: Arc<Tree>,
+pub struct Supervisor(Where<Embedded, Remote>);
+
+/// Where the processes are.
+#[derive(Debug, Clone)]
+enum Where<E, R> {
+    Embedded(E),
+    Remote(R),
 }
+use Where::{Embedded as Here, Remote as There};
 
 impl Supervisor {
-    /// Starts with defaults: see [`Builder`].
+    /// An embedded one. Starts with defaults: see [`Builder`].
     pub fn builder() -> Builder {
         Builder::default()
     }
 
+    /// That of a daemon, by its socket. The daemon's processes are this user's, whoever started them.
+    ///
+    /// Who starts a process sends its policy as this library has it, so both must be of the same version.
+    ///
+    /// # Errors
+    /// Nobody listens there ([`Error::NoDaemon`]), the daemon does not serve this user ([`Error::Forbidden`]) or so many
+    /// connections ([`Error::Limit`]).
+    pub async fn connect(socket: impl AsRef<Path>) -> Result<Self, Error> {
+        Ok(Self::over(Client::connect(socket.as_ref()).await?))
+    }
+
+    /// That of a daemon, over a connection that is there.
+    pub fn over(client: Client) -> Self {
+        Self(There(Remote::new(client)))
+    }
+
+    pub(crate) fn embedded(embedded: Embedded) -> Self {
+        Self(Here(embedded))
+    }
+
+    /// The tree of an embedded one.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tree(&self) -> Option<Arc<Tree>> {
+        match &self.0 {
+            Here(embedded) => Some(embedded.tree()),
+            There(_) => None,
+        }
+    }
+
+    /// The connection to the daemon, for what only a daemon has; `None` if this is embedded.
+    pub fn client(&self) -> Option<&Client> {
+        match &self.0 {
+            Here(_) => None,
+            There(remote) => Some(remote.client()),
+        }
+    }
+
     /// What this machine offers, found out by trying.
-    pub async fn kernel(&self) -> KernelSupport {
-        self.tree.kernel().await.clone()
+    ///
+    /// # Errors
+    /// [`Error::EmbeddedOnly`]: a daemon does not tell.
+    pub async fn kernel(&self) -> Result<KernelSupport, Error> {
+        match &self.0 {
+            Here(embedded) => Ok(embedded.kernel().await),
+            There(_) => Err(Error::embedded_only(
+                "tell what the kernel offers",
+                "a daemon does not say it",
+                "`provost doctor` does",
+            )),
+        }
     }
 
     /// Starts a process. When this returns it is accepted: whatever happens then, a failure to start included, it
     /// gets its terminal record.
     ///
+    /// To a daemon goes what JSON can carry: text that is UTF-8, no descriptor ([`crate::StdinSpec::Given`]), no variable
+    /// twice, and a retention as [`LogLimits::keeping`](crate::LogLimits::keeping) makes it of 4 KiB to 8 MiB. Times are in whole milliseconds
+    /// there, rounded up.
+    ///
     /// # Errors
-    /// The spec or its policy cannot be used, or this machine cannot hold the policy; nothing was started.
-    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessHandle, SpawnRefused> {
-        let link = self.tree.spawn(spec).await?;
-        Ok(ProcessHandle {
-            link,
-            _tree: self.tree.clone(),
-        })
+    /// The spec or its policy cannot be used ([`Error::Refused`]), this machine cannot hold the policy
+    /// ([`Error::Unsupported`]), it cannot go through a daemon ([`Error::EmbeddedOnly`]), nothing starts here any more
+    /// ([`Error::Closed`]): nothing was started. [`Error::Lost`]: it may have been.
+    pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessHandle, Error> {
+        Ok(ProcessHandle(match &self.0 {
+            Here(embedded) => Here(embedded.spawn(spec).await?),
+            There(remote) => There(remote.spawn(spec).await?),
+        }))
     }
 
-    /// Stops every process by its stop rule and kills what is left at the deadline. Nothing starts any more.
-    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        self.tree.shutdown(deadline).await
+    /// The process of this id: one that lives, or that ended and is known here. An embedded supervisor knows an ended one as
+    /// long as somebody has a handle of it, a daemon until it forgets it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]: there is none.
+    pub async fn process(&self, id: ProcessId) -> Result<ProcessHandle, Error> {
+        Ok(ProcessHandle(match &self.0 {
+            Here(embedded) => Here(embedded.process(id)?),
+            There(remote) => There(remote.process(id).await?),
+        }))
+    }
+
+    /// The processes that [`Supervisor::process`] would find, oldest first; of a session, those in it and its parts.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub async fn list(&self) -> Result<Vec<ProcessInfo>, Error> {
+        match &self.0 {
+            Here(embedded) => Ok(embedded.list()),
+            There(remote) => remote.list().await,
+        }
+    }
+
+    /// Opens a session: a supervisor within this one, whose processes can be listed and shut down together. Their records
+    /// name it. It is there until it or what it is part of is shut down, whether anybody has a handle of it or not; a
+    /// daemon's goes on without this connection, too.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if this one is shut down, [`Error::Limit`] for too many, or more than 16 deep.
+    pub async fn open_session(&self) -> Result<Self, Error> {
+        Ok(Self(match &self.0 {
+            Here(embedded) => Here(embedded.open_session().await?),
+            There(remote) => There(remote.open_session().await?),
+        }))
+    }
+
+    /// The session that this supervisor is; `None` if it is the whole.
+    pub fn session_id(&self) -> Option<SessionId> {
+        match &self.0 {
+            Here(embedded) => embedded.session_id(),
+            There(remote) => remote.session_id(),
+        }
+    }
+
+    /// Stops every process of it and of its sessions by its stop rule, and kills what is left at the deadline. Nothing starts
+    /// in it any more.
+    ///
+    /// # Errors
+    /// [`Error::EmbeddedOnly`] for the whole of a daemon, in which others' processes live: shut a session of it down.
+    /// [`Error::NotHolder`] for a session that another client has taken.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<ShutdownReport, Error> {
+        match &self.0 {
+            Here(embedded) => Ok(embedded.shutdown(deadline).await),
+            There(remote) => remote.shutdown(deadline).await,
+        }
     }
 }
 
@@ -66,18 +201,20 @@ pub struct ApprovalRequest {
     pub deadline: jiff::Timestamp,
 }
 
-/// One supervised process. Clones are the same process; dropping one stops nothing.
+/// One supervised process, of this program or a daemon. Clones are the same process; dropping one stops nothing.
+///
+/// Of a daemon's process every method can fail for want of the daemon ([`Error::Lost`]) or because another client holds the
+/// process's session ([`Error::NotHolder`]); reading and waiting need no session.
 #[derive(Debug, Clone)]
-pub struct ProcessHandle {
-    link: ProcessLink,
-    /// Keeps the supervision tree alive as long as somebody may ask.
-    _tree: Arc<Tree>,
-}
+pub struct ProcessHandle(Where<EmbeddedProcess, Arc<RemoteProcess>>);
 
 impl ProcessHandle {
     /// The process's id, which is never reused.
     pub fn id(&self) -> ProcessId {
-        self.link.id()
+        match &self.0 {
+            Here(process) => process.link.id(),
+            There(process) => process.id(),
+        }
     }
 
     /// Its events from the first one on, ended by the terminal record. A reader that is slower than the process
@@ -88,70 +225,93 @@ impl ProcessHandle {
 
     /// Its events after `seq`.
     pub fn events_after(&self, seq: u64) -> EventStream {
-        EventStream::new(self.link.log().follow(seq, false))
+        self.follow(seq, false)
     }
 
     /// Its events from the first one on, at the reader's pace: nothing is dropped before it was read, and the process
     /// waits for a reader that stands still. One reader at a time can have the pace; further ones get an
     /// ordinary stream. Dropping it releases the process.
     pub fn events_paced(&self) -> EventStream {
-        EventStream::new(self.link.log().follow(0, true))
+        self.follow(0, true)
     }
 
-    /// The terminal record, when it is sealed.
-    pub async fn record(&self) -> Arc<TerminalRecord> {
-        self.link.log().sealed().await
+    fn follow(&self, after_seq: u64, paced: bool) -> EventStream {
+        match &self.0 {
+            Here(process) => EventStream::embedded(process.link.log().follow(after_seq, paced)),
+            There(process) => EventStream::remote(process.follow(after_seq, paced)),
+        }
     }
 
-    /// The terminal record, if it is sealed already.
-    pub fn try_record(&self) -> Option<Arc<TerminalRecord>> {
-        self.link.log().record()
+    /// The terminal record, when it is sealed. It is the same whoever asks, and however often.
+    ///
+    /// # Errors
+    /// Of a daemon's process: the connection is lost, which says nothing about the process; or the daemon has forgotten it.
+    pub async fn record(&self) -> Result<Arc<TerminalRecord>, Error> {
+        match &self.0 {
+            Here(process) => Ok(process.link.log().sealed().await),
+            There(process) => process.record().await,
+        }
     }
 
     /// Asks it to end, by its stop rule: the signal, then KILL after the grace. False when it had ended already; its
     /// record says what won.
-    pub fn stop(&self, reason: impl Into<String>) -> bool {
-        self.link.tell(ProcessCommand::Stop {
-            reason: reason.into(),
-            grace: None,
-        })
+    ///
+    /// # Errors
+    /// Those of any request to a daemon.
+    pub async fn stop(&self, reason: impl Into<String>) -> Result<bool, Error> {
+        match &self.0 {
+            Here(process) => Ok(process.stop(reason.into())),
+            There(process) => process.end("process/stop", reason.into()).await,
+        }
     }
 
     /// Kills its whole tree. False when it had ended already.
-    pub fn kill(&self, reason: impl Into<String>) -> bool {
-        self.link.tell(ProcessCommand::Kill {
-            reason: reason.into(),
-        })
+    ///
+    /// # Errors
+    /// Those of any request to a daemon.
+    pub async fn kill(&self, reason: impl Into<String>) -> Result<bool, Error> {
+        match &self.0 {
+            Here(process) => Ok(process.kill(reason.into())),
+            There(process) => process.end("process/kill", reason.into()).await,
+        }
     }
 
     /// Sends a signal (by its number) to the command, its process group or its whole tree. When this returns true
     /// the signal is on its way; false when the process had ended already.
     ///
     /// # Errors
-    /// No such signal.
-    pub async fn signal(&self, signal: i32, scope: SignalScope) -> io::Result<bool> {
-        let signal = Signal::try_from(signal)?;
-        let (sent, on_its_way) = tokio::sync::oneshot::channel();
-        let told = self.link.tell(ProcessCommand::Signal { signal, scope, sent });
-        Ok(told && on_its_way.await.is_ok())
+    /// [`Error::Refused`]: no such signal.
+    pub async fn signal(&self, signal: i32, scope: SignalScope) -> Result<bool, Error> {
+        let signal = Signal::try_from(signal).map_err(|_| {
+            let what = format!("signal `{signal}`");
+            Error::Refused(Reason::new(what, "there is no such signal", ""))
+        })?;
+        match &self.0 {
+            Here(process) => Ok(process.signal(signal, scope).await),
+            There(process) => process.signal(signal, scope).await,
+        }
     }
 
     /// Answers one of its approval requests. False when that does not wait for an answer any more: it was answered
     /// before, its deadline has passed, or whoever asked is gone. `by` says in the record who answered.
-    pub async fn decide(&self, approval: u64, verdict: Verdict, by: impl Into<String>) -> bool {
-        let (reply, decided) = tokio::sync::oneshot::channel();
-        let told = self.link.tell(ProcessCommand::Decide {
-            approval,
-            verdict,
-            by: by.into(),
-            reply,
-        });
-        told && decided.await.unwrap_or(false)
+    ///
+    /// # Errors
+    /// Those of any request to a daemon.
+    pub async fn decide(
+        &self,
+        approval: u64,
+        verdict: Verdict,
+        by: impl Into<String>,
+    ) -> Result<bool, Error> {
+        match &self.0 {
+            Here(process) => Ok(process.decide(approval, verdict, by.into()).await),
+            There(process) => process.decide(approval, verdict, by.into()).await,
+        }
     }
 
     /// Answers its approval requests by a callback, from the first one on; `by` says in the record who answered. To be
     /// awaited or spawned: it is done when the process has ended. Each request is answered on a task of its own, so
-    /// one that takes long holds up no other.
+    /// one that takes long holds up no other. The callback runs in this program, also for a process of a daemon's.
     ///
     /// ```no_run
     /// # async fn example(process: provost::ProcessHandle) {
@@ -164,11 +324,14 @@ impl ProcessHandle {
     /// }));
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// The daemon's events ended early, or it did not take an answer: what waits is refused at its deadline.
     pub fn answer_approvals<By, F, Answer>(
         &self,
         by: By,
         callback: F,
-    ) -> impl Future<Output = ()> + Send + use<By, F, Answer>
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<By, F, Answer>
     where
         By: Into<String>,
         F: Fn(ApprovalRequest) -> Answer + Send,
@@ -177,8 +340,8 @@ impl ProcessHandle {
         let (process, by) = (self.clone(), by.into());
         let mut events = self.events();
         async move {
-            let mut answers = JoinSet::new();
-            while let Some(event) = events.next().await {
+            let mut answers: JoinSet<Result<(), Error>> = JoinSet::new();
+            while let Some(event) = events.next().await? {
                 if let EventBody::ApprovalRequested {
                     approval,
                     attempt,
@@ -193,11 +356,14 @@ impl ProcessHandle {
                     let (process, by) = (process.clone(), by.clone());
                     answers.spawn(async move {
                         let verdict = answer.await;
-                        process.decide(approval, verdict, by).await;
+                        process.decide(approval, verdict, by).await.map(drop)
                     });
-                    while answers.try_join_next().is_some() {}
+                }
+                while let Some(answered) = answers.try_join_next() {
+                    answered.unwrap_or(Ok(()))?;
                 }
             }
+            Ok(())
         }
     }
 
@@ -206,23 +372,40 @@ impl ProcessHandle {
     /// keeps only those where a program reads lines.)
     ///
     /// # Errors
-    /// `BrokenPipe` when its stdin is closed or the process ended. How much was taken is then unknown.
-    pub async fn write_stdin(&self, bytes: &[u8]) -> io::Result<()> {
-        self.link.write_stdin(bytes).await
+    /// [`Error::Ended`] when its stdin is closed or the process ended. How much was taken is then unknown, as it is when
+    /// this is cancelled. [`Error::Limit`] when too many writes through the same connection wait for their processes.
+    pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), Error> {
+        match &self.0 {
+            Here(process) => process.write_stdin(bytes).await,
+            There(process) => process.write_stdin(bytes).await,
+        }
     }
 
-    /// Ends its standard input. At a terminal the end is typed (`VEOF`), which only a program that reads lines (canonical
-    /// mode) takes for one; for another nothing is typed.
-    pub fn close_stdin(&self) {
-        self.link.close_stdin();
+    /// Ends its standard input, once writes under way through this handle are done; does not wait for those, but no others
+    /// begin. At a terminal the end is typed (`VEOF`), which only a program that reads lines (canonical mode) takes for one;
+    /// for another nothing is typed.
+    ///
+    /// # Errors
+    /// Those of any request to a daemon.
+    pub async fn close_stdin(&self) -> Result<(), Error> {
+        match &self.0 {
+            Here(process) => {
+                process.link.close_stdin();
+                Ok(())
+            }
+            There(process) => process.close_stdin().await,
+        }
     }
 
     /// Changes the size of its terminal, of which the kernel tells the foreground process group (`SIGWINCH`). Waits until
     /// the terminal is there.
     ///
     /// # Errors
-    /// `Unsupported` when it has no terminal ([`ProcessSpec::terminal`]), `BrokenPipe` when it has ended.
-    pub async fn resize(&self, size: TerminalSize) -> io::Result<()> {
-        self.link.resize(size).await
+    /// [`Error::Refused`] when it has no terminal ([`ProcessSpec::terminal`]), [`Error::Ended`] when it has ended.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        match &self.0 {
+            Here(process) => process.resize(size).await,
+            There(process) => process.resize(size).await,
+        }
     }
 }

@@ -11,8 +11,26 @@
 //! let mut spec = ProcessSpec::new(["sh", "-c", "echo hello"], std::env::current_dir()?, policy);
 //! spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
 //! let process = supervisor.spawn(spec).await?;
-//! let record = process.record().await;
+//! let record = process.record().await?;
 //! assert!(record.succeeded && !record.denied);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Here or in a daemon
+//!
+//! [`Supervisor::builder`] supervises in this program, [`Supervisor::connect`] asks a daemon (`provost serve`), whose processes
+//! outlive this program. The handles are the same, and so are the events, the records and the errors ([`Error`]):
+//!
+//! ```no_run
+//! # use provost::{Error, ProcessSpec, Supervisor, TerminalRecord};
+//! # use std::sync::Arc;
+//! async fn work(supervisor: &Supervisor, spec: ProcessSpec) -> Result<Arc<TerminalRecord>, Error> {
+//!     supervisor.spawn(spec).await?.record().await
+//! }
+//! # async fn example(one: ProcessSpec, other: ProcessSpec) -> Result<(), Error> {
+//! work(&Supervisor::builder().start().await?, one).await?;
+//! work(&Supervisor::connect("/run/user/1000/provost/provost.sock").await?, other).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -27,9 +45,10 @@
 //! - Every accepted process gets exactly one [`TerminalRecord`]; it is the last event and has the highest `seq`.
 //! - The record is visible only after every stream ended (or was given up at a stated deadline), the exit is
 //!   known, the denial channel was drained and the process tree is empty.
-//! - Dropping a [`ProcessHandle`] stops nothing. When the [`Supervisor`] and every handle are dropped, everything it
-//!   started is killed.
-//! - Records live as long as the process that supervises: this one, or the daemon that a [`client::Client`] asks.
+//! - Dropping a [`ProcessHandle`] stops nothing. When an embedded [`Supervisor`] and every handle are dropped, everything it
+//!   started is killed; what a daemon supervises goes on.
+//! - Records live as long as the process that supervises: this one, or the daemon that is asked.
+//! - The end of a daemon's events without a record is an error ([`Error::Lost`]), never the end of the process.
 //!
 //! Linux 5.13 or later; newer features are detected ([`Supervisor::kernel`]).
 
@@ -41,6 +60,7 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "cli")]
 pub mod daemon;
+mod error;
 mod handle;
 pub mod policy_file;
 pub mod protocol;
@@ -50,7 +70,9 @@ mod stream;
 mod units;
 
 pub use builder::Builder;
+pub use error::{Error, Reason};
 pub use handle::{ApprovalRequest, ProcessHandle, Supervisor};
+pub use protocol::ProcessInfo;
 pub use provost_actors::approval::{ApprovalScope, ApprovalSummary, GrantRecord, Verdict};
 pub use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
 pub use provost_actors::ledger::{OnDenial, StopCause, TreeRule};
@@ -58,8 +80,9 @@ pub use provost_actors::log::LogLimits;
 pub use provost_actors::record::{
     Closed, DenialSummary, Outcome, OutputSummary, TerminalRecord, TreeSummary, Usage,
 };
+pub use provost_actors::session::SessionId;
 pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule, TerminalSize};
-pub use provost_actors::{ShutdownReport, SpawnRefused, StartError};
+pub use provost_actors::{ShutdownReport, StartError};
 pub use provost_sandbox::compile::CompileError;
 pub use provost_sandbox::denial::{
     AllowingRule, Certainty, Decision, Denial, DenialClass, DenialTarget,

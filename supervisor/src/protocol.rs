@@ -16,6 +16,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// The longest line that either side reads, in bytes.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
+/// What a process may ask for to be kept of each stream, in bytes; a daemon may be set to allow more.
+pub const OUTPUT_BYTES: std::ops::RangeInclusive<u64> = 4096..=8 << 20;
+
 /// The longest part of an error, in bytes.
 const ERROR_BYTES_MAX: usize = 1024;
 
@@ -93,7 +96,7 @@ pub enum ErrorKind {
     NotFound,
     /// More than one fits.
     Ambiguous,
-    /// The spec or its policy cannot be used, or this machine cannot hold it.
+    /// The spec or its policy cannot be used.
     Refused,
     /// The session is attached elsewhere.
     NotHolder,
@@ -111,6 +114,8 @@ pub enum ErrorKind {
     FrameTooLarge,
     /// Another client has attached the input of the process.
     InputHeld,
+    /// This machine cannot hold the policy.
+    Unsupported,
 }
 
 impl ErrorKind {
@@ -133,8 +138,15 @@ impl ErrorKind {
             Self::Forbidden => -32009,
             Self::FrameTooLarge => -32010,
             Self::InputHeld => -32011,
+            Self::Unsupported => -32012,
         }
     }
+}
+
+/// What a start is called in its errors, here and there.
+pub(crate) fn starting<S: AsRef<str>>(argv: &[S]) -> String {
+    let words: Vec<&str> = argv.iter().map(AsRef::as_ref).collect();
+    shortened(format!("start `{}`", words.join(" ")))
 }
 
 /// What a client said is repeated in an error, but not megabytes of it.
@@ -360,6 +372,15 @@ pub struct TerminalSize {
     pub rows: u16,
     /// Columns.
     pub cols: u16,
+}
+
+impl From<crate::TerminalSize> for TerminalSize {
+    fn from(size: crate::TerminalSize) -> Self {
+        Self {
+            rows: size.rows,
+            cols: size.cols,
+        }
+    }
 }
 
 /// The answer to `process/start`.
@@ -646,6 +667,23 @@ pub struct ProcessInfo {
     pub exit_code: Option<i32>,
     /// Whether anything was denied.
     pub denied: bool,
+}
+
+impl ProcessInfo {
+    /// The same of a process that ended with this record, or lives.
+    #[must_use]
+    pub(crate) fn ended(self, record: Option<&TerminalRecord>) -> Self {
+        Self {
+            live: record.is_none(),
+            outcome: record.and_then(|record| {
+                let outcome = serde_json::to_value(record.outcome).ok()?;
+                Some(outcome.as_str()?.to_owned())
+            }),
+            exit_code: record.and_then(|record| record.exit_code),
+            denied: record.is_some_and(|record| record.denied),
+            ..self
+        }
+    }
 }
 
 /// `approval/decide`.

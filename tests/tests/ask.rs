@@ -321,7 +321,7 @@ async fn requests(process: &ProcessHandle, wanted: usize) {
     let mut events = process.events();
     let mut seen = 0;
     while seen < wanted {
-        match events.next().await.expect("it runs on").body {
+        match events.next().await.expect("events").expect("it runs on").body {
             EventBody::ApprovalRequested { .. } => seen += 1,
             EventBody::Terminal { record } => panic!("it ended: {record:?}"),
             _ => {}
@@ -347,7 +347,7 @@ async fn a_hundred_that_ask_delay_nobody_who_does_not() {
     requests(&process, 100).await;
     // All hundred wait. The hundred and first, of the same process, needs no answer.
     process.write_stdin(b"go\n").await.expect("it reads");
-    let record = process.record().await;
+    let record = process.record().await.expect("a record");
     assert_eq!(allowed.connections(), 1, "{record:?}");
     assert_eq!(asked.connections(), 0);
     assert_eq!(
@@ -379,8 +379,9 @@ async fn a_permission_for_the_session_covers_the_next_process_and_one_for_the_pr
                 assert_eq!(request.attempt.operation, "connect");
                 Verdict::Allow(scope)
             })
-            .await;
-        asked.push(process.record().await.approvals.requested);
+            .await
+            .expect("answered");
+        asked.push(process.record().await.expect("a record").approvals.requested);
     }
     assert_eq!(asked, [1, 1, 0]);
     assert_eq!(server.connections(), 3);
@@ -402,15 +403,18 @@ async fn an_answer_counts_once_and_only_for_what_waits() {
         !process
             .decide(7, Verdict::Allow(ApprovalScope::Session), "nobody")
             .await
+            .expect("told")
     );
-    assert!(process.decide(1, Verdict::Deny, "the test").await);
+    assert!(process.decide(1, Verdict::Deny, "the test").await.expect("told"));
     assert!(
         !process
             .decide(1, Verdict::Allow(ApprovalScope::Once), "too late")
             .await
+            .expect("told")
     );
-    let record = process.record().await;
+    let record = process.record().await.expect("a record");
     assert!(record.denied && record.approvals.refused == 1, "{record:?}");
     assert_eq!(server.connections(), 0);
-    assert!(!process.decide(1, Verdict::Deny, "much too late").await);
+    let late = process.decide(1, Verdict::Deny, "much too late").await;
+    assert!(!late.expect("told"));
 }

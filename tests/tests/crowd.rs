@@ -18,7 +18,7 @@ fn spec(world: &World) -> ProcessSpec {
 /// Waits until it has said that it is up.
 async fn up(process: &ProcessHandle) {
     let mut events = process.events();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.expect("events") {
         match event.body {
             EventBody::Output { .. } => return,
             EventBody::Terminal { record } => panic!("it ended: {record:?}"),
@@ -28,8 +28,8 @@ async fn up(process: &ProcessHandle) {
 }
 
 async fn end(process: &ProcessHandle) {
-    process.close_stdin();
-    let record = process.record().await;
+    process.close_stdin().await.expect("closed");
+    let record = process.record().await.expect("a record");
     assert_eq!(
         (record.outcome, record.exit_code),
         (Outcome::Exited, Some(0)),
@@ -73,7 +73,7 @@ fn a_crowd_runs_at_once_and_who_has_no_room_is_told() {
             refused.push(supervisor.spawn(spec(&world)).await.expect("accepted"));
         }
         for process in &refused {
-            let record = process.record().await;
+            let record = process.record().await.expect("a record");
             assert_eq!(record.outcome, Outcome::SpawnFailed, "{record:?}");
             let reason = record.reason.as_deref().unwrap_or_default();
             assert!(reason.contains("RLIMIT_NOFILE"), "{record:?}");

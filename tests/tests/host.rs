@@ -49,7 +49,7 @@ async fn round(supervisor: &Supervisor, world: &World) -> Duration {
 
 async fn check(next: Option<(usize, provost::ProcessHandle)>) {
     let (number, process) = next.expect("one that runs");
-    let record = process.record().await;
+    let record = process.record().await.expect("a record");
     assert_eq!(record.outcome, Outcome::Exited, "{record:?}");
     assert_eq!(record.exit_code, Some((number % 256) as i32), "{record:?}");
     let written = record.output[&provost::StreamName::Stdout].bytes;

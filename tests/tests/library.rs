@@ -34,7 +34,7 @@ async fn supervisor() -> Supervisor {
 async fn up(process: &ProcessHandle) -> i32 {
     let mut events = process.events();
     let mut command = None;
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.expect("events") {
         match event.body {
             EventBody::Started { pid, .. } => command = Some(pid),
             EventBody::Output { .. } => break,
@@ -65,18 +65,19 @@ async fn i1_a_process_asked_for_after_the_spawner_died_has_a_record() {
         .await
         .expect("accepted");
     kill(spawner(up(&first).await), Signal::SIGKILL).expect("the spawner lives");
-    let record = first.record().await;
+    let record = first.record().await.expect("a record");
     assert!(
         record.outcome == Outcome::Lost || record.signal.as_deref() == Some("SIGKILL"),
         "{record:?}"
     );
     for _ in 0..3 {
         let late = supervisor.spawn(spec(&world, "exit 0")).await.expect("accepted");
-        let record = late.record().await;
+        let record = late.record().await.expect("a record");
         assert_eq!(record.outcome, Outcome::SpawnFailed, "{record:?}");
         assert_eq!(record.exit_code, Some(125), "{record:?}");
     }
-    assert!(supervisor.shutdown(Duration::from_secs(30)).await.graceful);
+    let report = supervisor.shutdown(Duration::from_secs(30)).await;
+    assert!(report.expect("shut down").graceful);
 }
 
 #[tokio::test]
@@ -93,16 +94,21 @@ async fn i1_a_spawner_that_does_not_answer_keeps_no_record_back() {
     assert!(witness.was_alive());
     kill(spawner, Signal::SIGSTOP).expect("the spawner lives");
     let asked = supervisor.spawn(spec(&world, "exit 0")).await.expect("accepted");
-    assert!(running.kill("no use") && asked.kill("no use"));
+    for process in [&running, &asked] {
+        assert!(process.kill("no use").await.expect("told"));
+    }
     // Ten seconds later:
-    let record = running.record().await;
+    let record = running.record().await.expect("a record");
     assert_eq!(record.outcome, Outcome::Cancelled, "{record:?}");
     assert_eq!(
         record.tree.unkillable.len(),
         1,
         "what may live on is named: {record:?}"
     );
-    assert_eq!(asked.record().await.outcome, Outcome::Cancelled);
+    assert_eq!(
+        asked.record().await.expect("a record").outcome,
+        Outcome::Cancelled
+    );
     kill(spawner, Signal::SIGCONT).expect("the spawner lives");
     drop((running, asked, supervisor));
     witness.wait_until_gone();
@@ -140,7 +146,7 @@ async fn closing_stdin_lets_a_write_under_way_finish() {
     let writer = process.clone();
     let write = tokio::spawn(async move { writer.write_stdin(&vec![b'x'; BYTES]).await });
     up(&process).await;
-    process.close_stdin();
+    process.close_stdin().await.expect("closed");
     assert!(
         process.write_stdin(b"more").await.is_err(),
         "no further write begins"
@@ -151,7 +157,7 @@ async fn closing_stdin_lets_a_write_under_way_finish() {
         .expect("no panic")
         .expect("the gate opens");
     write.await.expect("no panic").expect("all of it was taken");
-    let record = process.record().await;
+    let record = process.record().await.expect("a record");
     assert_eq!(record.exit_code, Some(0), "{record:?}");
     let expected = format!("up\n{}\n", BYTES - 1).len() as u64;
     assert_eq!(record.output[&StreamName::Stdout].bytes, expected, "{record:?}");

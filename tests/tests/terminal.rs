@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use provost::client::Client;
 use provost::{
-    Closed, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, StdinSpec, StreamName,
+    Closed, Error, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, StdinSpec, StreamName,
     Supervisor, TerminalSize,
 };
 use provost_tests::{
@@ -429,7 +429,7 @@ fn through_the_daemon_too(world: &World) {
 
 async fn until_it_speaks(process: &ProcessHandle) {
     let mut events = process.events();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.expect("events") {
         if let EventBody::Output { .. } = event.body {
             return;
         }
@@ -440,7 +440,7 @@ async fn until_it_speaks(process: &ProcessHandle) {
 async fn output(process: &ProcessHandle) -> String {
     let mut events = process.events();
     let mut bytes = Vec::new();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.expect("events") {
         if let EventBody::Output { stream, data, .. } = event.body {
             assert_eq!(stream, StreamName::Pty);
             bytes.extend(data);
@@ -464,12 +464,9 @@ async fn what_is_written_waits_for_a_program_that_does_not_read() {
             .await
             .expect("it reads");
     }
-    process.close_stdin();
+    process.close_stdin().await.expect("closed");
     let refused = process.write_stdin(b"more").await;
-    assert_eq!(
-        refused.map_err(|error| error.kind()),
-        Err(std::io::ErrorKind::BrokenPipe)
-    );
+    assert!(matches!(refused, Err(Error::Ended(_))), "{refused:?}");
     assert_eq!(output(&process).await, "ready\r\n1000000\r\n");
 }
 
@@ -486,28 +483,23 @@ async fn a_terminal_is_resized_and_only_a_terminal_can_be() {
         .expect("it has one");
     process.write_stdin(b"\n").await.expect("it reads");
     assert_eq!(output(&process).await, "ready\r\n7 8\r\n");
-    let record = process.record().await;
+    let record = process.record().await.expect("a record");
     assert_eq!(record.output[&StreamName::Pty].closed, Closed::Eof);
     let late = process.resize(TerminalSize::default()).await;
-    assert_eq!(
-        late.map_err(|error| error.kind()),
-        Err(std::io::ErrorKind::BrokenPipe)
-    );
+    assert!(matches!(late, Err(Error::Ended(_))), "{late:?}");
 
     let mut plain = spec(&world, "read line");
     (plain.terminal, plain.stdin) = (None, StdinSpec::Pipe);
     let plain = supervisor.spawn(plain).await.expect("accepted");
     let none = plain.resize(TerminalSize::default()).await;
-    assert_eq!(
-        none.map_err(|error| error.kind()),
-        Err(std::io::ErrorKind::Unsupported)
-    );
-    plain.close_stdin();
-    plain.record().await;
+    assert!(matches!(none, Err(Error::Refused(_))), "{none:?}");
+    plain.close_stdin().await.expect("closed");
+    plain.record().await.expect("a record");
 
     let mut given = spec(&world, "true");
     let (reader, _writer) = std::io::pipe().expect("a pipe");
     given.stdin = StdinSpec::Given(reader.into());
     assert!(supervisor.spawn(given).await.is_err(), "two standard inputs");
-    supervisor.shutdown(Duration::from_secs(5)).await;
+    let report = supervisor.shutdown(Duration::from_secs(5)).await;
+    assert!(report.expect("shut down").graceful);
 }

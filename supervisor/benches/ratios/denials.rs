@@ -90,12 +90,12 @@ fn supervised(
     setting.runtime.block_on(async {
         let mut events = process.events();
         let mut said = Vec::new();
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             if let EventBody::Output { data, .. } = event.body {
                 said.extend_from_slice(&data);
             }
         }
-        let record = process.record().await;
+        let record = process.record().await?;
         expect_success(&record)
             .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&said)))?;
         let denials = if wanted == "refused" { u64::from(count) } else { 0 };

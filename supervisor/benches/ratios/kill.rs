@@ -50,15 +50,15 @@ fn by_handle(setting: &Setting, policy: Policy) -> Result<Duration> {
     setting.runtime.block_on(async {
         let mut events = process.events();
         loop {
-            match events.next().await.ok_or("it ended too early")?.body {
+            match events.next().await?.ok_or("it ended too early")?.body {
                 EventBody::Output { .. } => break,
                 EventBody::Terminal { record } => return Err(format!("{record:?}").into()),
                 _ => {}
             }
         }
         let begin = Instant::now();
-        process.kill("measured");
-        let record = process.record().await;
+        process.kill("measured").await?;
+        let record = process.record().await?;
         let taken = begin.elapsed();
         if record.outcome != Outcome::Cancelled || record.tree.killed < 1000 {
             return Err(format!("{:?}, {} killed", record.outcome, record.tree.killed).into());

@@ -68,13 +68,13 @@ fn consume(setting: &Setting, policy: Policy) -> Result<()> {
     setting.runtime.block_on(async {
         let mut events = process.events_paced();
         let mut bytes = 0;
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             if let EventBody::Output { data, .. } = event.body {
                 bytes += data.len() as u64;
             }
         }
         expect_all(bytes)?;
-        expect_success(process.record().await.as_ref())
+        expect_success(process.record().await?.as_ref())
     })
 }
 

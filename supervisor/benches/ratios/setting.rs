@@ -39,13 +39,17 @@ impl Setting {
     pub(crate) fn describe(&self) -> String {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let processors = std::thread::available_parallelism().map_or(0, usize::from);
-        let namespaces = self.runtime.block_on(self.supervisor.kernel()).pid_namespace;
+        let namespaces = self.runtime.block_on(self.supervisor.kernel());
         format!(
             "uid {}, {processors} processors, {} worker thread(s), Linux {}, namespaces: {}, load before: {}",
             nix::unistd::getuid(),
             self.runtime.metrics().num_workers(),
             read("/proc/sys/kernel/osrelease").trim(),
-            if namespaces.is_yes() { "yes" } else { "no" },
+            if namespaces.is_ok_and(|kernel| kernel.pid_namespace.is_yes()) {
+                "yes"
+            } else {
+                "no"
+            },
             read("/proc/loadavg").trim(),
         )
     }
@@ -71,7 +75,7 @@ impl Setting {
     /// Runs a process to its record, which must tell of success.
     pub(crate) fn run(&self, spec: ProcessSpec) -> Result<std::sync::Arc<TerminalRecord>> {
         let process = self.start(spec)?;
-        let record = self.runtime.block_on(process.record());
+        let record = self.runtime.block_on(process.record())?;
         expect_success(&record)?;
         Ok(record)
     }

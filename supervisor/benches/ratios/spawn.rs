@@ -15,7 +15,7 @@ const ROUNDS: usize = 1000;
 const TRUE: [&str; 1] = ["/bin/true"];
 
 pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
-    let kernel = setting.runtime.block_on(setting.supervisor.kernel());
+    let kernel = setting.runtime.block_on(setting.supervisor.kernel())?;
     let confined = setting.policy("workspace-write")?;
     let held = if kernel.pid_namespace.is_yes() {
         "workspace-write"
@@ -78,7 +78,7 @@ fn followed(setting: &Setting, policy: Policy) -> Result<()> {
     let process = setting.start(setting.spec(&TRUE, policy))?;
     setting.runtime.block_on(async {
         let mut events = process.events();
-        while events.next().await.is_some() {}
-        expect_success(process.record().await.as_ref())
+        while events.next().await?.is_some() {}
+        expect_success(process.record().await?.as_ref())
     })
 }

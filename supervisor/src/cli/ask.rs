@@ -61,7 +61,7 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
                     })
                 }
             };
-            process.answer_approvals("ask-command", ask).await;
+            let _ = process.answer_approvals("ask-command", ask).await;
         }
         Asked::Observed(seen) => {
             let note = move |request: ApprovalRequest| {
@@ -74,7 +74,7 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
                 seen.push(*request.attempt);
                 async move { Verdict::Allow(scope) }
             };
-            process.answer_approvals("learn", note).await;
+            let _ = process.answer_approvals("learn", note).await;
         }
         Asked::Terminal(terminal) => {
             let terminal = Arc::new(Mutex::new(terminal));
@@ -82,7 +82,7 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
                 let terminal = terminal.clone();
                 async move { terminal.lock().await.ask(&request).await }
             };
-            process.answer_approvals("terminal", ask).await;
+            let _ = process.answer_approvals("terminal", ask).await;
         }
     }
 }
@@ -111,13 +111,13 @@ async fn ask_command(
         "deadline": format!("{:.6}", request.deadline),
         "attempt": request.attempt,
     });
-    let decider = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
+    let decider = supervisor.spawn(spec).await.map_err(|error| error.why())?;
     // One that decides without reading has the right to.
     let _ = decider.write_stdin(format!("{question}\n").as_bytes()).await;
-    decider.close_stdin();
+    let _ = decider.close_stdin().await;
     let mut events = decider.events();
     let mut answer = Vec::new();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.map_err(|error| error.to_string())? {
         match event.body {
             EventBody::Output {
                 stream: StreamName::Stdout,

@@ -40,7 +40,7 @@ pub(super) fn run(args: &DoctorArgs) -> CliResult {
             .start()
             .await
             .map_err(|error| error.to_string())?;
-        Ok::<_, String>(supervisor.kernel().await)
+        supervisor.kernel().await.map_err(|error| error.to_string())
     })?;
     let checks = checks(&kernel);
     // Below ABI 3 truncation cannot be refused, and a policy that is not best effort does not compile.

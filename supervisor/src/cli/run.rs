@@ -63,7 +63,7 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
             .start()
             .await
             .map_err(|error| error.to_string())?;
-        let process = supervisor.spawn(spec).await.map_err(|error| error.to_string())?;
+        let process = supervisor.spawn(spec).await.map_err(|error| error.why())?;
         let interrupted = Interrupted::default();
         // Put back before anything is said, and whatever happens.
         let raw = attached
@@ -80,7 +80,7 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
             .map(|attached| tokio::spawn(Attached::tie(attached, Target::Here(process.clone()))));
         let answering =
             asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
-        let record = follow(&process, &mut sink).await;
+        let record = follow(&process, &mut sink).await?;
         if let Some(answering) = answering {
             answering.abort();
             let _ = answering.await;
@@ -105,9 +105,12 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
 }
 
 /// Passes events on until the terminal record.
-async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<TerminalRecord>> {
+async fn follow(
+    process: &ProcessHandle,
+    sink: &mut Sink,
+) -> Result<Option<Box<TerminalRecord>>, String> {
     let mut events = process.events_paced();
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.next().await.map_err(|error| error.to_string())? {
         for stream in sink.take(&event) {
             // Its reader is gone: the command is told as it would be without us.
             tracing::debug!(%stream, "the reader is gone");
@@ -118,10 +121,10 @@ async fn follow(process: &ProcessHandle, sink: &mut Sink) -> Option<Box<Terminal
             let _ = process.signal(signal, SignalScope::Group).await;
         }
         if let EventBody::Terminal { record } = event.body {
-            return Some(record);
+            return Ok(Some(record));
         }
     }
-    None
+    Ok(None)
 }
 
 /// The exit code that stands for a record.

@@ -42,8 +42,8 @@ impl Target {
     /// Stops it by its rule, or kills it.
     pub(super) async fn end(&self, reason: String, kill: bool) {
         match self {
-            Self::Here(process) if kill => drop(process.kill(reason)),
-            Self::Here(process) => drop(process.stop(reason)),
+            Self::Here(process) if kill => drop(process.kill(reason).await),
+            Self::Here(process) => drop(process.stop(reason).await),
             Self::Daemon { client, process } => {
                 let asked = ProcessStop {
                     process: process.clone(),
@@ -66,7 +66,7 @@ impl Target {
 
     pub(super) async fn close_stdin(&self) {
         match self {
-            Self::Here(process) => process.close_stdin(),
+            Self::Here(process) => drop(process.close_stdin().await),
             Self::Daemon { client, process } => drop(close(client, process, false).await),
         }
     }

@@ -155,7 +155,10 @@ impl Daemon {
             process.link.resize(size).await
         };
         let resized: std::io::Result<()> = resized.await;
-        resized.map_err(|error| RpcError::new(ErrorKind::Refused, what(), error.to_string()))
+        resized.map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => RpcError::new(ErrorKind::Ended, what(), "it has ended"),
+            _ => RpcError::new(ErrorKind::Refused, what(), error.to_string()),
+        })
     }
 }
 

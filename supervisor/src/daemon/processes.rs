@@ -112,7 +112,6 @@ impl Supervised {
     }
 
     pub(super) fn info(&self) -> ProcessInfo {
-        let record = self.link.log().record();
         ProcessInfo {
             process: self.id(),
             name: self.name.clone(),
@@ -122,14 +121,12 @@ impl Supervised {
             policy: self.policy.clone(),
             labels: self.labels.clone(),
             started_at: format!("{:.6}", self.started_at),
-            live: record.is_none(),
-            outcome: record.as_ref().and_then(|record| {
-                let outcome = serde_json::to_value(record.outcome).ok()?;
-                Some(outcome.as_str()?.to_owned())
-            }),
-            exit_code: record.as_ref().and_then(|record| record.exit_code),
-            denied: record.is_some_and(|record| record.denied),
+            live: true,
+            outcome: None,
+            exit_code: None,
+            denied: false,
         }
+        .ended(self.link.log().record().as_deref())
     }
 
     /// A place in the order of writes. Taken before anything else is done about one.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use provost_actors::event::ProcessId;
 use provost_actors::session::Holder;
 use provost_actors::{SpawnRefused, log::LogLimits};
+use provost_sandbox::compile::CompileError;
 use provost_sandbox::policy::{Policy, PresetContext};
 use tokio::sync::OnceCell;
 
@@ -18,17 +19,13 @@ use super::processes::Supervised;
 use super::sessions::check_name;
 use super::{Account, Daemon, lock};
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
-use crate::protocol::{ErrorKind, ProcessStart, RpcError, Started};
+use crate::protocol::{self, ErrorKind, OUTPUT_BYTES, ProcessStart, RpcError, Started};
 use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
 
 /// Starts that are remembered by their request ids.
 const REMEMBERED_MAX: usize = 10_000;
 /// The longest request id.
 const REQUEST_ID_BYTES_MAX: usize = 256;
-/// A process keeps at least so much of each stream.
-const OUTPUT_BYTES_MIN: u64 = 4096;
-/// What it may ask for, where the default is less.
-const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 
 /// Starts by request id.
 #[derive(Debug, Default)]
@@ -121,7 +118,7 @@ impl Daemon {
         holder: Holder,
         confined: bool,
     ) -> Result<ProcessId, RpcError> {
-        let what = format!("start `{}`", request.argv.join(" "));
+        let what = protocol::starting(&request.argv);
         let settings = self.settings();
         if self.0.stopping.is_cancelled() {
             return Err(RpcError::new(
@@ -152,6 +149,9 @@ impl Daemon {
             self.0.metrics.refused();
             match error {
                 SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
+                SpawnRefused::Sandbox(CompileError::Unsupported(error)) => {
+                    RpcError::new(ErrorKind::Unsupported, what.as_str(), error.to_string())
+                }
                 error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
             }
         })?;
@@ -288,11 +288,11 @@ impl Daemon {
         spec.drain = millis(request.drain_ms).unwrap_or(spec.drain);
         spec.ask_timeout = millis(request.ask_timeout_ms).unwrap_or(spec.ask_timeout);
         spec.observe_reads = request.observe_reads;
-        let most = output_bytes.max(OUTPUT_BYTES_MAX);
+        let most = output_bytes.max(*OUTPUT_BYTES.end());
         let kept = request
             .max_output
             .unwrap_or(output_bytes)
-            .clamp(OUTPUT_BYTES_MIN, most);
+            .clamp(*OUTPUT_BYTES.start(), most);
         spec.retention = LogLimits::keeping(kept);
         spec.paced = request.follow;
         spec.labels.clone_from(&request.labels);

@@ -1,15 +1,14 @@
 //! `provost start`.
 
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::ffi::OsString;
 
 use clap::Args as ClapArgs;
 
-use super::{Connection, block_on, millis, print, said};
+use super::{Connection, block_on, print, said};
 use crate::cli::args::SpecArgs;
 use crate::cli::{CliResult, config};
 use crate::protocol::{self, ProcessStart, Started};
-use crate::{OnDenial, TerminalSize, TreeRule};
+use crate::{LogLimits, ProcessSpec, TerminalSize, handle};
 
 /// Start a command in the daemon and print its id
 ///
@@ -66,45 +65,18 @@ pub(super) fn run(args: StartArgs) -> CliResult {
 /// What to ask the daemon for, so that it is what `run` would run.
 pub(super) fn request(args: &SpecArgs, command: Vec<OsString>) -> Result<ProcessStart, String> {
     let spec = config::spec(args, command)?;
-    let argv = spec.argv.iter().map(|word| text(word, "an argument"));
-    let env = spec.env.iter().map(|(key, value)| {
-        let what = format!("the variable {}", key.display());
-        Ok((text(key, &what)?, text(value, &what)?))
-    });
+    // Without a wish of the user's, it is the daemon's configuration that says how much is kept.
+    let spec = ProcessSpec {
+        retention: LogLimits::default(),
+        ..spec
+    };
+    let request = handle::request(spec).map_err(|error| error.to_string())?;
     Ok(ProcessStart {
-        argv: argv.collect::<Result<_, String>>()?,
-        cwd: text(Path::as_os_str(&spec.cwd), "the directory")?,
-        env: Some(env.collect::<Result<_, String>>()?),
-        prepared_policy: Some(Box::new(spec.policy)),
-        timeout_ms: spec.timeout.map(millis),
-        idle_timeout_ms: spec.idle_timeout.map(millis),
-        stop_signal: Some(spec.stop.signal.to_string()),
-        grace_ms: Some(millis(spec.stop.grace)),
-        tree: Some(match spec.tree {
-            TreeRule::Kill => "kill".to_owned(),
-            TreeRule::Wait => "wait".to_owned(),
-        }),
-        on_denial: Some(match spec.on_denial {
-            OnDenial::Report => "report".to_owned(),
-            OnDenial::Stop => "stop".to_owned(),
-        }),
-        ask_timeout_ms: Some(millis(spec.ask_timeout)),
-        observe_reads: spec.observe_reads,
         max_output: args.max_output,
-        labels: spec.labels,
-        ..ProcessStart::default()
+        ..request
     })
 }
 
 pub(super) fn terminal(size: TerminalSize) -> protocol::TerminalSize {
-    protocol::TerminalSize {
-        rows: size.rows,
-        cols: size.cols,
-    }
-}
-
-/// The protocol is JSON, and bytes that are no UTF-8 would arrive as others.
-fn text(bytes: &OsStr, what: &str) -> Result<String, String> {
-    let text = bytes.to_str().map(str::to_owned);
-    text.ok_or_else(|| format!("{what} is not UTF-8 and cannot be sent to the daemon: {bytes:?}"))
+    size.into()
 }

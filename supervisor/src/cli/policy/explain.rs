@@ -192,6 +192,6 @@ fn kernel() -> Result<crate::KernelSupport, String> {
             .start()
             .await
             .map_err(|error| error.to_string())?;
-        Ok(supervisor.kernel().await)
+        supervisor.kernel().await.map_err(|error| error.to_string())
     })
 }

@@ -1,0 +1,477 @@
+//! The supervisor that a daemon is, and its processes, over the daemon's protocol.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use base64_simd::STANDARD;
+use nix::sys::signal::Signal;
+use provost_actors::ShutdownReport;
+use provost_actors::approval::Verdict;
+use provost_actors::session::SessionId;
+use provost_sandbox::keeper::wire::SignalScope;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, Followed};
+use crate::error::Reason;
+use crate::protocol::{
+    ApprovalDecide, ProcessFollow, ProcessInfo, ProcessList, ProcessRef, ProcessResize, ProcessSignal,
+    ProcessStop, ProcessWait, ProcessWrite, SessionClose, SessionInfo, SessionOpen, SessionsMoved,
+    Started, Told, Waited, Written,
+};
+use crate::{Error, Event, EventBody, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
+
+/// Bytes of one write.
+const PIECE: usize = 64 << 10;
+
+/// A daemon, or one session of it.
+#[derive(Debug, Clone)]
+pub(super) struct Remote {
+    link: Arc<Link>,
+    session: Option<SessionId>,
+}
+
+/// The connection, and the daemon's room for requests through it, of which each kind has half: those that are answered soon
+/// wait for their turn; writes, which wait for processes, do not wait for other processes.
+#[derive(Debug)]
+struct Link {
+    client: Client,
+    prompt: Semaphore,
+    writes: Semaphore,
+    runtime: Handle,
+}
+
+impl Link {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<T, Error> {
+        let _turn = self.prompt.acquire().await;
+        Ok(self.client.call(method, params).await?)
+    }
+
+    async fn follow(&self, asked: &ProcessFollow) -> Result<Followed, Error> {
+        let _turn = self.prompt.acquire().await;
+        Ok(self.client.follow("process/follow", asked).await?)
+    }
+}
+
+impl Remote {
+    pub(super) fn new(client: Client) -> Self {
+        let half = (client.server().limits.requests_in_flight / 2).max(1);
+        let link = Link {
+            client,
+            prompt: Semaphore::new(half),
+            writes: Semaphore::new(half),
+            runtime: Handle::current(),
+        };
+        Self {
+            link: Arc::new(link),
+            session: None,
+        }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.link.client
+    }
+
+    pub(super) fn session_id(&self) -> Option<SessionId> {
+        self.session
+    }
+
+    fn session_text(&self) -> Option<String> {
+        self.session.map(|id| id.to_string())
+    }
+
+    pub(super) async fn spawn(&self, spec: ProcessSpec) -> Result<Arc<RemoteProcess>, Error> {
+        let mut start = super::request(spec)?;
+        start.session = self.session_text();
+        let (server, own) = (&self.link.client.server().version, env!("CARGO_PKG_VERSION"));
+        if server != own {
+            // Read by another version, a policy might mean something else.
+            let why = format!("the daemon is of version {server}, and this library of {own}");
+            let what = crate::protocol::starting(&start.argv);
+            return Err(Error::Protocol(Reason::new(what, why, "use the same version")));
+        }
+        let started: Result<(Started, Option<Followed>), Error> = async {
+            let _turn = self.link.prompt.acquire().await;
+            Ok(if start.follow {
+                let (started, followed) = self.link.client.start_following(&start).await?;
+                (started, Some(followed))
+            } else {
+                (self.link.client.call("process/start", &start).await?, None)
+            })
+        }
+        .await;
+        let (started, followed) = started.map_err(|error| match error {
+            // Nothing but its session can be missing.
+            Error::NotFound(reason) => Error::Closed(reason),
+            error => error,
+        })?;
+        Ok(RemoteProcess::new(self.link.clone(), started.process, followed))
+    }
+
+    pub(super) async fn process(&self, id: ProcessId) -> Result<Arc<RemoteProcess>, Error> {
+        #[derive(Deserialize)]
+        struct Inspected {
+            record: Option<Box<TerminalRecord>>,
+        }
+        let process = id.to_string();
+        let inspected: Inspected = self.link.call("process/inspect", &ProcessRef { process }).await?;
+        let process = RemoteProcess::new(self.link.clone(), id, None);
+        if let Some(record) = inspected.record {
+            let _ = process.record.set(Arc::from(record));
+        }
+        Ok(process)
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<ProcessInfo>, Error> {
+        let asked = ProcessList {
+            session: self.session_text(),
+            ..ProcessList::default()
+        };
+        match self.link.call("process/list", &asked).await {
+            // A session that was shut down has nothing in it.
+            Err(Error::NotFound(_)) => Ok(Vec::new()),
+            listed => listed,
+        }
+    }
+
+    pub(super) async fn open_session(&self) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Opened {
+            session: SessionId,
+        }
+        let asked = SessionOpen {
+            parent: self.session_text(),
+            ..SessionOpen::default()
+        };
+        match self.link.call::<Opened>("session/open", &asked).await {
+            Ok(opened) => Ok(Self {
+                link: self.link.clone(),
+                session: Some(opened.session),
+            }),
+            // Nothing but its parent can be missing.
+            Err(Error::NotFound(reason)) => Err(Error::Closed(reason)),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn shutdown(&self, deadline: Duration) -> Result<ShutdownReport, Error> {
+        let Some(session) = self.session else {
+            return Err(Error::embedded_only(
+                "shut the daemon down",
+                "others' processes live in it",
+                "open a session, and shut that down",
+            ));
+        };
+        let parts = self.parts(session).await?;
+        let asked = SessionClose {
+            session: Some(session.to_string()),
+            kill: false,
+        };
+        // Answered when everything has ended: no place among prompt requests is taken for that.
+        let closing = self.link.client.call::<SessionsMoved>("session/close", &asked);
+        tokio::pin!(closing);
+        let (graceful, closed) = match tokio::time::timeout(deadline, &mut closing).await {
+            Ok(closed) => (true, closed),
+            Err(_) => {
+                self.kill_live(&parts).await?;
+                (false, closing.await)
+            }
+        };
+        match closed.map_err(Error::from) {
+            Ok(_) | Err(Error::NotFound(_)) => Ok(ShutdownReport { graceful }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A session and everything that is part of it.
+    async fn parts(&self, session: SessionId) -> Result<Vec<SessionId>, Error> {
+        let all: Vec<SessionInfo> = self.link.call("session/list", &serde_json::json!({})).await?;
+        let mut parts = vec![session];
+        let mut next = 0;
+        while let Some(whole) = parts.get(next).copied() {
+            let inner = all.iter().filter(|info| info.parent == Some(whole));
+            parts.extend(inner.map(|info| info.session));
+            next += 1;
+        }
+        Ok(parts)
+    }
+
+    /// Kills what lives in these sessions, which are closed already.
+    async fn kill_live(&self, sessions: &[SessionId]) -> Result<(), Error> {
+        let live = ProcessList {
+            live: Some(true),
+            ..ProcessList::default()
+        };
+        let live: Vec<ProcessInfo> = self.link.call("process/list", &live).await?;
+        let within = |info: &&ProcessInfo| info.session.is_some_and(|id| sessions.contains(&id));
+        for info in live.iter().filter(within) {
+            let process = RemoteProcess::new(self.link.clone(), info.process, None);
+            process
+                .end("process/kill", "its session was closed".to_owned())
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// A process of the daemon's.
+#[derive(Debug)]
+pub(super) struct RemoteProcess {
+    link: Arc<Link>,
+    id: ProcessId,
+    record: OnceCell<Arc<TerminalRecord>>,
+    /// Held while something is written, so that the pieces of two writes do not mix.
+    writing: tokio::sync::Mutex<()>,
+    /// No further write begins.
+    closing: AtomicBool,
+    /// What follows it since its start, until somebody takes it.
+    paced: Mutex<Option<Followed>>,
+}
+
+impl RemoteProcess {
+    fn new(link: Arc<Link>, id: ProcessId, paced: Option<Followed>) -> Arc<Self> {
+        Arc::new(Self {
+            link,
+            id,
+            record: OnceCell::new(),
+            writing: tokio::sync::Mutex::default(),
+            closing: AtomicBool::new(false),
+            paced: Mutex::new(paced),
+        })
+    }
+
+    pub(super) fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    fn text(&self) -> String {
+        self.id.to_string()
+    }
+
+    pub(super) fn follow(self: &Arc<Self>, after_seq: u64, paced: bool) -> RemoteEvents {
+        let since_start = match paced {
+            true => self.paced.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            false => None,
+        };
+        let source = match since_start {
+            Some(followed) => Source::Following(followed),
+            None => {
+                let (link, process) = (self.link.clone(), self.text());
+                // Asked for at once, so that the pace is taken now and not with the first read.
+                Source::Asked(self.link.runtime.spawn(async move {
+                    let asked = ProcessFollow {
+                        process,
+                        after_seq,
+                        paced,
+                        window: None,
+                    };
+                    link.follow(&asked).await
+                }))
+            }
+        };
+        RemoteEvents {
+            process: self.clone(),
+            source,
+            complete: after_seq > 0,
+            paced: false,
+        }
+    }
+
+    pub(super) async fn record(&self) -> Result<Arc<TerminalRecord>, Error> {
+        let record = self.record.get_or_try_init(async || {
+            // Behind every event nothing comes but the end. So a wait takes no place among the requests in work, and is over in
+            // the daemon as well when nobody waits here any more.
+            let end = ProcessFollow {
+                process: self.text(),
+                after_seq: u64::MAX,
+                ..ProcessFollow::default()
+            };
+            let mut end = self.link.follow(&end).await?;
+            while end.next().await.is_some() {}
+            let asked = ProcessWait {
+                process: self.text(),
+                timeout_ms: Some(0),
+            };
+            let waited: Waited = self.link.call("process/wait", &asked).await?;
+            let record = waited.record.ok_or_else(|| self.lost())?;
+            Ok::<_, Error>(Arc::from(record))
+        });
+        record.await.cloned()
+    }
+
+    fn lost(&self) -> Error {
+        Error::lost(format!("learn what became of {}", self.id))
+    }
+
+    pub(super) async fn end(&self, method: &str, reason: String) -> Result<bool, Error> {
+        let asked = ProcessStop {
+            process: self.text(),
+            reason: Some(reason),
+            grace_ms: None,
+        };
+        Ok(self.link.call::<Told>(method, &asked).await?.told)
+    }
+
+    pub(super) async fn signal(&self, signal: Signal, scope: SignalScope) -> Result<bool, Error> {
+        let asked = ProcessSignal {
+            process: self.text(),
+            signal: signal.to_string(),
+            scope: Some(scope),
+        };
+        Ok(self.link.call::<Told>("process/signal", &asked).await?.told)
+    }
+
+    pub(super) async fn decide(
+        &self,
+        approval: u64,
+        verdict: Verdict,
+        by: String,
+    ) -> Result<bool, Error> {
+        let asked = ApprovalDecide {
+            process: self.text(),
+            approval,
+            allow: matches!(verdict, Verdict::Allow(_)),
+            scope: match verdict {
+                Verdict::Allow(scope) => Some(scope),
+                Verdict::Deny => None,
+            },
+            by: Some(by),
+        };
+        Ok(self.link.call::<Told>("approval/decide", &asked).await?.told)
+    }
+
+    pub(super) async fn write_stdin(&self, bytes: &[u8]) -> Result<(), Error> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(self.closed());
+        }
+        let _turn = self.writing.lock().await;
+        if self.closing.load(Ordering::Acquire) {
+            return Err(self.closed());
+        }
+        let Ok(_place) = self.link.writes.try_acquire() else {
+            let why = "too many writes through this connection wait for their processes to read";
+            let hint = "wait for some of them, or use another connection";
+            return Err(Error::Limit(Reason::new(
+                format!("write to {}", self.id),
+                why,
+                hint,
+            )));
+        };
+        for piece in bytes.chunks(PIECE) {
+            let asked = ProcessWrite {
+                process: self.text(),
+                data: STANDARD.encode_to_string(piece),
+                ..ProcessWrite::default()
+            };
+            self.link.client.call::<Written>("process/write", &asked).await?;
+        }
+        Ok(())
+    }
+
+    fn closed(&self) -> Error {
+        let what = format!("write to {}", self.id);
+        Error::Ended(Reason::new(what, "the command's stdin is closed", ""))
+    }
+
+    pub(super) async fn close_stdin(self: &Arc<Self>) -> Result<(), Error> {
+        self.closing.store(true, Ordering::Release);
+        if let Ok(_turn) = self.writing.try_lock() {
+            return self.close().await;
+        }
+        let process = self.clone();
+        self.link.runtime.spawn(async move {
+            let _turn = process.writing.lock().await;
+            // Why it cannot be closed, the write under way has learned.
+            let _ = process.close().await;
+        });
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        let asked = ProcessWrite {
+            process: self.text(),
+            close: true,
+            ..ProcessWrite::default()
+        };
+        self.link.client.call::<Written>("process/write", &asked).await?;
+        Ok(())
+    }
+
+    pub(super) async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        let asked = ProcessResize {
+            process: self.text(),
+            rows: size.rows,
+            cols: size.cols,
+            redraw: false,
+        };
+        let done = self.link.call::<serde_json::Value>("process/resize", &asked);
+        done.await.map(drop)
+    }
+}
+
+/// The events of a daemon's process as they come.
+#[derive(Debug)]
+pub(crate) struct RemoteEvents {
+    process: Arc<RemoteProcess>,
+    source: Source,
+    /// The terminal event was told, or may lie before the place where this began: their end is no loss.
+    complete: bool,
+    paced: bool,
+}
+
+#[derive(Debug)]
+enum Source {
+    Asked(JoinHandle<Result<Followed, Error>>),
+    Following(Followed),
+    Over,
+}
+
+impl RemoteEvents {
+    pub(crate) fn is_paced(&self) -> bool {
+        self.paced
+    }
+
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
+        loop {
+            match &mut self.source {
+                Source::Asked(asked) => {
+                    let answer = ready!(std::pin::Pin::new(asked).poll(cx));
+                    match answer.unwrap_or_else(|_| Err(self.process.lost())) {
+                        Ok(followed) => self.source = Source::Following(followed),
+                        Err(error) => {
+                            self.source = Source::Over;
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    }
+                }
+                Source::Following(followed) => {
+                    self.paced = followed.is_paced();
+                    let event = ready!(followed.poll_next(cx));
+                    if let Some((_, event)) = event {
+                        // Whatever comes, the terminal event comes last.
+                        self.complete = false;
+                        if let EventBody::Terminal { record } = &event.body {
+                            let _ = self.process.record.set(Arc::from(record.clone()));
+                            self.source = Source::Over;
+                        }
+                        return Poll::Ready(Some(Ok(event)));
+                    }
+                    self.source = Source::Over;
+                    if !self.complete || self.process.link.client.is_lost() {
+                        return Poll::Ready(Some(Err(self.process.lost())));
+                    }
+                }
+                Source::Over => return Poll::Ready(None),
+            }
+        }
+    }
+}
