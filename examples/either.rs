@@ -54,7 +54,11 @@ async fn count(supervisor: &Supervisor, spec: ProcessSpec) -> Result<String, Err
     let mut events = process.events();
     while let Some(event) = events.next().await? {
         match event.body {
-            EventBody::Output { stream, data, .. } if stream == StreamName::Stdout => {
+            EventBody::Output {
+                stream: StreamName::Stdout,
+                data,
+                ..
+            } => {
                 said.push_str(String::from_utf8_lossy(&data).trim());
             }
             EventBody::Denial(denial) => said.push_str(&format!(", {} refused", denial.operation)),

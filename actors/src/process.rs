@@ -301,8 +301,9 @@ impl ProcessState {
     }
 
     fn seal(&self, time: Timestamp, record: TerminalRecord) {
-        self.args.log.seal(time, record);
+        // First: to whoever sees the record, nothing can be written any more.
         self.args.stdin.close();
+        self.args.log.seal(time, record);
     }
 
     async fn notice(
