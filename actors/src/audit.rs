@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::compile::access::FileAccess;
 use provost_sandbox::denial::DenialClass;
-use provost_sandbox::observe::audit::{AuditEvent, AuditReader, Drain, FenceId, LandlockDenial};
+use provost_sandbox::observe::audit::{AuditEvent, AuditSource, Drain, FenceId, LandlockDenial};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
@@ -99,6 +99,8 @@ impl Told {
 #[derive(Default)]
 struct Stranger {
     pid: Option<i32>,
+    /// Another user's, which no process of ours can be, whatever pid made it once.
+    foreign: bool,
     waiting: Vec<LandlockDenial>,
     uncounted: u64,
     /// The domain has ended, when, and how many denials the kernel counted. A short command may be over before its
@@ -107,13 +109,15 @@ struct Stranger {
 }
 
 pub(crate) struct AuditState {
-    reader: AuditReader,
+    reader: AuditSource,
     watch: JoinHandle<()>,
     processes: HashMap<Uuid, Registered>,
     domains: HashMap<u64, Domain>,
     strangers: HashMap<u64, Stranger>,
     fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
     lost: u64,
+    /// Whose processes these are.
+    uid: u32,
     /// When there was last no place for an unknown domain.
     dropped_at: Option<Instant>,
     /// Processes that wait for the kernel's own counts, because records were lost.
@@ -139,12 +143,12 @@ impl Drop for AuditState {
 impl Actor for AuditFeed {
     type Msg = AuditMsg;
     type State = AuditState;
-    type Arguments = AuditReader;
+    type Arguments = AuditSource;
 
     async fn pre_start(
         &self,
         myself: ActorRef<AuditMsg>,
-        mut reader: AuditReader,
+        mut reader: AuditSource,
     ) -> Result<AuditState, ActorProcessingErr> {
         let _ = reader.lost();
         let watched = crate::readiness::watch(reader.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
@@ -166,6 +170,7 @@ impl Actor for AuditFeed {
             strangers: HashMap::new(),
             fences: HashMap::new(),
             lost: 0,
+            uid: nix::unistd::getuid().as_raw(),
             dropped_at: None,
             reconciling: HashMap::new(),
             myself,
@@ -250,6 +255,7 @@ impl AuditState {
                 Ok(drain) => drain,
                 Err(error) => {
                     tracing::warn!(%error, "cannot read the audit feed");
+                    self.give_up();
                     break;
                 }
             };
@@ -270,9 +276,18 @@ impl AuditState {
         }
     }
 
+    /// Nothing that is waited for is sure to come any more.
+    fn give_up(&mut self) {
+        self.lost += 1;
+        let waiting = self.fences.drain().map(|(_, (_, reply))| reply);
+        for reply in waiting.chain(self.reconciling.drain().map(|(_, reply)| reply)) {
+            let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
+        }
+    }
+
     fn event(&mut self, event: AuditEvent) {
         match event {
-            AuditEvent::DomainAllocated { domain, pid, .. } => self.allocated(domain, pid),
+            AuditEvent::DomainAllocated { domain, pid, uid, .. } => self.allocated(domain, pid, uid),
             AuditEvent::Denied(denial) => self.denied(denial),
             AuditEvent::DomainGone { domain, denials } => self.gone(domain, denials),
             AuditEvent::Fence(id) => {
@@ -352,7 +367,14 @@ impl AuditState {
         }
     }
 
-    fn allocated(&mut self, domain: u64, pid: i32) {
+    fn allocated(&mut self, domain: u64, pid: i32, uid: u32) {
+        if uid != self.uid {
+            if let Some(stranger) = self.stranger(domain) {
+                stranger.foreign = true;
+                stranger.waiting = Vec::new();
+            }
+            return;
+        }
         let owner = self
             .processes
             .iter()
@@ -395,6 +417,9 @@ impl AuditState {
             let process = domain.process;
             self.deliver(process, &denial);
         } else if let Some(stranger) = self.stranger(denial.domain) {
+            if stranger.foreign {
+                return;
+            }
             if stranger.waiting.len() < WAITING_MAX {
                 stranger.waiting.push(denial);
             } else {

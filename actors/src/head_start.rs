@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use provost_sandbox::compile::{CompileContext, CompileError, PreparedSandbox, compile};
 use provost_sandbox::kernel::{KernelSupport, Probe};
-use provost_sandbox::observe::audit::{AuditReader, AuditUnavailable};
+use provost_sandbox::observe::audit::{AuditSource, AuditUnavailable};
 use provost_sandbox::policy::{Limits, Policy};
 use provost_sandbox::tempfile::TempDir;
 
@@ -91,7 +91,7 @@ impl Guessed {
 /// What is ready already.
 #[derive(Debug)]
 pub(crate) struct HeadStart {
-    audit: Result<AuditReader, AuditUnavailable>,
+    audit: Result<AuditSource, AuditUnavailable>,
     guessed: Option<Guessed>,
 }
 
@@ -101,13 +101,13 @@ impl HeadStart {
         if !expected.policy.confined {
             return None;
         }
-        let audit = AuditReader::open();
+        let audit = AuditSource::open(None);
         let guessed = guess(expected, audit.is_ok());
         Some(Self { audit, guessed })
     }
 
     /// The feed, or why there is none, and the sandbox.
-    pub(crate) fn split(self) -> (Result<AuditReader, AuditUnavailable>, Option<Guessed>) {
+    pub(crate) fn split(self) -> (Result<AuditSource, AuditUnavailable>, Option<Guessed>) {
         (self.audit, self.guessed)
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use provost_sandbox::compile::{CompileError, PreparedSandbox};
 use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
-use provost_sandbox::observe::audit::AuditReader;
+use provost_sandbox::observe::audit::{AuditSource, AuditUnavailable};
 use provost_sandbox::observe::notify::Grants;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{OnceCell, oneshot};
@@ -35,7 +35,7 @@ struct RootActor;
 enum RootMsg {
     /// Start the audit feed with this reader.
     StartFeed {
-        reader: Box<AuditReader>,
+        reader: Box<AuditSource>,
         reply: oneshot::Sender<Option<ActorRef<AuditMsg>>>,
     },
     /// Start a supervisor.
@@ -109,6 +109,8 @@ pub struct Tree {
     head_start: Mutex<Option<HeadStart>>,
     /// The spawner has been asked for its share in audit.
     audit_shared: AtomicBool,
+    /// Where somebody reads audit records for us.
+    audit_broker: Mutex<Option<OwnedFd>>,
     /// Cleared by a shutdown. Whoever starts something holds this until the supervisor's mailbox has it, so that a
     /// shutdown finds it there.
     accepts: Mutex<bool>,
@@ -155,6 +157,7 @@ impl Tree {
             prepared: Mutex::default(),
             head_start: Mutex::new(head_start),
             audit_shared: AtomicBool::new(false),
+            audit_broker: Mutex::default(),
             accepts: Mutex::new(true),
         })
     }
@@ -169,9 +172,10 @@ impl Tree {
             .get_or_init(|| async {
                 let mut kernel = self.found.clone();
                 let head_start = lock(&self.head_start).take();
+                let broker = lock(&self.audit_broker).take();
                 let (audit, head_start) = match head_start {
                     Some(ready) => ready.split(),
-                    None => (AuditReader::open(), None),
+                    None => (open_audit(broker).await, None),
                 };
                 let feed = match audit {
                     Ok(reader) => self.start_feed(reader).await,
@@ -191,7 +195,20 @@ impl Tree {
             .await
     }
 
-    async fn start_feed(&self, reader: AuditReader) -> Option<ActorRef<AuditMsg>> {
+    /// Where audit records of this user's processes are to be had: a socket of an
+    /// [`AuditBroker`](provost_sandbox::observe::audit::AuditBroker). To be said before anything is started.
+    pub fn use_audit_broker(&self, socket: OwnedFd) {
+        *lock(&self.audit_broker) = Some(socket);
+    }
+
+    /// Has the spawner hold a share in audit being on: it puts audit back after us, also if we are killed.
+    pub fn share_audit(&self) {
+        if !self.audit_shared.swap(true, Ordering::Relaxed) {
+            self.link.post(Request::ShareAudit, None, None);
+        }
+    }
+
+    async fn start_feed(&self, reader: AuditSource) -> Option<ActorRef<AuditMsg>> {
         let (reply, started) = oneshot::channel();
         let reader = Box::new(reader);
         self.root
@@ -296,9 +313,9 @@ impl Tree {
                 ));
             }
         };
-        if has_audit && !self.audit_shared.swap(true, Ordering::Relaxed) {
-            // It puts audit back after us, also if we are killed. Asked now, it does not hold the process up.
-            self.link.post(Request::ShareAudit, None, None);
+        if has_audit {
+            // Asked now, it does not hold the process up.
+            self.share_audit();
         }
         Ok(ProcessLink {
             id,
@@ -353,6 +370,19 @@ impl Tree {
             let _ = empty.await;
         }
     }
+}
+
+/// A broker may take its time, which is nobody else's.
+async fn open_audit(broker: Option<OwnedFd>) -> Result<AuditSource, AuditUnavailable> {
+    if broker.is_none() {
+        return AuditSource::open(None);
+    }
+    let opened = tokio::task::spawn_blocking(|| AuditSource::open(broker)).await;
+    opened.unwrap_or_else(|error| {
+        Err(AuditUnavailable {
+            reason: error.to_string(),
+        })
+    })
 }
 
 async fn open_supervisor(root: &ActorRef<RootMsg>) -> Result<ActorRef<SupervisorMsg>, StartError> {

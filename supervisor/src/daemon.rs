@@ -17,6 +17,7 @@ mod follow;
 #[doc(hidden)]
 pub mod fuzzing;
 mod input;
+mod instance;
 mod line;
 pub mod listen;
 pub mod lock;
@@ -47,7 +48,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::broker::{Broker, become_instance};
+pub use self::broker::Broker;
+pub use self::instance::become_instance;
 use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};

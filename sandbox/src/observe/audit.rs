@@ -22,13 +22,17 @@
 //! What may not: a denial names its domain and not the task that tried, and the announcement of a domain
 //! follows the first denial in it.
 
+mod broker;
+mod brokered;
 mod control;
 mod denial;
 mod feed;
 mod fence;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod owners;
 mod record;
+mod source;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -41,10 +45,14 @@ use std::time::{Duration, Instant};
 
 use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr};
 use nix::poll::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
 
+pub use broker::AuditBroker;
+pub use brokered::BrokeredReader;
 pub use denial::{LandlockDenial, LandlockTarget};
 pub use fence::FenceId;
 pub use record::parse_record;
+pub use source::AuditSource;
 
 use control::Control;
 use feed::{Feed, Received};
@@ -65,7 +73,7 @@ const SELF_TEST_DEADLINE: Duration = Duration::from_secs(1);
 const LOCK_DIR: &str = "/run/provost";
 
 /// Something the audit stream said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AuditEvent {
     /// The kernel announced a domain. It does so once, behind the first denial in it (two tasks refused
     /// at the same moment may make it say so twice).
@@ -74,6 +82,8 @@ pub enum AuditEvent {
         domain: u64,
         /// The process that restricted itself, as the initial PID namespace numbers it.
         pid: i32,
+        /// Its real user, as the initial user namespace numbers them.
+        uid: u32,
         /// The name of the thread that restricted itself, at that time.
         comm: String,
         /// The executable that restricted itself.

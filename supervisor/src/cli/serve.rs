@@ -54,7 +54,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
                 .as_fd()
                 .try_clone_to_owned()
                 .map_err(|error| error.to_string())?;
-            daemon.serve_instance(control).await;
+            daemon.serve_instance(control, &level).await;
             return Ok(0);
         }
         if args.stdio {
@@ -182,19 +182,19 @@ impl Running {
                 Some(Order::StopNow) | None => {
                     tracing::warn!("stopping at once");
                     notifier.stopping("killing processes");
-                    let mut settings = self.config.settings.clone();
-                    settings.stop_timeout = AT_ONCE;
-                    self.reconfigure(settings);
+                    self.config.settings.stop_timeout = AT_ONCE;
+                    self.reconfigure();
                     return self.daemon.stop_now().await;
                 }
             }
         }
     }
 
-    fn reconfigure(&self, settings: Settings) {
+    fn reconfigure(&self) {
+        let settings = &self.config.settings;
         match &self.broker {
-            Some(broker) => broker.reconfigure(&settings),
-            None => self.daemon.reconfigure(settings),
+            Some(broker) => broker.reconfigure(settings, &self.config.log),
+            None => self.daemon.reconfigure(settings.clone()),
         }
     }
 
@@ -209,10 +209,10 @@ impl Running {
                 if let Err(error) = self.level.set(&next.log) {
                     tracing::error!(error, "what is logged stays as it is");
                 }
-                self.reconfigure(next.settings.clone());
                 // What needs a restart is as it was, and is said again next time.
                 self.config.log = next.log;
                 self.config.settings = next.settings;
+                self.reconfigure();
                 tracing::info!("the configuration was read again");
                 notifier.ready(&self.place);
             }

@@ -12,7 +12,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -20,31 +19,25 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
-use nix::unistd::{Gid, Uid, User};
+use nix::unistd::{Uid, User};
 use provost_sandbox::handover;
+use provost_sandbox::observe::audit::AuditBroker;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::instance::{AUDIT, CONNECTION, Configuration, STOP};
 use super::{Daemon, Settings, lock};
 
 /// How much longer an instance may take than its processes have.
 const LATENESS: Duration = Duration::from_secs(10);
 /// Users with an instance.
 const INSTANCES_MAX: usize = 256;
-/// The soft limit of descriptors that programs expect to begin with.
-const DESCRIPTORS_EXPECTED: u64 = 1024;
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
 const INTRODUCTION: Duration = Duration::from_secs(10);
-
-/// What the broker says to an instance, as the first byte of a packet.
-const CONNECTION: u8 = b'c';
-const SETTINGS: u8 = b's';
-const STOP: u8 = b'q';
 
 /// The broker and root's own instance.
 #[derive(Debug, Clone)]
@@ -52,23 +45,38 @@ pub struct Broker {
     own: Daemon,
     instances: Arc<Mutex<HashMap<u32, Instance>>>,
     executable: PathBuf,
-    log: String,
+    log: Arc<Mutex<String>>,
+    /// Reads audit records for the instances.
+    audit: Arc<Mutex<Option<AuditBroker>>>,
 }
 
 #[derive(Debug)]
 struct Instance {
     control: OwnedFd,
     child: Child,
+    /// It did not take how it is to behave, and is to be told again.
+    is_behind: bool,
+}
+
+impl Instance {
+    fn configure(&mut self, configuration: &[u8]) {
+        let told = handover::send(self.control.as_fd(), configuration, None);
+        self.is_behind = told.is_err();
+    }
 }
 
 impl Broker {
     /// A broker around root's own daemon. `executable` is the `provost` that instances are, `log` what they log.
     pub fn new(own: Daemon, executable: PathBuf, log: String) -> Self {
+        let tree = own.0.tree.clone();
+        let audit = AuditBroker::start(&executable, move || tree.share_audit());
+        let audit = audit.inspect_err(|error| tracing::error!(%error, "no audit records for instances"));
         Self {
             own,
             instances: Arc::default(),
             executable,
-            log,
+            log: Arc::new(Mutex::new(log)),
+            audit: Arc::new(Mutex::new(audit.ok())),
         }
     }
 
@@ -81,7 +89,7 @@ impl Broker {
                 () = stopping.cancelled() => break,
                 _ = housekeeping.tick() => {
                     self.own.keep_house();
-                    self.bury();
+                    self.look_after_instances();
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -100,14 +108,23 @@ impl Broker {
         let instances = tokio::task::spawn_blocking(move || broker.stop_instances());
         self.own.stop_everything().await;
         let _ = instances.await;
+        let audit = lock(&self.audit).take();
+        let _ = tokio::task::spawn_blocking(move || drop(audit)).await;
     }
 
-    /// Changes how all behave from now on.
-    pub fn reconfigure(&self, settings: &Settings) {
+    /// Changes how all behave from now on, and what they log.
+    pub fn reconfigure(&self, settings: &Settings, log: &str) {
         self.own.reconfigure(settings.clone());
-        for instance in lock(&self.instances).values() {
-            let _ = handover::send(instance.control.as_fd(), &packet(SETTINGS, settings), None);
+        log.clone_into(&mut lock(&self.log));
+        let configuration = self.configuration();
+        for instance in lock(&self.instances).values_mut() {
+            instance.configure(&configuration);
         }
+    }
+
+    fn configuration(&self) -> Vec<u8> {
+        let (settings, log) = (self.own.settings(), lock(&self.log).clone());
+        Configuration { settings, log }.packet()
     }
 
     async fn route(&self, stream: UnixStream) {
@@ -136,7 +153,10 @@ impl Broker {
 
     fn hand_over(&self, uid: u32, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
         let mut instances = lock(&self.instances);
-        if let Some(instance) = instances.get(&uid) {
+        if let Some(instance) = instances.get_mut(&uid) {
+            if instance.is_behind {
+                instance.configure(&self.configuration());
+            }
             match handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd())) {
                 // It does not take what it is given (its user may stop it): nobody else waits for that.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
@@ -151,15 +171,20 @@ impl Broker {
                 "{INSTANCES_MAX} users have an instance already"
             )));
         }
-        let instance = self.start(uid)?;
-        handover::send(
-            instance.control.as_fd(),
-            &packet(SETTINGS, &self.own.settings()),
-            None,
-        )?;
+        let mut instance = self.start(uid)?;
+        instance.configure(&self.configuration());
+        if let Some(Err(error)) = self.offer_audit(uid, &instance) {
+            tracing::error!(uid, %error, "no audit records for an instance");
+        }
         handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd()))?;
         instances.insert(uid, instance);
         Ok(())
+    }
+
+    fn offer_audit(&self, uid: u32, instance: &Instance) -> Option<io::Result<()>> {
+        let socket = lock(&self.audit).as_ref()?.subscribe(uid);
+        let control = instance.control.as_fd();
+        Some(socket.and_then(|socket| handover::send(control, &[AUDIT], Some(socket.as_fd()))))
     }
 
     fn start(&self, uid: u32) -> io::Result<Instance> {
@@ -185,19 +210,29 @@ impl Broker {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        command.env("PROVOST_LOG", &self.log);
+        command.env("PROVOST_LOG", &*lock(&self.log));
         // Their stderr is ours, and so where it leads.
         if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
             command.env("JOURNAL_STREAM", journal);
         }
         let child = command.spawn()?;
         tracing::info!(uid, pid = child.id(), "started the instance of a user");
-        Ok(Instance { control, child })
+        Ok(Instance {
+            control,
+            child,
+            is_behind: false,
+        })
     }
 
-    /// Takes notice of instances that have ended.
-    fn bury(&self) {
-        lock(&self.instances).retain(|uid, instance| match instance.child.try_wait() {
+    /// Takes notice of instances that have ended, and tells the others what they have not been told.
+    fn look_after_instances(&self) {
+        let mut instances = lock(&self.instances);
+        if instances.values().any(|instance| instance.is_behind) {
+            let configuration = self.configuration();
+            let behind = instances.values_mut().filter(|instance| instance.is_behind);
+            behind.for_each(|instance| instance.configure(&configuration));
+        }
+        instances.retain(|uid, instance| match instance.child.try_wait() {
             Ok(Some(status)) => {
                 tracing::error!(uid, %status, "the instance of a user has ended");
                 false
@@ -285,91 +320,4 @@ async fn wanted_user(stream: &UnixStream) -> Result<u32, String> {
     known
         .or_else(|| user.parse::<u32>().ok())
         .ok_or_else(|| user.to_owned())
-}
-
-fn packet(kind: u8, settings: &Settings) -> Vec<u8> {
-    let mut bytes = vec![kind];
-    bytes.extend(serde_json::to_vec(settings).unwrap_or_default());
-    bytes
-}
-
-/// Becomes a user for good, with that user's groups, and this program anew: to be called first of all, while there is one
-/// thread. What comes back is why not.
-pub fn become_instance(uid: u32) -> io::Error {
-    let become_user = || -> io::Result<Command> {
-        // The broker has raised its own; commands begin with what programs expect.
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
-        let user = User::from_uid(Uid::from_raw(uid))?;
-        let (gid, name, home) = match &user {
-            Some(user) => (user.gid, user.name.clone(), user.dir.clone()),
-            // A uid without an entry has a group of the same number, and no others.
-            None => (Gid::from_raw(uid), uid.to_string(), PathBuf::from("/")),
-        };
-        match &user {
-            Some(user) => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
-            None => nix::unistd::setgroups(&[])?,
-        }
-        nix::unistd::setresgid(gid, gid, gid)?;
-        let uid = Uid::from_raw(uid);
-        nix::unistd::setresuid(uid, uid, uid)?;
-        #[expect(clippy::disallowed_methods, reason = "this program anew: nothing is forked")]
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["serve", "--instance"])
-            .env("HOME", home)
-            .env("USER", &name)
-            .env("LOGNAME", &name)
-            .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
-        Ok(command)
-    };
-    match become_user() {
-        Ok(mut command) => command.exec(),
-        Err(error) => error,
-    }
-}
-
-impl Daemon {
-    /// Serves the connections that a broker hands over on this socket, until it says so or is gone.
-    pub async fn serve_instance(&self, control: OwnedFd) {
-        let (packets, mut received) = tokio::sync::mpsc::unbounded_channel();
-        // It waits in the kernel; it ends with the socket.
-        std::thread::spawn(move || {
-            while let Ok(Some(packet)) = handover::receive(control.as_fd()) {
-                if packets.send(packet).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut housekeeping = tokio::time::interval(super::HOUSEKEEPING);
-        loop {
-            let packet = tokio::select! {
-                _ = housekeeping.tick() => {
-                    self.keep_house();
-                    continue;
-                }
-                packet = received.recv() => packet,
-            };
-            let Some((bytes, descriptor)) = packet else { break };
-            match (bytes.split_first(), descriptor) {
-                (Some((&CONNECTION, _)), Some(descriptor)) => {
-                    let stream = std::os::unix::net::UnixStream::from(descriptor);
-                    let taken = stream
-                        .set_nonblocking(true)
-                        .and_then(|()| UnixStream::from_std(stream));
-                    match taken {
-                        Ok(stream) => self.accept(stream),
-                        Err(error) => tracing::warn!(%error, "a connection that cannot be served"),
-                    }
-                }
-                (Some((&SETTINGS, settings)), _) => match serde_json::from_slice(settings) {
-                    Ok(settings) => self.reconfigure(settings),
-                    Err(error) => tracing::error!(%error, "settings that are not understood"),
-                },
-                (Some((&STOP, _)), _) => break,
-                _ => tracing::error!("a packet of the broker's that is not understood"),
-            }
-        }
-        self.stop_now().await;
-    }
 }

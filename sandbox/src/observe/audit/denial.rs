@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
 
 /// Landlock refused something.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LandlockDenial {
     /// The domain that refused, by its id. Where domains are nested, the youngest that refuses is named.
     pub domain: u64,
@@ -18,11 +20,12 @@ pub struct LandlockDenial {
 }
 
 /// What Landlock refused access to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LandlockTarget {
     /// A file. Where something in a directory was to be made, removed or renamed, the directory.
     File {
         /// The path as the kernel sees it. It ends in ` (deleted)` where it is gone.
+        #[serde(with = "path_bytes")]
         path: PathBuf,
         /// The file system's id, mostly a device's name.
         device: Option<String>,
@@ -50,6 +53,23 @@ pub enum LandlockTarget {
     },
     /// The record says it in a form that is not known here.
     Unknown,
+}
+
+/// A path need not be text.
+mod path_bytes {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().as_bytes().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Vec::<u8>::deserialize(deserializer).map(|bytes| OsString::from_vec(bytes).into())
+    }
 }
 
 /// What a set of blockers means.

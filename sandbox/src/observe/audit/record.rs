@@ -222,12 +222,13 @@ fn domain(fields: &mut Fields<'_>) -> Option<AuditEvent> {
         b"allocated" => {
             fields.value("mode")?;
             let pid = fields.parse("pid")?;
-            fields.value("uid")?;
+            let uid = fields.parse("uid")?;
             let exe = lossy(fields.untrusted("exe")?);
             let comm = lossy(fields.untrusted("comm")?);
             Some(AuditEvent::DomainAllocated {
                 domain,
                 pid,
+                uid,
                 comm,
                 exe,
             })

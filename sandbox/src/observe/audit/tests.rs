@@ -26,6 +26,8 @@ macro_rules! require_root {
     };
 }
 
+pub(super) use require_root;
+
 mod sharing;
 
 /// What was read, sorted by domain.
@@ -49,6 +51,7 @@ impl Seen {
                     pid,
                     comm,
                     exe,
+                    ..
                 } => {
                     assert_ne!(exe, "");
                     self.allocated.push((domain, pid, comm));
@@ -108,7 +111,7 @@ impl Seen {
 }
 
 /// A file that the confined threads of these tests may not read.
-fn secret() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn secret() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a secret=\"1\"");
     std::fs::write(&path, "x").unwrap();
@@ -117,7 +120,7 @@ fn secret() -> (tempfile::TempDir, PathBuf) {
 
 /// Runs `work` on a thread that may read programs and libraries only. Returns the thread's name, by which
 /// its domain is known.
-fn confined(work: impl FnOnce() + Send + 'static) -> String {
+pub(super) fn confined(work: impl FnOnce() + Send + 'static) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("confined-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let body = move || {

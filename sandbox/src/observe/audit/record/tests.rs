@@ -121,11 +121,12 @@ fn a_domain_comes_and_goes() {
     let parse = |body: &str| parse_record(1424, format!("{STAMP}{body}").as_bytes());
     assert_eq!(
         parse(
-            "domain=ff status=allocated mode=enforcing pid=9747 uid=0 exe=\"/usr/bin/sh\" comm=6120623D31"
+            "domain=ff status=allocated mode=enforcing pid=9747 uid=1001 exe=\"/usr/bin/sh\" comm=6120623D31"
         ),
         Some(AuditEvent::DomainAllocated {
             domain: 0xff,
             pid: 9747,
+            uid: 1001,
             comm: "a b=1".into(),
             exe: "/usr/bin/sh".into(),
         })
@@ -204,7 +205,7 @@ proptest! {
             as_the_kernel_writes(exe.as_bytes()), as_the_kernel_writes(&comm)
         );
         prop_assert_eq!(parse_record(1424, text.as_bytes()), Some(AuditEvent::DomainAllocated {
-            domain: 5, pid: 77, comm: String::from_utf8_lossy(&comm).into_owned(), exe,
+            domain: 5, pid: 77, uid: 0, comm: String::from_utf8_lossy(&comm).into_owned(), exe,
         }));
     }
 }

@@ -1,0 +1,133 @@
+//! An instance: the daemon of one user, as root's broker starts and tells it.
+//!
+//! What the broker says comes in packets on stdin, a letter first. It says how to behave before anything else, then where audit
+//! records are read for it, and then hands over connections.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Gid, Uid, User};
+use provost_sandbox::handover;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use super::logging::LogLevel;
+use super::{Daemon, HOUSEKEEPING, Settings};
+
+/// What the broker says to an instance, as the first byte of a packet.
+pub(super) const CONNECTION: u8 = b'c';
+pub(super) const CONFIGURATION: u8 = b's';
+pub(super) const AUDIT: u8 = b'a';
+pub(super) const STOP: u8 = b'q';
+
+/// The soft limit of descriptors that programs expect to begin with.
+const DESCRIPTORS_EXPECTED: u64 = 1024;
+
+/// What a broker tells its instances whenever it changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Configuration {
+    pub(super) settings: Settings,
+    /// What is logged.
+    pub(super) log: String,
+}
+
+impl Configuration {
+    /// As a packet.
+    pub(super) fn packet(&self) -> Vec<u8> {
+        let mut bytes = vec![CONFIGURATION];
+        bytes.extend(serde_json::to_vec(self).unwrap_or_default());
+        bytes
+    }
+}
+
+/// Becomes a user for good, with that user's groups, and this program anew: to be called first of all, while there is one
+/// thread. What comes back is why not.
+pub fn become_instance(uid: u32) -> io::Error {
+    let become_user = || -> io::Result<Command> {
+        // The broker has raised its own; commands begin with what programs expect.
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
+        let user = User::from_uid(Uid::from_raw(uid))?;
+        let (gid, name, home) = match &user {
+            Some(user) => (user.gid, user.name.clone(), user.dir.clone()),
+            // A uid without an entry has a group of the same number, and no others.
+            None => (Gid::from_raw(uid), uid.to_string(), PathBuf::from("/")),
+        };
+        match &user {
+            Some(user) => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
+            None => nix::unistd::setgroups(&[])?,
+        }
+        nix::unistd::setresgid(gid, gid, gid)?;
+        let uid = Uid::from_raw(uid);
+        nix::unistd::setresuid(uid, uid, uid)?;
+        #[expect(clippy::disallowed_methods, reason = "this program anew: nothing is forked")]
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["serve", "--instance"])
+            .env("HOME", home)
+            .env("USER", &name)
+            .env("LOGNAME", &name)
+            .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
+        Ok(command)
+    };
+    match become_user() {
+        Ok(mut command) => command.exec(),
+        Err(error) => error,
+    }
+}
+
+impl Daemon {
+    /// Serves the connections that a broker hands over on this socket, until it says so or is gone.
+    pub async fn serve_instance(&self, control: OwnedFd, level: &LogLevel) {
+        let (packets, mut received) = tokio::sync::mpsc::unbounded_channel();
+        // It waits in the kernel; it ends with the socket.
+        std::thread::spawn(move || {
+            while let Ok(Some(packet)) = handover::receive(control.as_fd()) {
+                if packets.send(packet).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            let packet = tokio::select! {
+                _ = housekeeping.tick() => {
+                    self.keep_house();
+                    continue;
+                }
+                packet = received.recv() => packet,
+            };
+            let Some((bytes, descriptor)) = packet else { break };
+            match (bytes.split_first(), descriptor) {
+                (Some((&CONNECTION, _)), Some(descriptor)) => {
+                    let stream = std::os::unix::net::UnixStream::from(descriptor);
+                    let taken = stream
+                        .set_nonblocking(true)
+                        .and_then(|()| UnixStream::from_std(stream));
+                    match taken {
+                        Ok(stream) => self.accept(stream),
+                        Err(error) => tracing::warn!(%error, "a connection that cannot be served"),
+                    }
+                }
+                (Some((&CONFIGURATION, told)), _) => match serde_json::from_slice::<Configuration>(told)
+                {
+                    Ok(configuration) => {
+                        self.reconfigure(configuration.settings);
+                        if let Err(error) = level.set(&configuration.log) {
+                            tracing::error!(error, "what is logged stays as it is");
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "a configuration that is not understood"),
+                },
+                (Some((&AUDIT, _)), Some(descriptor)) => self.0.tree.use_audit_broker(descriptor),
+                (Some((&STOP, _)), _) => break,
+                _ => tracing::error!("a packet of the broker's that is not understood"),
+            }
+        }
+        self.stop_now().await;
+    }
+}
