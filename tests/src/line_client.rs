@@ -41,6 +41,15 @@ impl LineClient {
         client
     }
 
+    /// Connects as root to root's daemon, and is handed to this user's instance.
+    pub fn connect_for(socket: &Path, uid: u32) -> Self {
+        let mut client = Self::silent(socket);
+        let params = json!({ "protocol": 1, "client": "test", "user": uid.to_string() });
+        let answer = client.call("initialize", params).expect("it is served");
+        assert_eq!(answer["uid"], uid);
+        client
+    }
+
     /// The socket.
     pub fn stream(&self) -> &UnixStream {
         self.reader.get_ref()

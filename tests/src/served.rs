@@ -36,7 +36,6 @@ impl Served {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("HOME", world.path("home"))
-            .env("PROVOST_LOG", "info")
             .current_dir(world.work())
             .stdin(Stdio::null())
             .stderr(Stdio::piped());

@@ -1,0 +1,167 @@
+//! What root's daemon gives to the instances of other users: audit records, configuration, an end.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem};
+use serde_json::{Value, json};
+
+/// Root's daemon, and another user for it to serve; nothing where these tests cannot be root.
+fn both() -> Option<(World, World)> {
+    let roots = World::try_new(User::Root)?;
+    let theirs = World::try_new(User::Ordinary)?;
+    Some((roots, theirs))
+}
+
+/// Starts a shell script in the user's own directory; its id.
+fn start(client: &mut LineClient, world: &World, script: &str) -> String {
+    let params = json!({ "argv": ["sh", "-c", script], "cwd": world.work(), "stdin": true });
+    let started = client.call("process/start", params).expect("it starts");
+    started["process"].as_str().expect("an id").to_owned()
+}
+
+/// The record of a shell script.
+fn record(client: &mut LineClient, world: &World, script: &str) -> Value {
+    let process = start(client, world, script);
+    client.wait(&process)
+}
+
+/// A script that is refused a file so often, which everything but the sandbox allows.
+fn refused(world: &World, times: u32) -> String {
+    let path = world.text("outside/refused");
+    format!("i=0; while [ $i -lt {times} ]; do true 2>&- >{path}; i=$((i + 1)); done; true")
+}
+
+fn assert_observed(record: &Value, world: &World, times: u32) {
+    let denials = &record["denials"];
+    assert_eq!(denials["complete"], true, "{denials}");
+    assert_eq!(denials["unobserved"], json!([]));
+    assert_eq!(denials["total"], times, "{denials}");
+    let wanted = filesystem()
+        .path(world.text("outside/refused"))
+        .certainty("observed");
+    let first = denials["first"].as_array().expect("denials");
+    assert!(!first.is_empty() && first.iter().all(|denial| wanted.fits(denial)), "{denials}");
+}
+
+fn instance(client: &mut LineClient) -> Pid {
+    let status = client.call("daemon/status", json!({})).expect("it is served");
+    Pid::from_raw(status["pid"].as_i64().expect("a pid").try_into().expect("a pid"))
+}
+
+#[test]
+fn i4_denials_of_another_user_s_files_are_observed_and_complete_through_roots_daemon() {
+    let Some((roots, theirs)) = both() else { return };
+    let served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let mut own = LineClient::connect(served.socket());
+    for times in [1, 25, 500] {
+        // At the same time a process of root's, which is refused something else.
+        let at_once = start(&mut own, &roots, &refused(&roots, times));
+        assert_observed(&record(&mut client, &theirs, &refused(&theirs, times)), &theirs, times);
+        assert_observed(&own.wait(&at_once), &roots, times);
+    }
+    let nothing = record(&mut client, &theirs, "true");
+    assert_eq!(nothing["denials"]["complete"], true, "{nothing}\n{}", served.said());
+    assert_eq!(nothing["denials"]["total"], 0);
+    assert_eq!(nothing["sandbox"]["file_denials"], "audit", "{nothing}");
+}
+
+#[test]
+fn i4_a_flood_of_denials_is_counted_exactly_through_roots_daemon() {
+    let Some((roots, theirs)) = both() else { return };
+    let served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let script = format!(
+        "import os\nfor i in range(30000):\n try: os.open('{}%d' % i, os.O_CREAT | os.O_WRONLY)\n except OSError: pass",
+        theirs.text("outside/refused")
+    );
+    let params = json!({ "argv": ["python3", "-c", script], "cwd": theirs.work() });
+    let started = client.call("process/start", params).expect("it starts");
+    let record = client.wait(started["process"].as_str().expect("an id"));
+    let of_files = &record["denials"]["by_class"]["filesystem"];
+    assert_eq!(of_files, 30_000, "{}", record["denials"]["by_class"]);
+}
+
+#[test]
+fn i4_a_broker_that_stands_still_makes_denials_incomplete_and_holds_nothing_up() {
+    let Some((roots, theirs)) = both() else { return };
+    let served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let process = start(&mut client, &theirs, &format!("read line; {}", refused(&theirs, 3)));
+    served.signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    let line = json!({ "process": process, "data": "Cg==" });
+    client.call("process/write", line).expect("it reads");
+    let record = client.wait(&process);
+    let took = begun.elapsed();
+    served.signal(Signal::SIGCONT);
+    let denials = &record["denials"];
+    assert_eq!(denials["complete"], false, "{denials}");
+    assert!(!denials["unobserved"].as_array().expect("a list").is_empty());
+    assert!(took < DEADLINE / 4, "{took:?}");
+    // And it goes on: what came too late, or was lost meanwhile, is not held against those that follow.
+    becomes("a complete record", || {
+        let after = self::record(&mut client, &theirs, &refused(&theirs, 3));
+        assert_eq!(after["denials"]["total"], 3, "{}", after["denials"]);
+        after["denials"]["complete"] == true
+    });
+}
+
+#[test]
+fn a_reload_reaches_instances_that_run_with_their_limits_and_what_they_log() {
+    let Some((roots, theirs)) = both() else { return };
+    let config = roots.file("work/provost.toml", "max_processes = 11\nlog = \"info\"\n");
+    let served = Served::start_with(&roots, &["--config", &config]);
+    let limit = || {
+        let mut client = LineClient::silent(served.socket());
+        let params = json!({ "protocol": 1, "client": "asks", "user": theirs.uid().to_string() });
+        let answer = client.call("initialize", params).expect("it is served");
+        answer["limits"]["processes"].clone()
+    };
+    assert_eq!(limit(), 11);
+    let pid = instance(&mut LineClient::connect_for(served.socket(), theirs.uid()));
+    // Root's own says the same of its clients, and none comes here.
+    let logs_clients = || served.said().contains("client=\"asks\"");
+    assert!(!logs_clients(), "{}", served.said());
+    roots.file("work/provost.toml", "max_processes = 12\nlog = \"debug\"\n");
+    served.signal(Signal::SIGHUP);
+    becomes("the new limit", || limit() == 12);
+    becomes("the new filter", || {
+        let _ = limit();
+        logs_clients()
+    });
+    let now = instance(&mut LineClient::connect_for(served.socket(), theirs.uid()));
+    assert_eq!(now, pid, "it was not started again");
+}
+
+#[test]
+fn i6_an_instance_that_its_user_has_stopped_does_not_hold_up_the_end() {
+    let Some((roots, theirs)) = both() else { return };
+    let config = roots.file("work/provost.toml", "stop_timeout = \"100ms\"\n");
+    let served = Served::start_with(&roots, &["--config", &config]);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let witness = theirs.witness();
+    let script = format!("exec 9>{}; exec sleep 1000", witness.path());
+    let process = start(&mut client, &theirs, &script);
+    let read = json!({ "process": process, "wait_ms": 1 });
+    client.call("process/read", read).expect("it runs");
+    let pid = instance(&mut client);
+    kill(pid, Signal::SIGSTOP).expect("it lives");
+    let begun = Instant::now();
+    assert!(served.stop().success());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is gone");
+    witness.wait_until_gone();
+}
+
+/// Asks over and over until it is so: each time whoever is asked has done what was ready.
+fn becomes(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < DEADLINE, "{what} never comes");
+    }
+}
