@@ -42,6 +42,7 @@ mod account;
 mod cgroup;
 mod child;
 mod children;
+mod delegate;
 pub mod exits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -63,6 +64,7 @@ mod warm;
 pub mod wire;
 
 pub use cgroup::settle_in_leaf;
+pub use delegate::{DelegatedGroup, join_group};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,11 +1,11 @@
 //! What root's daemon gives to the instances of other users: audit records, configuration, an end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem};
+use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem, needs};
 use serde_json::{Value, json};
 
 /// Root's daemon, and another user for it to serve; nothing where these tests cannot be root.
@@ -43,7 +43,10 @@ fn assert_observed(record: &Value, world: &World, times: u32) {
         .path(world.text("outside/refused"))
         .certainty("observed");
     let first = denials["first"].as_array().expect("denials");
-    assert!(!first.is_empty() && first.iter().all(|denial| wanted.fits(denial)), "{denials}");
+    assert!(
+        !first.is_empty() && first.iter().all(|denial| wanted.fits(denial)),
+        "{denials}"
+    );
 }
 
 fn instance(client: &mut LineClient) -> Pid {
@@ -60,11 +63,20 @@ fn i4_denials_of_another_user_s_files_are_observed_and_complete_through_roots_da
     for times in [1, 25, 500] {
         // At the same time a process of root's, which is refused something else.
         let at_once = start(&mut own, &roots, &refused(&roots, times));
-        assert_observed(&record(&mut client, &theirs, &refused(&theirs, times)), &theirs, times);
+        assert_observed(
+            &record(&mut client, &theirs, &refused(&theirs, times)),
+            &theirs,
+            times,
+        );
         assert_observed(&own.wait(&at_once), &roots, times);
     }
     let nothing = record(&mut client, &theirs, "true");
-    assert_eq!(nothing["denials"]["complete"], true, "{nothing}\n{}", served.said());
+    assert_eq!(
+        nothing["denials"]["complete"],
+        true,
+        "{nothing}\n{}",
+        served.said()
+    );
     assert_eq!(nothing["denials"]["total"], 0);
     assert_eq!(nothing["sandbox"]["file_denials"], "audit", "{nothing}");
 }
@@ -90,7 +102,11 @@ fn i4_a_broker_that_stands_still_makes_denials_incomplete_and_holds_nothing_up()
     let Some((roots, theirs)) = both() else { return };
     let served = Served::start(&roots);
     let mut client = LineClient::connect_for(served.socket(), theirs.uid());
-    let process = start(&mut client, &theirs, &format!("read line; {}", refused(&theirs, 3)));
+    let process = start(
+        &mut client,
+        &theirs,
+        &format!("read line; {}", refused(&theirs, 3)),
+    );
     served.signal(Signal::SIGSTOP);
     let begun = Instant::now();
     let line = json!({ "process": process, "data": "Cg==" });
@@ -156,6 +172,93 @@ fn i6_an_instance_that_its_user_has_stopped_does_not_hold_up_the_end() {
     assert!(took < Duration::from_secs(30), "{took:?}");
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it is gone");
     witness.wait_until_gone();
+}
+
+#[test]
+fn i6_with_a_group_of_its_own_nothing_of_a_user_s_outlives_the_end_whatever_its_user_has_stopped() {
+    let Some((roots, theirs)) = both() else { return };
+    let config = roots.file("work/provost.toml", "stop_timeout = \"100ms\"\n");
+    let served = Served::start_with(&roots, &["--config", &config]);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let instance = instance(&mut client);
+    let Some(leaf) = group(instance) else {
+        return needs::missing("a cgroup v2 in which root may make groups");
+    };
+    let group = leaf.parent().expect("a group around the leaf").to_owned();
+    let mut witness = theirs.witness();
+    let script = format!(
+        "exec 9>{}; echo up >&9; (setsid sleep 1000 &) ; exec sleep 1000",
+        witness.path()
+    );
+    let params = json!({ "argv": ["sh", "-c", script], "cwd": theirs.work(), "policy": "unconfined" });
+    let started = client.call("process/start", params).expect("it starts");
+    becomes("the command", || witness.was_alive());
+    let read = json!({ "process": started["process"] });
+    let text = client
+        .call("process/read", read)
+        .expect("it is known")
+        .to_string();
+    assert!(text.contains("\"containment\":\"cgroup\""), "{text}");
+    let groups = std::fs::read_dir(&group).expect("it is there").flatten();
+    let processes = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    assert_eq!(processes.count(), 2, "the supervisor's, and the command's");
+
+    // What is its maker's stays so, nothing gets out, and nothing of the user's own gets in.
+    let above = group.parent().expect("not the root").to_owned();
+    for (path, word) in [
+        (group.join("cgroup.max.descendants"), "max"),
+        (group.join("cgroup.kill"), "1"),
+        (above.join("cgroup.procs"), "$$"),
+        (group.join("cgroup.procs"), "$$"),
+    ] {
+        let script = format!("echo {word} > {}", path.display());
+        assert!(!needs::succeeds(&theirs, "sh", &["-c", &script]), "{script}");
+    }
+
+    // Everything of the user's own, by the user.
+    for pid in std::fs::read_to_string(leaf.join("cgroup.procs"))
+        .expect("it is there")
+        .lines()
+    {
+        let stopped = needs::succeeds(&theirs, "kill", &["-STOP", pid]);
+        assert!(stopped, "{pid}");
+    }
+    assert!(served.stop().success());
+    assert!(witness.is_gone(), "something of it still lives");
+    assert!(!group.exists());
+}
+
+#[test]
+fn i6_what_an_instance_leaves_that_is_killed_ends_and_another_takes_its_place() {
+    let Some((roots, theirs)) = both() else { return };
+    let served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let killed = instance(&mut client);
+    let group = group(killed).map(|leaf| leaf.parent().expect("a group around it").to_owned());
+    let mut witness = theirs.witness();
+    let script = format!("exec 9>{}; echo up >&9; exec sleep 1000", witness.path());
+    start(&mut client, &theirs, &script);
+    becomes("the command", || witness.was_alive());
+    kill(killed, Signal::SIGKILL).expect("it lives");
+    witness.wait_until_gone();
+    let now = instance(&mut LineClient::connect_for(served.socket(), theirs.uid()));
+    assert_ne!(now, killed);
+    if let Some(group) = group {
+        becomes("the end of its group", || !group.exists());
+    }
+}
+
+/// The cgroup of version 2 that a process is in, unless that is the machine's own.
+fn group(pid: Pid) -> Option<PathBuf> {
+    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (mount, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(mount))
+    })?;
+    path.contains("provost-").then(|| mount.join(path))
 }
 
 /// Asks over and over until it is so: each time whoever is asked has done what was ready.

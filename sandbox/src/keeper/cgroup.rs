@@ -189,9 +189,23 @@ fn sweep(parent: &Path) {
             .to_str()
             .and_then(|name| name.strip_prefix("provost-")?.parse::<Uuid>().ok());
         if id.is_some_and(|id| is_abandoned(id, SystemTime::now())) {
-            let _ = fs::remove_dir(entry.path());
+            let _ = remove_empty(&entry.path());
         }
     }
+}
+
+/// Removes a group with those in it, unless anything lives in one of them: a group that was just made and is in use may be
+/// empty for a moment, too.
+pub(super) fn remove_empty(path: &Path) -> io::Result<()> {
+    let events = fs::read_to_string(path.join("cgroup.events"));
+    if events.is_ok_and(|events| events.lines().any(|line| line == "populated 0")) {
+        for entry in fs::read_dir(path)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let _ = remove_empty(&entry.path());
+            }
+        }
+    }
+    fs::remove_dir(path)
 }
 
 /// Ids carry the time at which they were given.

@@ -87,6 +87,9 @@ pub(crate) struct ServeArgs {
     /// Becomes this user and then an instance: what root's daemon starts.
     #[arg(long, hide = true, value_name = "UID")]
     pub(crate) instance_of: Option<u32>,
+    /// In this group.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) instance_group: Option<PathBuf>,
     /// Serves the connections that arrive on stdin.
     #[arg(long, hide = true)]
     pub(crate) instance: bool,

@@ -24,7 +24,8 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
     if let Some(uid) = args.instance_of {
-        return Err(format!("cannot become uid {uid}: {}", become_instance(uid)));
+        let why = become_instance(uid, args.instance_group.as_deref());
+        return Err(format!("cannot become uid {uid}: {why}"));
     }
     // What is removed from the environment can be removed only before there are threads, and must be before anything is
     // started.

@@ -10,6 +10,7 @@
 //! broker reads nothing from ordinary users. Root may say whose instance it wants (`user` in `initialize`).
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,18 +23,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 use nix::unistd::{Uid, User};
 use provost_sandbox::handover;
+use provost_sandbox::keeper::DelegatedGroup;
 use provost_sandbox::observe::audit::AuditBroker;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::instance::{AUDIT, CONNECTION, Configuration, STOP};
+use super::instance::{AUDIT, CONNECTION, Configuration, Identity, STOP};
 use super::{Daemon, Settings, lock};
 
 /// How much longer an instance may take than its processes have.
 const LATENESS: Duration = Duration::from_secs(10);
 /// Users with an instance.
 const INSTANCES_MAX: usize = 256;
+/// Groups that a user may make at least, if its processes are few.
+const GROUPS_MIN: usize = 1024;
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
@@ -54,6 +58,8 @@ pub struct Broker {
 struct Instance {
     control: OwnedFd,
     child: Child,
+    /// What it is in, with everything of its own. It is emptied and removed when this is dropped, which takes a moment.
+    group: Option<DelegatedGroup>,
     /// It did not take how it is to behave, and is to be told again.
     is_behind: bool,
 }
@@ -165,7 +171,7 @@ impl Broker {
             }
         }
         // There is none, or it is gone.
-        instances.remove(&uid);
+        instances.remove(&uid).map(bury);
         if instances.len() >= INSTANCES_MAX {
             return Err(io::Error::other(format!(
                 "{INSTANCES_MAX} users have an instance already"
@@ -187,6 +193,22 @@ impl Broker {
         Some(socket.and_then(|socket| handover::send(control, &[AUDIT], Some(socket.as_fd()))))
     }
 
+    /// A group of the user's own, where this machine lets us make one.
+    fn delegate(&self, uid: u32) -> Option<DelegatedGroup> {
+        let descendants_max = self
+            .own
+            .settings()
+            .processes_max
+            .saturating_mul(2)
+            .max(GROUPS_MIN);
+        let made = Identity::of(uid)
+            .and_then(|user| DelegatedGroup::create(uid, user.gid.as_raw(), descendants_max));
+        made.unwrap_or_else(|error| {
+            tracing::warn!(uid, %error, "cannot give a user a cgroup of its own");
+            None
+        })
+    }
+
     fn start(&self, uid: u32) -> io::Result<Instance> {
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
@@ -198,6 +220,7 @@ impl Broker {
         let flags = fcntl(&control, FcntlArg::F_GETFL)?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(&control, FcntlArg::F_SETFL(flags))?;
+        let group = self.delegate(uid);
         #[expect(
             clippy::disallowed_methods,
             reason = "an instance is a daemon, no command: it has a spawner of its own"
@@ -205,6 +228,11 @@ impl Broker {
         let mut command = Command::new(&self.executable);
         command
             .args(["serve", "--instance-of", &uid.to_string()])
+            .args(
+                group
+                    .iter()
+                    .flat_map(|group| [OsStr::new("--instance-group"), group.path().as_os_str()]),
+            )
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .current_dir("/")
@@ -220,6 +248,7 @@ impl Broker {
         Ok(Instance {
             control,
             child,
+            group,
             is_behind: false,
         })
     }
@@ -232,13 +261,14 @@ impl Broker {
             let behind = instances.values_mut().filter(|instance| instance.is_behind);
             behind.for_each(|instance| instance.configure(&configuration));
         }
-        instances.retain(|uid, instance| match instance.child.try_wait() {
+        let ended = instances.extract_if(|uid, instance| match instance.child.try_wait() {
             Ok(Some(status)) => {
                 tracing::error!(uid, %status, "the instance of a user has ended");
-                false
+                true
             }
-            _ => true,
+            _ => false,
         });
+        ended.for_each(|(_, instance)| bury(instance));
     }
 
     fn stop_instances(&self) {
@@ -262,6 +292,14 @@ impl Broker {
             let _ = instance.child.wait();
         }
     }
+}
+
+/// Ends what is left of an instance, which takes a moment.
+fn bury(mut instance: Instance) {
+    tokio::task::spawn_blocking(move || {
+        drop(instance.group.take());
+        let _ = instance.child.wait();
+    });
 }
 
 /// Waits for a child of ours that nobody else waits for.

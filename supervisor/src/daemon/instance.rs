@@ -6,12 +6,13 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User};
 use provost_sandbox::handover;
+use provost_sandbox::keeper::join_group;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
@@ -44,22 +45,48 @@ impl Configuration {
     }
 }
 
+/// A user's group, name and home.
+pub(super) struct Identity {
+    pub(super) gid: Gid,
+    name: String,
+    home: PathBuf,
+    is_known: bool,
+}
+
+impl Identity {
+    pub(super) fn of(uid: u32) -> io::Result<Self> {
+        Ok(match User::from_uid(Uid::from_raw(uid))? {
+            Some(user) => Self {
+                gid: user.gid,
+                name: user.name,
+                home: user.dir,
+                is_known: true,
+            },
+            // A uid without an entry has a group of the same number, and no others.
+            None => Self {
+                gid: Gid::from_raw(uid),
+                name: uid.to_string(),
+                home: PathBuf::from("/"),
+                is_known: false,
+            },
+        })
+    }
+}
+
 /// Becomes a user for good, with that user's groups, and this program anew: to be called first of all, while there is one
-/// thread. What comes back is why not.
-pub fn become_instance(uid: u32) -> io::Error {
+/// thread. What comes back is why not. `group` is the cgroup to be in.
+pub fn become_instance(uid: u32, group: Option<&Path>) -> io::Error {
     let become_user = || -> io::Result<Command> {
+        // Without a group it is contained as where none can be made; its report says so.
+        let _ = group.map(join_group);
         // The broker has raised its own; commands begin with what programs expect.
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
-        let user = User::from_uid(Uid::from_raw(uid))?;
-        let (gid, name, home) = match &user {
-            Some(user) => (user.gid, user.name.clone(), user.dir.clone()),
-            // A uid without an entry has a group of the same number, and no others.
-            None => (Gid::from_raw(uid), uid.to_string(), PathBuf::from("/")),
-        };
-        match &user {
-            Some(user) => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
-            None => nix::unistd::setgroups(&[])?,
+        let user = Identity::of(uid)?;
+        let gid = user.gid;
+        match user.is_known {
+            true => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
+            false => nix::unistd::setgroups(&[])?,
         }
         nix::unistd::setresgid(gid, gid, gid)?;
         let uid = Uid::from_raw(uid);
@@ -68,9 +95,9 @@ pub fn become_instance(uid: u32) -> io::Error {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--instance"])
-            .env("HOME", home)
-            .env("USER", &name)
-            .env("LOGNAME", &name)
+            .env("HOME", user.home)
+            .env("USER", &user.name)
+            .env("LOGNAME", &user.name)
             .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
         Ok(command)
     };
