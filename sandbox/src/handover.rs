@@ -17,6 +17,15 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<
     packet::send(socket.as_raw_fd(), bytes, &fds, 0).map_err(io::Error::from_raw_os_error)
 }
 
+/// Sends bytes without waiting for room.
+///
+/// # Errors
+/// As of [`send`]; `EAGAIN` also on a socket that blocks.
+pub fn try_send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    packet::send(socket.as_raw_fd(), bytes, &[], libc::MSG_DONTWAIT)
+        .map_err(io::Error::from_raw_os_error)
+}
+
 /// Waits for the next packet. `None` when the other side is gone. A descriptor for which there is no room is left out.
 ///
 /// # Errors

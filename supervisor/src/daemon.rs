@@ -22,7 +22,7 @@ mod line;
 pub mod listen;
 pub mod lock;
 pub mod logging;
-mod metrics;
+pub mod metrics;
 pub mod notify;
 mod outbox;
 mod peer;

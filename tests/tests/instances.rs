@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem, needs};
+use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem, needs, require};
 use serde_json::{Value, json};
 
 /// Root's daemon, and another user for it to serve; nothing where these tests cannot be root.
@@ -246,6 +246,47 @@ fn i6_what_an_instance_leaves_that_is_killed_ends_and_another_takes_its_place() 
     if let Some(group) = group {
         becomes("the end of its group", || !group.exists());
     }
+}
+
+#[test]
+fn metrics_are_the_sums_over_instances_also_over_those_that_have_ended() {
+    let Some((roots, theirs)) = both() else { return };
+    require!(needs::command("curl"), "curl");
+    let socket = roots.text("work/metrics.sock");
+    let config = roots.file("work/provost.toml", &format!("metrics = \"{socket}\"\n"));
+    let served = Served::start_with(&roots, &["--config", &config]);
+    let tells = |lines: &[&str]| {
+        let asked = std::process::Command::new("curl")
+            .args(["-sS", "--unix-socket", &socket, "http://localhost/metrics"])
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&asked.stdout).into_owned();
+        lines
+            .iter()
+            .all(|wanted| text.lines().any(|line| line == *wanted))
+    };
+    let mut own = LineClient::connect(served.socket());
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    record(&mut own, &roots, &refused(&roots, 2));
+    record(&mut client, &theirs, &refused(&theirs, 3));
+    let counted = [
+        "provost_processes_started_total 2",
+        "provost_processes_ended_total{kind=\"exited\"} 2",
+        "provost_denials_total{kind=\"filesystem\"} 5",
+        "provost_process_duration_seconds_count 2",
+    ];
+    becomes("the sum", || {
+        tells(&counted) && tells(&["provost_clients 2", "provost_instances 1"])
+    });
+    kill(instance(&mut client), Signal::SIGKILL).expect("it lives");
+    becomes("the sum without it", || {
+        tells(&counted) && tells(&["provost_clients 1", "provost_instances 0"])
+    });
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    record(&mut client, &theirs, "true");
+    becomes("the sum with another", || {
+        tells(&["provost_processes_started_total 3"])
+    });
 }
 
 /// The cgroup of version 2 that a process is in, unless that is the machine's own.

@@ -15,6 +15,7 @@ use crate::Supervisor;
 use crate::daemon::config::{Flags, ServeConfig, Surroundings};
 use crate::daemon::listen::{self, ListenError};
 use crate::daemon::logging::{self, LogLevel};
+use crate::daemon::metrics;
 use crate::daemon::notify::Notifier;
 use crate::daemon::signals::{self, Order};
 use crate::daemon::{Broker, Daemon, Settings, become_instance};
@@ -78,10 +79,6 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         let socket =
             UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
         let daemon = start(supervisor, config.settings.clone()).await?;
-        if let Some(address) = &config.metrics {
-            let served = daemon.serve_metrics(address).await;
-            served.map_err(|error| format!("cannot serve metrics: {error}"))?;
-        }
         let broker = match nix::unistd::geteuid().is_root() {
             true => {
                 let executable = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -89,6 +86,13 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             }
             false => None,
         };
+        if let Some(address) = &config.metrics {
+            let served = match &broker {
+                Some(broker) => metrics::serve(broker.clone(), address).await,
+                None => metrics::serve(daemon.clone(), address).await,
+            };
+            served.map_err(|error| format!("cannot serve metrics: {error}"))?;
+        }
         let place = match &made {
             Some(made) => format!("listening on {}", made.path().display()),
             None => "listening on the socket that was passed".to_owned(),

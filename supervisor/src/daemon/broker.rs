@@ -29,7 +29,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::instance::{AUDIT, CONNECTION, Configuration, Identity, STOP};
+use super::instance::{AUDIT, CONNECTION, COUNTS, Configuration, Identity, STOP};
+use super::metrics::Counts;
 use super::{Daemon, Settings, lock};
 
 /// How much longer an instance may take than its processes have.
@@ -38,6 +39,8 @@ const LATENESS: Duration = Duration::from_secs(10);
 const INSTANCES_MAX: usize = 256;
 /// Groups that a user may make at least, if its processes are few.
 const GROUPS_MIN: usize = 1024;
+/// Packets of an instance that are taken at a time: it sends one a second.
+const WORDS_MAX: usize = 16;
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
@@ -52,6 +55,8 @@ pub struct Broker {
     log: Arc<Mutex<String>>,
     /// Reads audit records for the instances.
     audit: Arc<Mutex<Option<AuditBroker>>>,
+    /// What instances have counted that have ended.
+    counted: Arc<Mutex<Counts>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +65,8 @@ struct Instance {
     child: Child,
     /// What it is in, with everything of its own. It is emptied and removed when this is dropped, which takes a moment.
     group: Option<DelegatedGroup>,
+    /// What it has counted, as far as it has said.
+    counts: Counts,
     /// It did not take how it is to behave, and is to be told again.
     is_behind: bool,
 }
@@ -68,6 +75,20 @@ impl Instance {
     fn configure(&mut self, configuration: &[u8]) {
         let told = handover::send(self.control.as_fd(), configuration, None);
         self.is_behind = told.is_err();
+    }
+
+    /// Takes what it has said since. What it says is its own word: see [`Counts`].
+    fn listen(&mut self) {
+        for _ in 0..WORDS_MAX {
+            let Ok(Some((bytes, _))) = handover::receive(self.control.as_fd()) else {
+                return;
+            };
+            if let Some((&COUNTS, counts)) = bytes.split_first()
+                && let Ok(counts) = serde_json::from_slice(counts)
+            {
+                self.counts.renew(&counts);
+            }
+        }
     }
 }
 
@@ -83,6 +104,7 @@ impl Broker {
             executable,
             log: Arc::new(Mutex::new(log)),
             audit: Arc::new(Mutex::new(audit.ok())),
+            counted: Arc::default(),
         }
     }
 
@@ -171,7 +193,9 @@ impl Broker {
             }
         }
         // There is none, or it is gone.
-        instances.remove(&uid).map(bury);
+        if let Some(former) = instances.remove(&uid) {
+            self.bury(former);
+        }
         if instances.len() >= INSTANCES_MAX {
             return Err(io::Error::other(format!(
                 "{INSTANCES_MAX} users have an instance already"
@@ -249,6 +273,7 @@ impl Broker {
             control,
             child,
             group,
+            counts: Counts::default(),
             is_behind: false,
         })
     }
@@ -268,7 +293,31 @@ impl Broker {
             }
             _ => false,
         });
-        ended.for_each(|(_, instance)| bury(instance));
+        ended.for_each(|(_, instance)| self.bury(instance));
+        instances.values_mut().for_each(Instance::listen);
+    }
+
+    /// Ends what is left of an instance, which takes a moment. What it has counted stays.
+    fn bury(&self, mut instance: Instance) {
+        instance.listen();
+        lock(&self.counted).add(&std::mem::take(&mut instance.counts).ended());
+        tokio::task::spawn_blocking(move || {
+            drop(instance.group.take());
+            let _ = instance.child.wait();
+        });
+    }
+
+    /// The sums over all, also over those that have ended.
+    pub(super) fn counts(&self) -> Counts {
+        let mut sum = self.own.counts();
+        let mut instances = lock(&self.instances);
+        sum.now.instances = instances.len() as u64;
+        for instance in instances.values_mut() {
+            instance.listen();
+            sum.add(&instance.counts);
+        }
+        sum.add(&lock(&self.counted));
+        sum
     }
 
     fn stop_instances(&self) {
@@ -292,14 +341,6 @@ impl Broker {
             let _ = instance.child.wait();
         }
     }
-}
-
-/// Ends what is left of an instance, which takes a moment.
-fn bury(mut instance: Instance) {
-    tokio::task::spawn_blocking(move || {
-        drop(instance.group.take());
-        let _ = instance.child.wait();
-    });
 }
 
 /// Waits for a child of ours that nobody else waits for.

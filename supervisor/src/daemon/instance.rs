@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::logging::LogLevel;
+use super::metrics::Counts;
 use super::{Daemon, HOUSEKEEPING, Settings};
 
 /// What the broker says to an instance, as the first byte of a packet.
@@ -24,6 +25,9 @@ pub(super) const CONNECTION: u8 = b'c';
 pub(super) const CONFIGURATION: u8 = b's';
 pub(super) const AUDIT: u8 = b'a';
 pub(super) const STOP: u8 = b'q';
+
+/// What an instance says to the broker: what it has counted.
+pub(super) const COUNTS: u8 = b'm';
 
 /// The soft limit of descriptors that programs expect to begin with.
 const DESCRIPTORS_EXPECTED: u64 = 1024;
@@ -39,10 +43,14 @@ pub(super) struct Configuration {
 impl Configuration {
     /// As a packet.
     pub(super) fn packet(&self) -> Vec<u8> {
-        let mut bytes = vec![CONFIGURATION];
-        bytes.extend(serde_json::to_vec(self).unwrap_or_default());
-        bytes
+        packet(CONFIGURATION, self)
     }
+}
+
+fn packet(kind: u8, what: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(serde_json::to_vec(what).unwrap_or_default());
+    bytes
 }
 
 /// A user's group, name and home.
@@ -110,6 +118,16 @@ pub fn become_instance(uid: u32, group: Option<&Path>) -> io::Error {
 impl Daemon {
     /// Serves the connections that a broker hands over on this socket, until it says so or is gone.
     pub async fn serve_instance(&self, control: OwnedFd, level: &LogLevel) {
+        let counts = control.try_clone();
+        let mut told = Counts::default();
+        let mut tell = |daemon: &Self| {
+            let now = daemon.counts();
+            if let (Ok(socket), true) = (&counts, now != told)
+                && handover::try_send(socket.as_fd(), &packet(COUNTS, &now)).is_ok()
+            {
+                told = now;
+            }
+        };
         let (packets, mut received) = tokio::sync::mpsc::unbounded_channel();
         // It waits in the kernel; it ends with the socket.
         std::thread::spawn(move || {
@@ -124,6 +142,7 @@ impl Daemon {
             let packet = tokio::select! {
                 _ = housekeeping.tick() => {
                     self.keep_house();
+                    tell(self);
                     continue;
                 }
                 packet = received.recv() => packet,
@@ -156,5 +175,6 @@ impl Daemon {
             }
         }
         self.stop_now().await;
+        tell(self);
     }
 }

@@ -1,230 +1,134 @@
 //! Counters for people who watch many machines: the text that Prometheus reads, on a Unix socket or on loopback.
 //!
-//! They are of one daemon: an instance of another user has none. Nothing of what was run is in them, only numbers.
+//! Root's daemon tells the sums over its own and its instances', also of those that have ended. An instance says its own to the
+//! broker, and may say anything: it can only make the sums wrong. Nothing of what was run is in them, only numbers.
+
+mod counts;
 
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::Daemon;
+pub(super) use self::counts::Counts;
+use self::counts::Now;
 use super::config::MetricsAddress;
 use super::processes::Supervised;
+use super::{Broker, Daemon, lock};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Word {
-    /// `outcome` or `class`, as the family says.
-    kind: String,
+/// Where numbers to be told come from.
+pub trait Source: Clone + Send + Sync + 'static {
+    /// Their text, as of now.
+    fn metrics_text(&self) -> String;
 }
 
 /// What is counted.
-#[derive(Debug)]
-pub(super) struct Metrics {
-    registry: Registry,
-    started: Counter,
-    refused: Counter,
-    ended: Family<Word, Counter>,
-    denials: Family<Word, Counter>,
-    output: Counter,
-    dropped: Counter,
-    duration: Histogram,
-    start_latency: Histogram,
-    live: Gauge,
-    clients: Gauge,
-    sessions: Gauge,
-    retained: Gauge,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut registry = Registry::with_prefix("provost");
-        let metrics = Self {
-            started: Counter::default(),
-            refused: Counter::default(),
-            ended: Family::default(),
-            denials: Family::default(),
-            output: Counter::default(),
-            dropped: Counter::default(),
-            duration: Histogram::new(exponential_buckets(0.001, 4.0, 12)),
-            start_latency: Histogram::new(exponential_buckets(0.000_25, 2.0, 14)),
-            live: Gauge::default(),
-            clients: Gauge::default(),
-            sessions: Gauge::default(),
-            retained: Gauge::default(),
-            registry: Registry::default(),
-        };
-        registry.register(
-            "processes_started",
-            "Processes that were accepted",
-            metrics.started.clone(),
-        );
-        registry.register(
-            "processes_refused",
-            "Starts that were refused",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "processes_ended",
-            "Processes by their outcomes",
-            metrics.ended.clone(),
-        );
-        registry.register("denials", "Denials by their classes", metrics.denials.clone());
-        registry.register_with_unit(
-            "output",
-            "Bytes that processes wrote",
-            Unit::Bytes,
-            metrics.output.clone(),
-        );
-        registry.register_with_unit(
-            "output_dropped",
-            "Bytes of it that were not kept to the end",
-            Unit::Bytes,
-            metrics.dropped.clone(),
-        );
-        registry.register_with_unit(
-            "process_duration",
-            "From the start to the record",
-            Unit::Seconds,
-            metrics.duration.clone(),
-        );
-        registry.register_with_unit(
-            "start_latency",
-            "From the acceptance to the command's first instruction",
-            Unit::Seconds,
-            metrics.start_latency.clone(),
-        );
-        registry.register("processes_live", "Processes that live", metrics.live.clone());
-        registry.register("clients", "Connections", metrics.clients.clone());
-        registry.register("sessions", "Sessions", metrics.sessions.clone());
-        registry.register_with_unit(
-            "retained",
-            "Output that is kept",
-            Unit::Bytes,
-            metrics.retained.clone(),
-        );
-        Self { registry, ..metrics }
-    }
-}
+#[derive(Debug, Default)]
+pub(super) struct Metrics(Mutex<Counts>);
 
 impl Metrics {
     pub(super) fn refused(&self) {
-        self.refused.inc();
+        lock(&self.0).refused += 1;
     }
 
     /// Counts a process now, and what it came to when it has its record.
     pub(super) fn watch(self: &Arc<Self>, process: &Supervised) {
-        self.started.inc();
+        lock(&self.0).started += 1;
         let (metrics, log) = (self.clone(), process.link.log().clone());
         tokio::spawn(async move {
             let record = log.sealed().await;
-            let kind = |value: &dyn erased::Word| Word { kind: value.word() };
-            metrics.ended.get_or_create(&kind(&record.outcome)).inc();
+            let mut counts = lock(&metrics.0);
+            *counts.ended.entry(record.outcome).or_default() += 1;
             for (class, count) in &record.denials.by_class {
-                metrics.denials.get_or_create(&kind(class)).inc_by(*count);
+                *counts.denials.entry(*class).or_default() += count;
             }
             for stream in record.output.values() {
-                metrics.output.inc_by(stream.bytes);
-                metrics.dropped.inc_by(stream.dropped);
+                counts.output += stream.bytes;
+                counts.dropped += stream.dropped;
             }
             let seconds =
                 |from: jiff::Timestamp, to: jiff::Timestamp| to.duration_since(from).as_secs_f64();
             if let Some(started) = record.started_at {
-                metrics.duration.observe(seconds(started, record.ended_at));
-                if let Some(queued) = record.queued_at {
-                    metrics.start_latency.observe(seconds(queued, started));
-                }
+                let latency = record.queued_at.map(|queued| seconds(queued, started));
+                counts.took(seconds(started, record.ended_at), latency);
             }
         });
     }
 }
 
-/// The word by which JSON names something.
-mod erased {
-    use serde::Serialize;
-
-    pub(super) trait Word {
-        fn word(&self) -> String;
+impl Source for Daemon {
+    fn metrics_text(&self) -> String {
+        self.counts().text()
     }
+}
 
-    impl<T: Serialize> Word for T {
-        fn word(&self) -> String {
-            let value = serde_json::to_value(self).unwrap_or_default();
-            value.as_str().unwrap_or_default().to_owned()
+impl Source for Broker {
+    fn metrics_text(&self) -> String {
+        self.counts().text()
+    }
+}
+
+/// Serves metrics at this address, for as long as the runtime lives.
+///
+/// # Errors
+/// The address cannot be had.
+pub async fn serve(source: impl Source, address: &MetricsAddress) -> io::Result<()> {
+    match address {
+        MetricsAddress::Loopback(address) => {
+            let listener = TcpListener::bind(address).await?;
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(answer(source.clone(), stream));
+                }
+            });
+        }
+        MetricsAddress::Unix(path) => {
+            // A socket that nobody listens on any more is in the way; anything else there is somebody's.
+            let is_socket =
+                std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+            if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+                std::fs::remove_file(path)?;
+            }
+            let listener = UnixListener::bind(path)?;
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(answer(source.clone(), stream));
+                }
+            });
         }
     }
+    Ok(())
 }
 
 impl Daemon {
-    /// Serves metrics at this address, for as long as the daemon runs.
-    ///
-    /// # Errors
-    /// The address cannot be had.
-    pub async fn serve_metrics(&self, address: &MetricsAddress) -> io::Result<()> {
-        let daemon = self.clone();
-        match address {
-            MetricsAddress::Loopback(address) => {
-                let listener = TcpListener::bind(address).await?;
-                tokio::spawn(async move {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(answer(daemon.clone(), stream));
-                    }
-                });
-            }
-            MetricsAddress::Unix(path) => {
-                // A socket that nobody listens on any more is in the way; anything else there is somebody's.
-                let is_socket =
-                    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-                if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
-                    std::fs::remove_file(path)?;
-                }
-                let listener = UnixListener::bind(path)?;
-                tokio::spawn(async move {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(answer(daemon.clone(), stream));
-                    }
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn metrics_text(&self) -> String {
+    /// What it has counted, and what it has.
+    pub(super) fn counts(&self) -> Counts {
         let status = self.status();
-        let metrics = &self.0.metrics;
-        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        metrics.live.set(number(status.live));
-        metrics.clients.set(number(status.clients));
-        metrics.sessions.set(number(status.sessions));
-        metrics
-            .retained
-            .set(i64::try_from(status.retained_bytes).unwrap_or(i64::MAX));
-        let mut text = String::new();
-        // A string takes everything.
-        let _ = encode(&mut text, &metrics.registry);
-        text
+        let mut counts = lock(&self.0.metrics.0).clone();
+        counts.now = Now {
+            live: status.live as u64,
+            clients: status.clients as u64,
+            sessions: status.sessions as u64,
+            retained: status.retained_bytes,
+            instances: 0,
+        };
+        counts
     }
 }
 
-async fn answer(daemon: Daemon, stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn answer(source: impl Source, stream: impl AsyncRead + AsyncWrite + Unpin) {
     let service = service_fn(|request: Request<Incoming>| {
         let found = request.method() == Method::GET && request.uri().path() == "/metrics";
         let (status, text) = match found {
-            true => (StatusCode::OK, daemon.metrics_text()),
+            true => (StatusCode::OK, source.metrics_text()),
             false => (StatusCode::NOT_FOUND, "want GET /metrics\n".to_owned()),
         };
         let response = Response::builder()
