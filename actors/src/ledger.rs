@@ -234,6 +234,43 @@ impl Ledger {
         self.sealed
     }
 
+    /// How many bytes of a stream were stated.
+    pub(crate) fn stated(&self, stream: StreamName) -> u64 {
+        self.streams.stated(stream)
+    }
+
+    /// The stream is at its end, or was given up.
+    pub(crate) fn is_closed(&self, stream: StreamName) -> bool {
+        self.streams.is_closed(stream)
+    }
+
+    /// The denial channel was read to its end, or given up.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.denials.is_drained()
+    }
+
+    /// What it asked for and may not have been done, after it was made anew from its facts.
+    pub(crate) fn resume(&self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.sealed {
+            return effects;
+        }
+        if let (true, false, Some(cause)) = (self.stop_told, self.tree_settled(), &self.stop) {
+            let cause = cause.clone();
+            effects.push(Effect::StopTree { cause });
+        }
+        if self.kill_told && !self.tree_settled() {
+            effects.push(Effect::KillTree);
+        }
+        if self.drain_armed {
+            effects.push(Effect::ArmDrain);
+        }
+        if self.abandon_told && self.streams.any_open() {
+            effects.push(Effect::AbandonStreams);
+        }
+        effects
+    }
+
     /// The number of the last event.
     pub fn last_seq(&self) -> u64 {
         self.seq

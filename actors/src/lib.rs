@@ -23,6 +23,7 @@ pub mod log;
 pub mod record;
 pub mod session;
 pub mod spec;
+pub mod spool;
 
 mod audit;
 mod denial;

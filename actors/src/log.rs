@@ -32,6 +32,7 @@
 //! bound with their permits). Small pieces are copied together into blocks; larger ones are kept as they
 //! come, without copying, so whoever appends should own about as much memory as it shows.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -40,6 +41,7 @@ use jiff::Timestamp;
 
 use crate::event::{DraftBody, EventBody, EventDraft, ProcessId, StreamName};
 use crate::record::TerminalRecord;
+use crate::spool::{Segment, SegmentWriter, Segments, segment_bytes};
 
 mod bytes_store;
 mod cursor;
@@ -149,6 +151,35 @@ impl Log {
         }
     }
 
+    /// A log whose output is in files; what they hold already no event names yet.
+    pub(crate) fn in_files(process: ProcessId, limits: LogLimits, segments: [Segments; 3]) -> Self {
+        Self {
+            process,
+            limits,
+            state: Mutex::new(State {
+                streams: segments.map(StreamLog::in_files),
+                ..State::default()
+            }),
+        }
+    }
+
+    /// What fills the files of a stream, if that is where its bytes go.
+    pub(crate) fn writer(
+        &self,
+        stream: StreamName,
+        relay: Option<(OwnedFd, OwnedFd)>,
+    ) -> Option<SegmentWriter> {
+        let state = self.lock();
+        let segments = state.streams[stream.index()].segments()?;
+        let bytes = segment_bytes(self.limits.tail_bytes);
+        Some(SegmentWriter::new(segments, bytes, relay))
+    }
+
+    /// Bytes have come into one of a stream's files. Readers see them only when an event names them.
+    pub(crate) fn filled(&self, stream: StreamName, segment: Segment) {
+        self.lock().streams[stream.index()].filled(segment);
+    }
+
     /// Whose log this is.
     pub fn process(&self) -> ProcessId {
         self.process
@@ -204,7 +235,17 @@ impl Log {
     ///
     /// Its numbers are those that hold when a paced reader has read everything; until then the log holds
     /// more.
-    pub fn seal(&self, time: Timestamp, mut record: TerminalRecord) -> Arc<TerminalRecord> {
+    pub fn seal(&self, time: Timestamp, record: TerminalRecord) -> Arc<TerminalRecord> {
+        self.seal_after(time, record, |_| {})
+    }
+
+    /// The same; the record is shown to `before` before anybody else sees it.
+    pub(crate) fn seal_after(
+        &self,
+        time: Timestamp,
+        mut record: TerminalRecord,
+        before: impl FnOnce(&TerminalRecord),
+    ) -> Arc<TerminalRecord> {
         let mut state = self.lock();
         if let Some(sealed) = &state.record {
             return Arc::clone(sealed);
@@ -217,6 +258,24 @@ impl Log {
         let seq = record.last_seq.max(state.last_seq + 1);
         record.last_seq = seq;
         state.last_seq = seq;
+        before(&record);
+        self.seal_with(state, time, record)
+    }
+
+    /// As it was sealed once, with the numbers that it had then.
+    pub(crate) fn seal_as_was(&self, time: Timestamp, record: TerminalRecord) -> Arc<TerminalRecord> {
+        let mut state = self.lock();
+        state.last_seq = record.last_seq;
+        self.seal_with(state, time, record)
+    }
+
+    fn seal_with(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        time: Timestamp,
+        record: TerminalRecord,
+    ) -> Arc<TerminalRecord> {
+        let seq = record.last_seq;
         let record = Arc::new(record);
         let body = Box::new(EventBody::Terminal {
             record: Box::new(TerminalRecord::clone(&record)),
@@ -355,6 +414,11 @@ impl Log {
     /// `window_bytes`; then until it lags by no more than half of that. To be awaited before reading more.
     pub fn room(&self, stream: StreamName, window_bytes: u64) -> Room<'_> {
         Room::new(self, stream, window_bytes)
+    }
+
+    /// A reader holds the pace.
+    pub(crate) fn is_paced(&self) -> bool {
+        self.lock().paced.is_some()
     }
 
     /// Somebody waits for [`room`](Self::room): bytes are there to be read from the process, and the paced

@@ -14,7 +14,7 @@ mod ending;
 mod limits;
 mod request;
 
-pub(crate) use self::request::spawn_request;
+pub(crate) use self::request::{ledger_spec, spawn_request};
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use self::request::{ledger_spec, spawn_error};
+use self::request::spawn_error;
 use crate::approval::Verdict;
 use crate::audit::AuditMsg;
 use crate::denial::{Answered, DenialActor, DenialArgs, DenialMsg};
@@ -44,6 +44,7 @@ use crate::proxy::ProxyPort;
 use crate::record::{Closed, TerminalRecord};
 use crate::spawner::SpawnerLink;
 use crate::spec::ProcessSpec;
+use crate::spool::{Entry, ProcessSpool};
 use crate::stdin::StdinPort;
 use crate::stream::{StreamActor, StreamArgs, StreamMsg};
 
@@ -144,6 +145,10 @@ pub(crate) struct ProcessArgs {
     pub(crate) stdin: Arc<StdinPort>,
     /// The session it belongs to, for the record.
     pub(crate) session: Option<String>,
+    /// When it was accepted.
+    pub(crate) queued_at: Timestamp,
+    /// Where what is known of it is kept on disk, if it is.
+    pub(crate) spool: Option<ProcessSpool>,
     /// What was allowed to every process of the session.
     pub(crate) session_grants: Grants,
     /// Where its proxy will be, if it has one.
@@ -191,7 +196,7 @@ impl Drop for ProcessState {
         });
         last.push(Fact::SpawnerLost { reason });
         for fact in last {
-            for effect in self.ledger.apply(fact, Timestamp::now()) {
+            for effect in self.args.take(&mut self.ledger, fact) {
                 match effect {
                     Effect::Append(draft) => self.args.log.append_event(draft),
                     Effect::Seal { time, record } => self.seal(time, *record),
@@ -213,7 +218,12 @@ impl Actor for ProcessActor {
         args: ProcessArgs,
     ) -> Result<ProcessState, ActorProcessingErr> {
         let id = *args.id.as_uuid();
-        let ledger = Ledger::new(ledger_spec(&args));
+        let ledger = Ledger::new(ledger_spec(
+            args.id,
+            args.session.clone(),
+            &args.spec,
+            args.queued_at,
+        ));
         args.link.add_route(id, myself.clone());
         let mut state = ProcessState {
             args,
@@ -267,6 +277,22 @@ impl Actor for ProcessActor {
     }
 }
 
+impl ProcessArgs {
+    /// Takes a fact to the ledger: first it is written down, so that nobody sees what a crash could make undone.
+    fn take(&mut self, ledger: &mut Ledger, fact: Fact) -> Vec<Effect> {
+        let now = Timestamp::now();
+        let Some(spool) = self.spool.as_mut().filter(|_| !ledger.is_sealed()) else {
+            return ledger.apply(fact, now);
+        };
+        let entry = Entry::Fact(fact);
+        spool.write(now, &entry);
+        match entry {
+            Entry::Fact(fact) => ledger.apply(fact, now),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl ProcessState {
     /// Takes a fact to the ledger and does what that asks for.
     fn fact(&mut self, myself: &ActorRef<ProcessMsg>, fact: Fact) {
@@ -274,7 +300,7 @@ impl ProcessState {
             self.last_output = Instant::now();
         }
         let tree_ended = matches!(fact, Fact::TreeEmpty { .. } | Fact::SpawnerLost { .. });
-        for effect in self.ledger.apply(fact, Timestamp::now()) {
+        for effect in self.args.take(&mut self.ledger, fact) {
             self.perform(myself, effect);
         }
         if tree_ended && let Some(denials) = &self.denials {
@@ -300,10 +326,15 @@ impl ProcessState {
         }
     }
 
-    fn seal(&self, time: Timestamp, record: TerminalRecord) {
+    fn seal(&mut self, time: Timestamp, record: TerminalRecord) {
         // First: to whoever sees the record, nothing can be written any more.
         self.args.stdin.close();
-        self.args.log.seal(time, record);
+        let spool = &mut self.args.spool;
+        self.args.log.seal_after(time, record, |record| {
+            if let Some(spool) = spool {
+                spool.seal(time, record);
+            }
+        });
     }
 
     async fn notice(
@@ -434,9 +465,11 @@ impl ProcessState {
         for (&stream, fd) in streams.iter().zip(outputs) {
             let args = StreamArgs {
                 stream,
-                pipe: pipe::Receiver::from_owned_fd_unchecked(fd)?,
+                pipe: fd,
                 log: self.args.log.clone(),
                 process: myself.clone(),
+                spool: self.args.spool.as_ref().map(ProcessSpool::spool),
+                relay: None,
             };
             let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;
             self.streams.push(actor);

@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 pub(crate) trait OwnsOneFd: AsRawFd {}
 
 impl OwnsOneFd for OwnedFd {}
+impl OwnsOneFd for std::sync::Arc<OwnedFd> {}
 impl OwnsOneFd for provost_sandbox::spawn::Spawner {}
 impl OwnsOneFd for crate::denial::SharedListener {}
 

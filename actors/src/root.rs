@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use provost_sandbox::compile::{CompileError, PreparedSandbox};
 use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
@@ -280,6 +281,8 @@ impl Tree {
             log: log.clone(),
             stdin: stdin.clone(),
             session: session.id.clone(),
+            queued_at: Timestamp::now(),
+            spool: None,
             session_grants: session.grants.clone(),
             proxy,
         });

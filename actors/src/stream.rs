@@ -4,6 +4,9 @@
 //! there. Two things bound it: permits, of which each fact that waits in the process's mailbox holds one, and
 //! the log's paced reader, if there is one.
 
+mod filing;
+
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,11 +16,13 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::filing::Filing;
 use crate::event::StreamName;
 use crate::ledger::Fact;
 use crate::log::Log;
 use crate::process::ProcessMsg;
 use crate::record::Closed;
+use crate::spool::Spool;
 
 /// Facts of one stream that may wait in the mailbox.
 const IN_FLIGHT_MAX: usize = 32;
@@ -40,9 +45,13 @@ pub(crate) enum StreamMsg {
 
 pub(crate) struct StreamArgs {
     pub(crate) stream: StreamName,
-    pub(crate) pipe: pipe::Receiver,
+    pub(crate) pipe: OwnedFd,
     pub(crate) log: Arc<Log>,
     pub(crate) process: ActorRef<ProcessMsg>,
+    /// Where its bytes go, if not into memory.
+    pub(crate) spool: Option<Arc<Spool>>,
+    /// For a terminal whose bytes go into files: a pipe in between, its reading end first.
+    pub(crate) relay: Option<(OwnedFd, OwnedFd)>,
 }
 
 pub(crate) struct StreamState {
@@ -85,18 +94,69 @@ impl Actor for StreamActor {
 }
 
 async fn pump(args: StreamArgs, abandon: CancellationToken) {
-    let stream = args.stream;
-    let closed = tokio::select! {
-        closed = read_to_end(&args) => closed,
-        () = abandon.cancelled() => read_the_rest(&args),
+    let (stream, process) = (args.stream, args.process.clone());
+    let closed = match args.into_pump() {
+        Ok(Pump::Memory(reading)) => {
+            tokio::select! {
+                closed = read_to_end(&reading) => closed,
+                () = abandon.cancelled() => read_the_rest(&reading),
+            }
+        }
+        Ok(Pump::Files(filing)) => filing.to_end(abandon).await,
+        Err(error) => {
+            tracing::warn!(%stream, %error, "cannot watch an output pipe");
+            Closed::Abandoned
+        }
     };
     let last = Fact::StreamClosed { stream, closed };
-    let _ = args.process.send_message(ProcessMsg::Fact(last, None));
+    let _ = process.send_message(ProcessMsg::Fact(last, None));
+}
+
+enum Pump {
+    Memory(Reading),
+    Files(Filing),
+}
+
+/// A stream that is read into memory.
+struct Reading {
+    stream: StreamName,
+    pipe: pipe::Receiver,
+    log: Arc<Log>,
+    process: ActorRef<ProcessMsg>,
+}
+
+impl StreamArgs {
+    fn into_pump(self) -> std::io::Result<Pump> {
+        let Self {
+            stream,
+            pipe,
+            log,
+            process,
+            spool,
+            relay,
+        } = self;
+        Ok(match (log.writer(stream, relay), spool) {
+            (Some(writer), Some(spool)) => Pump::Files(Filing {
+                stream,
+                log,
+                process,
+                spool,
+                source: Arc::new(pipe),
+                writer,
+            }),
+            _ => Pump::Memory(Reading {
+                stream,
+                pipe: pipe::Receiver::from_owned_fd_unchecked(pipe)?,
+                log,
+                process,
+            }),
+        })
+    }
 }
 
 /// What the pipe still holds when the stream is given up: a slow reader of ours may be why it was not read. Whoever
 /// still writes gets no more than a pipe's room.
-fn read_the_rest(args: &StreamArgs) -> Closed {
+fn read_the_rest(args: &Reading) -> Closed {
     let mut buffer = vec![0; args.log.limits().piece_bytes_max().min(READ_BYTES_MAX)];
     let mut left = LAST_BYTES_MAX;
     loop {
@@ -105,7 +165,7 @@ fn read_the_rest(args: &StreamArgs) -> Closed {
             Ok(0) => return Closed::Eof,
             Ok(read) => read,
             Err(nix::errno::Errno::EINTR) => continue,
-            Err(errno) if args.is_hang_up(errno as i32) => return Closed::Eof,
+            Err(errno) if is_hang_up(args.stream, Some(errno as i32)) => return Closed::Eof,
             Err(_) => return Closed::Abandoned,
         };
         let fact = args.append(Bytes::copy_from_slice(&buffer[..read]));
@@ -117,13 +177,13 @@ fn read_the_rest(args: &StreamArgs) -> Closed {
     }
 }
 
-impl StreamArgs {
-    /// The end of a terminal: nobody has its slave open, and what was written to it has been read. It stays so, because
-    /// the init has it open until nothing of the tree is left.
-    fn is_hang_up(&self, errno: i32) -> bool {
-        self.stream == StreamName::Pty && errno == nix::libc::EIO
-    }
+/// The end of a terminal: nobody has its slave open, and what was written to it has been read. It stays so, because
+/// the init has it open until nothing of the tree is left.
+fn is_hang_up(stream: StreamName, errno: Option<i32>) -> bool {
+    stream == StreamName::Pty && errno == Some(nix::libc::EIO)
+}
 
+impl Reading {
     /// Puts bytes into the log; the fact about them.
     fn append(&self, chunk: Bytes) -> Fact {
         let length = chunk.len() as u64;
@@ -135,7 +195,7 @@ impl StreamArgs {
     }
 }
 
-async fn read_to_end(args: &StreamArgs) -> Closed {
+async fn read_to_end(args: &Reading) -> Closed {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     let mut reader = ChunkReader::new(args.log.limits().piece_bytes_max());
     loop {
@@ -151,7 +211,7 @@ async fn read_to_end(args: &StreamArgs) -> Closed {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Closed::Eof,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(error) if args.is_hang_up(error.raw_os_error().unwrap_or(0)) => return Closed::Eof,
+            Err(error) if is_hang_up(args.stream, error.raw_os_error()) => return Closed::Eof,
             Err(error) => {
                 tracing::warn!(stream = %args.stream, %error, "cannot read an output pipe");
                 return Closed::Abandoned;
@@ -233,9 +293,11 @@ mod tests {
         let (process, mut facts) = listening().await;
         let args = StreamArgs {
             stream: StreamName::Stdout,
-            pipe: pipe::Receiver::from_owned_fd(reader.into()).expect("a reader"),
+            pipe: reader.into(),
             log: log.clone(),
             process,
+            spool: None,
+            relay: None,
         };
         let writer = keep_writer.then_some(writer);
         let (actor, _) = StreamActor::spawn(None, StreamActor, args)

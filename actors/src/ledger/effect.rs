@@ -35,3 +35,10 @@ pub enum Effect {
         record: Box<TerminalRecord>,
     },
 }
+
+impl Effect {
+    /// It is for the log: an event, or the record.
+    pub(crate) fn is_of_the_log(&self) -> bool {
+        matches!(self, Self::Append(_) | Self::Seal { .. })
+    }
+}

@@ -3,13 +3,15 @@
 use jiff::Timestamp;
 use provost_sandbox::denial::{Decision, Denial, DenialClass};
 use provost_sandbox::report::SandboxReport;
+use serde::{Deserialize, Serialize};
 
 use crate::approval::GrantRecord;
 use crate::event::StreamName;
 use crate::record::{Closed, Outcome, Usage};
 
 /// Something that an actor observed. Facts of one actor arrive in its order, those of several in any.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Fact {
     /// The command runs.
@@ -130,7 +132,8 @@ pub enum Fact {
 }
 
 /// How the command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Exit {
     /// It exited with this code.
     Code(i32),
@@ -149,7 +152,8 @@ impl Exit {
 }
 
 /// Why a process is to end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopCause {
     /// Somebody asked.

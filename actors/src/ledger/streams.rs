@@ -86,6 +86,17 @@ impl Streams {
         Some((stream.bytes, closed))
     }
 
+    pub(super) fn stated(&self, name: StreamName) -> u64 {
+        let stream = self.all.iter().find(|stream| stream.name == name);
+        stream.map_or(0, |stream| stream.bytes)
+    }
+
+    /// True also for a stream that the process does not have.
+    pub(super) fn is_closed(&self, name: StreamName) -> bool {
+        let stream = self.all.iter().find(|stream| stream.name == name);
+        stream.is_none_or(|stream| stream.closed.is_some())
+    }
+
     /// From now on every open stream counts as abandoned.
     pub(super) fn give_up(&mut self) {
         for stream in &mut self.all {

@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures_core::Stream;
 
-use super::stream::{Next, StreamLog};
+use super::stream::{Body, Next, StreamLog};
 use super::waiters::WaiterId;
 use super::{Log, State, wake};
 use crate::event::{Event, EventBody, StreamName};
+use crate::spool::{self, Opened};
 
 /// A reader's place in a log. Reading moves it on; it is also a [`Stream`] of events.
 ///
@@ -24,6 +26,8 @@ pub struct Cursor {
     seq: u64,
     /// For each stream, the end of what was read or told as a gap.
     read_to: [u64; StreamName::ALL.len()],
+    /// The files that it reads from, where output is in files.
+    opened: [Opened; StreamName::ALL.len()],
     paced: bool,
     finished: bool,
 }
@@ -41,6 +45,7 @@ impl Cursor {
             id,
             seq,
             read_to: [0; StreamName::ALL.len()],
+            opened: Default::default(),
             paced,
             finished: false,
         }
@@ -59,7 +64,7 @@ impl Cursor {
         let woken = self.paced_on(&mut state);
         drop(state);
         wake(woken);
-        event
+        event.map(Found::read)
     }
 
     /// The number of the last event that was read: what [`Log::follow`] takes to go on from here.
@@ -98,11 +103,11 @@ impl Cursor {
         let woken = self.paced_on(&mut state);
         drop(state);
         wake(woken);
-        Poll::Ready(event)
+        Poll::Ready(event.map(Found::read))
     }
 
     /// Reads one event, if there is one, and sees whether it is the last.
-    fn read_on(&mut self, state: &mut State) -> Option<Event> {
+    fn read_on(&mut self, state: &mut State) -> Option<Found> {
         let event = self.read(state);
         // Whoever follows from behind the terminal event has nothing to wait for either.
         self.finished |= event.is_none() && state.record.is_some();
@@ -119,7 +124,7 @@ impl Cursor {
     }
 
     /// Takes the event with the lowest number behind this place.
-    fn read(&mut self, state: &mut State) -> Option<Event> {
+    fn read(&mut self, state: &mut State) -> Option<Found> {
         let in_streams = StreamName::ALL.into_iter().filter_map(|name| {
             let next = state.streams[name.index()].next_after(self.seq)?;
             Some((next.seq(), Place::Stream(name, next)))
@@ -132,24 +137,57 @@ impl Cursor {
             _ => None,
         };
         let (seq, place) = in_streams.chain(other).min_by_key(|(seq, _)| *seq)?;
-        let (time, body) = match place {
+        let (time, body, in_file) = match place {
             Place::Other(index) => {
                 let other = &state.others[index];
-                (other.time, EventBody::clone(&other.body))
+                (other.time, EventBody::clone(&other.body), None)
             }
             Place::Stream(name, next) => {
                 let read_to = &mut self.read_to[name.index()];
-                read_stream(&mut state.streams[name.index()], name, next, read_to)
+                let opened = &mut self.opened[name.index()];
+                read_stream(&mut state.streams[name.index()], name, next, read_to, opened)
             }
         };
         self.seq = seq;
         self.finished = matches!(body, EventBody::Terminal { .. });
-        Some(Event {
-            process: self.log.process,
+        let process = self.log.process;
+        let event = Event {
+            process,
             seq,
             time,
             body,
-        })
+        };
+        Some(Found { event, in_file })
+    }
+}
+
+/// An event whose bytes may have to be read yet, when nobody waits for the log.
+struct Found {
+    event: Event,
+    in_file: Option<spool::Place>,
+}
+
+impl Found {
+    fn read(mut self) -> Event {
+        let Some(place) = self.in_file else {
+            return self.event;
+        };
+        if let EventBody::Output { stream, offset, data } = &mut self.event.body {
+            match place.read() {
+                Ok(bytes) => *data = bytes,
+                Err(error) => {
+                    tracing::error!(process = %self.event.process, %error, "cannot read output from the spool");
+                    let (from, bytes) = (*offset, place.length());
+                    self.event.body = EventBody::Gap {
+                        stream: *stream,
+                        from,
+                        to: from + bytes,
+                        bytes,
+                    };
+                }
+            }
+        }
+        self.event
     }
 }
 
@@ -158,7 +196,8 @@ fn read_stream(
     stream: StreamName,
     next: Next,
     read_to: &mut u64,
-) -> (jiff::Timestamp, EventBody) {
+    opened: &mut Opened,
+) -> (jiff::Timestamp, EventBody, Option<spool::Place>) {
     let gap = |from: u64, to: u64| EventBody::Gap {
         stream,
         from,
@@ -169,19 +208,18 @@ fn read_stream(
         Next::Gap(dropped) => {
             let from = dropped.from.max(*read_to);
             *read_to = dropped.to;
-            (dropped.time, gap(from, dropped.to))
+            (dropped.time, gap(from, dropped.to), None)
         }
         Next::Output(output) => {
             *read_to = output.end();
-            let body = match log.bytes_of(&output) {
-                Some(data) => EventBody::Output {
-                    stream,
-                    offset: output.offset,
-                    data,
-                },
-                None => gap(output.offset, output.end()),
+            let offset = output.offset;
+            let with = |data| EventBody::Output { stream, offset, data };
+            let (body, in_file) = match log.bytes_of(&output, opened) {
+                Body::Here(data) => (with(data), None),
+                Body::InFile(place) => (with(Bytes::new()), Some(place)),
+                Body::None => (gap(offset, output.end()), None),
             };
-            (output.time, body)
+            (output.time, body, in_file)
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::LogLimits;
 use super::bytes_store::ByteStore;
+use crate::spool::{Opened, Place, Segment, Segments};
 
 /// What one unread event adds to a reader's lag besides its bytes: about what the log needs to remember it.
 /// Without it a window of some megabytes would admit as many events of one byte each.
@@ -15,7 +16,7 @@ const EVENT_COST: u64 = 64;
 /// One stream of a log.
 #[derive(Debug, Default)]
 pub(super) struct StreamLog {
-    bytes: ByteStore,
+    bytes: Store,
     /// The end of what events name.
     numbered: u64,
     /// How many pieces were appended that no event names yet, about.
@@ -28,6 +29,52 @@ pub(super) struct StreamLog {
     gap: Option<Gap>,
     tail: VecDeque<Output>,
     tail_bytes: u64,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub(super) enum Store {
+    Memory(ByteStore),
+    Files(Segments),
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::Memory(ByteStore::default())
+    }
+}
+
+impl Store {
+    fn keep_head(&mut self, end: u64) {
+        match self {
+            Self::Memory(bytes) => bytes.keep_head(end),
+            Self::Files(segments) => segments.keep_head(end),
+        }
+    }
+
+    fn shorten_head(&mut self, end: u64) {
+        match self {
+            Self::Memory(bytes) => bytes.shorten_head(end),
+            Self::Files(segments) => segments.shorten_head(end),
+        }
+    }
+
+    fn drop_below(&mut self, start: u64) {
+        match self {
+            Self::Memory(bytes) => bytes.drop_below(start),
+            Self::Files(segments) => segments.drop_below(start),
+        }
+    }
+}
+
+/// The bytes of one event.
+#[derive(Debug)]
+pub(super) enum Body {
+    Here(Bytes),
+    /// To be read when nobody waits for the log.
+    InFile(Place),
+    /// They were never there.
+    None,
 }
 
 /// An output event, or a gap that the ledger itself stated.
@@ -79,9 +126,36 @@ impl Next {
 }
 
 impl StreamLog {
+    /// A stream whose bytes are in files.
+    pub(super) fn in_files(segments: Segments) -> Self {
+        Self {
+            bytes: Store::Files(segments),
+            ..Self::default()
+        }
+    }
+
+    /// The files, if that is where its bytes are.
+    pub(super) fn segments(&self) -> Option<&Segments> {
+        match &self.bytes {
+            Store::Files(segments) => Some(segments),
+            Store::Memory(_) => None,
+        }
+    }
+
     /// The end of what was appended.
     pub(super) fn appended(&self) -> u64 {
-        self.bytes.end()
+        match &self.bytes {
+            Store::Memory(bytes) => bytes.end(),
+            Store::Files(segments) => segments.end(),
+        }
+    }
+
+    /// Bytes have come into one of its files.
+    pub(super) fn filled(&mut self, segment: Segment) {
+        self.pending += 1;
+        if let Store::Files(segments) = &mut self.bytes {
+            segments.filled(segment);
+        }
     }
 
     /// The end of what events name.
@@ -91,13 +165,24 @@ impl StreamLog {
 
     pub(super) fn append(&mut self, bytes: Bytes) -> u64 {
         self.pending += 1;
-        self.bytes.append(bytes)
+        match &mut self.bytes {
+            Store::Memory(store) => store.append(bytes),
+            // Bytes come into files by themselves.
+            Store::Files(segments) => segments.end(),
+        }
+    }
+
+    fn holds(&self, offset: u64, length: u64) -> bool {
+        match &self.bytes {
+            Store::Memory(bytes) => offset.saturating_add(length) <= bytes.end(),
+            Store::Files(segments) => segments.holds(offset, length),
+        }
     }
 
     /// Takes an event into the stream. Retention is a step of its own.
     pub(super) fn number(&mut self, seq: u64, time: Timestamp, offset: u64, length: u64, hole: bool) {
         // Nor are there bytes to what was never appended.
-        let hole = hole || offset.saturating_add(length) > self.appended();
+        let hole = hole || !self.holds(offset, length);
         let output = Output {
             seq,
             time,
@@ -237,12 +322,19 @@ impl StreamLog {
         events.map(|output| (output.seq, output.bytes()))
     }
 
-    /// The bytes of an event; `None` if it has none (or none were appended).
-    pub(super) fn bytes_of(&mut self, output: &Output) -> Option<Bytes> {
+    /// The bytes of an event.
+    pub(super) fn bytes_of(&mut self, output: &Output, opened: &mut Opened) -> Body {
         if output.hole {
-            return None;
+            return Body::None;
         }
-        self.bytes.slice(output.offset, output.length)
+        let (offset, length) = (output.offset, output.length);
+        match &mut self.bytes {
+            Store::Memory(bytes) => bytes.slice(offset, length).map_or(Body::None, Body::Here),
+            Store::Files(segments) => {
+                let place = segments.place(offset, length, opened);
+                place.map_or(Body::None, Body::InFile)
+            }
+        }
     }
 
     /// How far a reader that has read up to `seq` is behind the end: in bytes, each event counted as some.
@@ -260,14 +352,19 @@ impl StreamLog {
 
     /// Drops what was appended and will never be named.
     pub(super) fn forget_unnumbered(&mut self) {
-        self.bytes.drop_above(self.numbered);
+        if let Store::Memory(bytes) = &mut self.bytes {
+            bytes.drop_above(self.numbered);
+        }
     }
 
     /// How many bytes and chunks are held, and how many events.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize, usize) {
         let events = self.head.len() + self.tail.len();
-        (self.bytes.held(), self.bytes.chunks(), events)
+        match &self.bytes {
+            Store::Memory(bytes) => (bytes.held(), bytes.chunks(), events),
+            Store::Files(_) => (0, 0, events),
+        }
     }
 }
 

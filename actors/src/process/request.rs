@@ -8,28 +8,29 @@ use provost_sandbox::keeper::wire::{Request, Stdin};
 use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
 
-use super::ProcessArgs;
 use crate::event::ProcessId;
 use crate::ledger::LedgerSpec;
 use crate::spec::{ProcessSpec, StdinSpec};
 
-pub(super) fn ledger_spec(args: &ProcessArgs) -> LedgerSpec {
+/// What the ledger must know of a process that was accepted.
+pub(crate) fn ledger_spec(
+    process: ProcessId,
+    session: Option<String>,
+    spec: &ProcessSpec,
+    queued_at: Timestamp,
+) -> LedgerSpec {
+    let argv = spec.argv.iter().map(|word| word.to_string_lossy().into_owned());
     LedgerSpec {
-        process: args.id,
-        session: args.session.clone(),
-        argv: args
-            .spec
-            .argv
-            .iter()
-            .map(|s| s.to_string_lossy().into_owned())
-            .collect(),
-        cwd: args.spec.cwd.to_string_lossy().into_owned(),
-        labels: args.spec.labels.clone(),
-        streams: args.spec.streams().to_vec(),
-        tree: args.spec.tree,
-        on_denial: args.spec.on_denial,
-        expects_denials: args.sandbox.policy.confined,
-        queued_at: Some(Timestamp::now()),
+        process,
+        session,
+        argv: argv.collect(),
+        cwd: spec.cwd.to_string_lossy().into_owned(),
+        labels: spec.labels.clone(),
+        streams: spec.streams().to_vec(),
+        tree: spec.tree,
+        on_denial: spec.on_denial,
+        expects_denials: spec.policy.confined,
+        queued_at: Some(queued_at),
     }
 }
 

@@ -1,0 +1,360 @@
+//! The spool: what is known of processes, on disk, so that it survives this process.
+//!
+//! ```text
+//! <process>.journal              accepted, facts in order, the record      journal.rs
+//! <process>.sealed               the same, once it has its record
+//! <process>.<stream>.<offset>    raw output                                segments.rs
+//! ballast                        room that is given back to seal records when the disk is full
+//! ```
+//!
+//! One truth: the journal. A process is taken up again by applying its facts to a new ledger, which is pure and takes
+//! its time from the facts, so that events get the numbers they had ([`Spool::load`]). Output behind the last fact, for
+//! which there was no time, becomes one more.
+//!
+//! The page cache survives the death of any process; a loss of power may take the last seconds.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::{Deserialize, Serialize};
+
+use crate::event::{ProcessId, StreamName};
+use crate::record::TerminalRecord;
+use crate::spawner::lock;
+
+mod journal;
+mod load;
+mod segments;
+mod stored;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::journal::StdinProgress;
+pub(crate) use self::journal::{Entry, Journal};
+pub use self::load::Loaded;
+pub(crate) use self::segments::{
+    Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, segment_bytes,
+};
+pub use self::stored::{Accepted, StoredSpec};
+
+/// Room that is kept for records when the disk is full, in bytes.
+const BALLAST_BYTES: i64 = 4 << 20;
+const BALLAST: &str = "ballast";
+const LIVE: &str = "journal";
+const SEALED: &str = "sealed";
+
+/// The spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the spool {path}: {why}")]
+pub struct SpoolError {
+    /// The directory, or the file.
+    pub path: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A directory, held open.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Directory {
+    fn open(&self, name: &str, flags: OFlag) -> io::Result<File> {
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        Ok(openat(self.fd.as_fd(), name, flags, mode)?.into())
+    }
+
+    fn remove(&self, name: &str) {
+        match unlinkat(self.fd.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(error) => tracing::warn!(name, %error, "cannot remove a spool file"),
+        }
+    }
+}
+
+/// The spool of one user's daemon.
+#[derive(Debug)]
+pub struct Spool {
+    directory: Arc<Directory>,
+    boot: String,
+    /// The disk was full, or broken, when something was to be written; what lives since then may not survive us.
+    degraded: AtomicBool,
+    ballast: std::sync::Mutex<bool>,
+    when_full: WhenFull,
+}
+
+/// What becomes of processes whose output finds no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// They go on; what they write is dropped and counted.
+    #[default]
+    Drop,
+    /// They are stopped by their stop rules.
+    Stop,
+}
+
+/// The processes of which there is something in the spool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Without a record.
+    pub live: Vec<ProcessId>,
+    /// With one.
+    pub sealed: Vec<ProcessId>,
+}
+
+impl Spool {
+    /// Opens a spool, which is made if it does not exist: a directory of this user's that is closed to others.
+    ///
+    /// # Errors
+    /// It cannot be made, or belongs to somebody else, or others may write to it.
+    pub fn open(path: &Path, when_full: WhenFull) -> Result<Arc<Self>, SpoolError> {
+        let error = |why: String| SpoolError {
+            path: path.display().to_string(),
+            why,
+        };
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path);
+        made.map_err(|e| error(e.to_string()))?;
+        let directory = File::options()
+            .read(true)
+            .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+            .open(path)
+            .map_err(|e| error(e.to_string()))?;
+        let meta = directory.metadata().map_err(|e| error(e.to_string()))?;
+        if meta.uid() != nix::unistd::geteuid().as_raw() || meta.permissions().mode() & 0o077 != 0 {
+            return Err(error(
+                "it must belong to this user and be closed to all others (0700)".to_owned(),
+            ));
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|e| error(format!("the boot id: {e}")))?;
+        let spool = Self {
+            directory: Arc::new(Directory {
+                path: path.to_owned(),
+                fd: directory.into(),
+            }),
+            boot: boot.trim().to_owned(),
+            degraded: AtomicBool::new(false),
+            ballast: std::sync::Mutex::new(false),
+            when_full,
+        };
+        spool.take_ballast();
+        Ok(Arc::new(spool))
+    }
+
+    /// This boot of the machine.
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    pub(crate) fn when_full(&self) -> WhenFull {
+        self.when_full
+    }
+
+    /// Something could not be written since the last time there was room.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether there is room again; to be called now and then.
+    pub fn recover_room(&self) {
+        if self.take_ballast() {
+            self.degraded.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps room for records. False if there is none.
+    fn take_ballast(&self) -> bool {
+        let mut held = lock(&self.ballast);
+        if *held {
+            return true;
+        }
+        let taken = self
+            .directory
+            .open(BALLAST, OFlag::O_WRONLY | OFlag::O_CREAT)
+            .and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?));
+        match taken {
+            Ok(()) => *held = true,
+            Err(error) => {
+                tracing::warn!(%error, "no room is kept for records: the disk is full");
+                self.directory.remove(BALLAST);
+            }
+        }
+        *held
+    }
+
+    /// Begins the journal of a process.
+    ///
+    /// # Errors
+    /// The disk is full or broken. Nothing stays.
+    pub(crate) fn begin(self: &Arc<Self>, accepted: Accepted) -> io::Result<ProcessSpool> {
+        let process = accepted.process;
+        let name = journal_name(process, LIVE);
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let begun = self.directory.open(&name, flags).and_then(|file| {
+            let mut journal = Journal::new(file, 0)?;
+            let time = accepted.queued_at;
+            journal.append(time, &Entry::Accepted(Box::new(accepted)))?;
+            Ok(journal)
+        });
+        match begun {
+            Ok(journal) => Ok(ProcessSpool {
+                spool: Arc::clone(self),
+                process,
+                journal,
+            }),
+            Err(error) => {
+                self.directory.remove(&name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Which processes there are.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn find(&self) -> io::Result<Found> {
+        let mut found = Found::default();
+        for entry in std::fs::read_dir(&self.directory.path)? {
+            let name = entry?.file_name();
+            let Some((id, kind)) = name.to_str().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            let Ok(process) = id.parse::<ProcessId>() else {
+                continue;
+            };
+            match kind {
+                LIVE => found.live.push(process),
+                SEALED => found.sealed.push(process),
+                _ => {}
+            }
+        }
+        found.live.sort_unstable();
+        found.sealed.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes everything there is of these processes.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn remove(&self, processes: &HashSet<ProcessId>) -> io::Result<()> {
+        self.remove_if(|process| processes.contains(&process))
+    }
+
+    /// Removes output that belongs to no journal: what a removal left that was interrupted.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn remove_orphans(&self, found: &Found) -> io::Result<()> {
+        let known: HashSet<_> = found.live.iter().chain(&found.sealed).copied().collect();
+        self.remove_if(|process| !known.contains(&process))
+    }
+
+    fn remove_if(&self, remove: impl Fn(ProcessId) -> bool) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.directory.path)? {
+            let name = entry?.file_name();
+            let process = name.to_str().and_then(|name| name.split_once('.'));
+            let process = process.and_then(|(id, _)| id.parse().ok());
+            if let (Some(name), Some(process)) = (name.to_str(), process)
+                && remove(process)
+            {
+                self.directory.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something could not be written.
+    pub(crate) fn is_full(&self, error: &io::Error) {
+        if !self.degraded.swap(true, Ordering::Relaxed) {
+            tracing::error!(path = %self.directory.path.display(), %error, "the spool cannot be written");
+        }
+    }
+
+    /// Room for what must be written all the same.
+    fn give_ballast(&self, error: &io::Error) {
+        self.is_full(error);
+        if std::mem::take(&mut *lock(&self.ballast)) {
+            self.directory.remove(BALLAST);
+        }
+    }
+
+    /// The files of a process that has none yet.
+    pub(crate) fn segments(&self, process: ProcessId) -> [Segments; 3] {
+        self.stream_files(process)
+            .map(|files| Segments::new(files, Vec::new()))
+    }
+
+    fn stream_files(&self, process: ProcessId) -> [StreamFiles; 3] {
+        StreamName::ALL.map(|stream| StreamFiles {
+            directory: Arc::clone(&self.directory),
+            process,
+            stream,
+        })
+    }
+}
+
+fn journal_name(process: ProcessId, kind: &str) -> String {
+    format!("{process}.{kind}")
+}
+
+/// The spool of one process that has no record yet.
+#[derive(Debug)]
+pub(crate) struct ProcessSpool {
+    spool: Arc<Spool>,
+    process: ProcessId,
+    journal: Journal,
+}
+
+impl ProcessSpool {
+    /// The whole spool.
+    pub(crate) fn spool(&self) -> Arc<Spool> {
+        Arc::clone(&self.spool)
+    }
+
+    /// Writes an entry down. Where there is no room even then, it is not written, and the spool says that it is degraded:
+    /// the process goes on.
+    pub(crate) fn write(&mut self, time: Timestamp, entry: &Entry) {
+        let Err(error) = self.journal.append(time, entry) else {
+            return;
+        };
+        self.spool.give_ballast(&error);
+        if let Err(error) = self.journal.append(time, entry) {
+            tracing::error!(process = %self.process, %error, "the journal cannot be written");
+        }
+    }
+
+    /// Writes the record down: the journal is complete.
+    pub(crate) fn seal(&mut self, time: Timestamp, record: &TerminalRecord) {
+        self.write(time, &Entry::Sealed(Box::new(record.clone())));
+        let directory = self.spool.directory.fd.as_fd();
+        let (from, to) = (
+            journal_name(self.process, LIVE),
+            journal_name(self.process, SEALED),
+        );
+        if let Err(error) = renameat(directory, from.as_str(), directory, to.as_str()) {
+            // It is found, and found complete, all the same.
+            tracing::warn!(process = %self.process, %error, "cannot rename a journal");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! One process's journal: what was accepted, and every fact in the order in which the ledger took it.
+//!
+//! ```text
+//! length u32 | crc32 u32 | kind u8 | time i64 (ns since 1970) | body        little endian, one after the other
+//! ```
+//!
+//! A frame is written with one `write(2)` to the page cache before its event becomes visible to anybody, so it survives
+//! the death of this process, though not a loss of power. A frame that was torn (a full disk, a crash of the machine)
+//! is the end of the journal: it and what follows is cut off when it is opened again.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::stored::Accepted;
+use crate::event::StreamName;
+use crate::ledger::Fact;
+use crate::record::TerminalRecord;
+
+/// What stands before a frame's kind.
+const HEAD_BYTES: usize = 8;
+/// Kind and time.
+const PREFIX_BYTES: usize = 9;
+/// The longest frame: a spec's argv and env together are bounded by the kernel's 2 MiB, and JSON makes them longer.
+const FRAME_BYTES_MAX: usize = 64 << 20;
+
+/// What a frame says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Entry {
+    /// The first: what is to run.
+    Accepted(Box<Accepted>),
+    /// A fact, as the ledger took it.
+    Fact(Fact),
+    /// The record: the last.
+    Sealed(Box<TerminalRecord>),
+    /// Standard input: how far it was written for sure, and how far perhaps.
+    Stdin(StdinProgress),
+}
+
+/// How far standard input was written, in bytes from its beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StdinProgress {
+    /// Everything below was handed to the command.
+    pub written: u64,
+    /// What lies between that and this was about to be.
+    pub intended: u64,
+}
+
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Kind {
+    Accepted = 1,
+    Fact = 2,
+    Output = 3,
+    Sealed = 4,
+    Stdin = 5,
+}
+
+/// A journal that is written.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    /// The end of the last whole frame.
+    length: u64,
+    frame: Vec<u8>,
+}
+
+impl Journal {
+    /// Goes on with a journal whose whole frames take so many bytes; what follows them is cut off.
+    ///
+    /// # Errors
+    /// It cannot be cut off.
+    pub(crate) fn new(file: File, length: u64) -> io::Result<Self> {
+        if file.metadata()?.len() > length {
+            file.set_len(length)?;
+        }
+        Ok(Self {
+            file,
+            length,
+            frame: Vec::new(),
+        })
+    }
+
+    /// Writes an entry. If that fails nothing of it stays.
+    ///
+    /// # Errors
+    /// The disk is full, or broken.
+    pub(crate) fn append(&mut self, time: Timestamp, entry: &Entry) -> io::Result<()> {
+        self.frame.clear();
+        self.frame.resize(HEAD_BYTES, 0);
+        encode(&mut self.frame, time, entry)?;
+        let body = &self.frame[HEAD_BYTES..];
+        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+        let checksum = crc32fast::hash(body);
+        self.frame[..4].copy_from_slice(&length.to_le_bytes());
+        self.frame[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        match self.file.write_all_at(&self.frame, self.length) {
+            Ok(()) => {
+                self.length += self.frame.len() as u64;
+                // One large frame, the first, must not be held for ever.
+                if self.frame.capacity() > 4096 {
+                    self.frame = Vec::new();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.file.set_len(self.length);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn encode(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()> {
+    let (kind, json) = match entry {
+        Entry::Accepted(accepted) => (Kind::Accepted, serde_json::to_vec(accepted)),
+        Entry::Fact(Fact::Output {
+            stream,
+            offset,
+            length,
+        }) => {
+            // What there may be millions of.
+            prefix(frame, Kind::Output, time);
+            frame.push(stream.index() as u8);
+            frame.extend(offset.to_le_bytes());
+            frame.extend(length.to_le_bytes());
+            return Ok(());
+        }
+        Entry::Fact(fact) => (Kind::Fact, serde_json::to_vec(fact)),
+        Entry::Sealed(record) => (Kind::Sealed, serde_json::to_vec(record)),
+        Entry::Stdin(progress) => {
+            prefix(frame, Kind::Stdin, time);
+            frame.extend(progress.written.to_le_bytes());
+            frame.extend(progress.intended.to_le_bytes());
+            return Ok(());
+        }
+    };
+    prefix(frame, kind, time);
+    frame.write_all(&json?)
+}
+
+fn prefix(frame: &mut Vec<u8>, kind: Kind, time: Timestamp) {
+    frame.push(kind as u8);
+    // Until the year 2262.
+    let nanos = i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX);
+    frame.extend(nanos.to_le_bytes());
+}
+
+/// Reads the whole frames of a journal in order, and says how many bytes they take.
+///
+/// # Errors
+/// What `take` says.
+pub(crate) fn read<E>(
+    journal: &[u8],
+    mut take: impl FnMut(Timestamp, Entry) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut rest = journal;
+    while let Some((body, after)) = next_frame(rest) {
+        let Some((time, entry)) = decode(body) else { break };
+        take(time, entry)?;
+        rest = after;
+    }
+    Ok((journal.len() - rest.len()) as u64)
+}
+
+fn next_frame(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let (checksum, rest) = rest.split_first_chunk::<4>()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    if !(PREFIX_BYTES..=FRAME_BYTES_MAX).contains(&length) {
+        return None;
+    }
+    let (body, rest) = rest.split_at_checked(length)?;
+    (crc32fast::hash(body) == u32::from_le_bytes(*checksum)).then_some((body, rest))
+}
+
+fn decode(body: &[u8]) -> Option<(Timestamp, Entry)> {
+    let (kind, body) = body.split_first()?;
+    let (nanos, body) = body.split_first_chunk::<8>()?;
+    let time = Timestamp::from_nanosecond(i64::from_le_bytes(*nanos).into()).ok()?;
+    let entry = match *kind {
+        kind if kind == Kind::Accepted as u8 => Entry::Accepted(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Fact as u8 => Entry::Fact(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Sealed as u8 => Entry::Sealed(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Output as u8 => {
+            let (stream, body) = body.split_first()?;
+            let [offset, length] = two_words(body)?;
+            Entry::Fact(Fact::Output {
+                stream: *StreamName::ALL.get(usize::from(*stream))?,
+                offset,
+                length,
+            })
+        }
+        kind if kind == Kind::Stdin as u8 => {
+            let [written, intended] = two_words(body)?;
+            Entry::Stdin(StdinProgress { written, intended })
+        }
+        _ => return None,
+    };
+    Some((time, entry))
+}
+
+fn two_words(body: &[u8]) -> Option<[u64; 2]> {
+    let (first, body) = body.split_first_chunk::<8>()?;
+    let (second, body) = body.split_first_chunk::<8>()?;
+    body.is_empty()
+        .then(|| [u64::from_le_bytes(*first), u64::from_le_bytes(*second)])
+}

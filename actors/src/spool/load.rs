@@ -1,0 +1,195 @@
+//! A process as its journal tells it.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use nix::fcntl::OFlag;
+
+use super::journal::{self, Entry, Journal, StdinProgress};
+use super::segments::{Segment, Segments, StreamFiles};
+use super::{Accepted, LIVE, ProcessSpool, SEALED, Spool, SpoolError, journal_name};
+use crate::event::{ProcessId, StreamName};
+use crate::ledger::{Effect, Fact, Ledger};
+use crate::log::Log;
+use crate::process::ledger_spec;
+use crate::record::TerminalRecord;
+
+/// A process as it was when its journal was last written.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What was accepted.
+    pub accepted: Accepted,
+    /// Its events and output.
+    pub log: Arc<Log>,
+    /// Its record, if it has one.
+    pub record: Option<Arc<TerminalRecord>>,
+    /// How far its standard input was written.
+    pub stdin: StdinProgress,
+    pub(crate) ledger: Ledger,
+    /// For going on.
+    pub(crate) journal: ProcessSpool,
+    /// Output of which no fact tells yet.
+    pub(crate) untold: Vec<Fact>,
+}
+
+impl Spool {
+    /// Reads what there is of a process. Output that came last and that nobody was told of is not in its log yet.
+    ///
+    /// # Errors
+    /// There is no journal of it, or its beginning cannot be read.
+    pub fn load(self: &Arc<Self>, process: ProcessId) -> Result<Loaded, SpoolError> {
+        let mut name = journal_name(process, LIVE);
+        let opened = self.directory.open(&name, OFlag::O_RDWR).or_else(|_| {
+            name = journal_name(process, SEALED);
+            self.directory.open(&name, OFlag::O_RDWR)
+        });
+        let path = || self.directory.path.join(&name).display().to_string();
+        let error = |why: String| SpoolError { path: path(), why };
+        let mut file = opened.map_err(|e| error(e.to_string()))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| error(e.to_string()))?;
+        let mut replay = Replay {
+            files: self.stream_files(process),
+            known: Default::default(),
+            begun: None,
+            record: None,
+            stdin: StdinProgress::default(),
+        };
+        let length = journal::read(&bytes, |time, entry| replay.take(time, entry)).map_err(error)?;
+        if length < bytes.len() as u64 {
+            tracing::warn!(%process, cut = bytes.len() as u64 - length, "the end of a journal was torn");
+        }
+        drop(bytes);
+        replay.finish(self, file, length).map_err(error)
+    }
+}
+
+struct Replay {
+    files: [StreamFiles; 3],
+    known: [Vec<Segment>; 3],
+    begun: Option<(Accepted, Ledger, Vec<Effect>)>,
+    record: Option<(Timestamp, TerminalRecord)>,
+    stdin: StdinProgress,
+}
+
+impl Replay {
+    fn take(&mut self, time: Timestamp, entry: Entry) -> Result<(), String> {
+        match (&mut self.begun, entry) {
+            (None, Entry::Accepted(accepted)) => {
+                let (session, spec) = (accepted.session.clone(), accepted.spec.restore());
+                let spec = ledger_spec(accepted.process, session, &spec, accepted.queued_at);
+                let ledger = Ledger::new(spec);
+                self.begun = Some((*accepted, ledger, Vec::new()));
+            }
+            (None, _) => return Err("it does not begin as a journal does".to_owned()),
+            (Some(_), Entry::Accepted(_)) => return Err("it begins twice".to_owned()),
+            (Some((_, ledger, effects)), Entry::Fact(fact)) => {
+                if let Fact::Output { stream, offset, .. } = fact {
+                    look_for(
+                        &self.files[stream.index()],
+                        &mut self.known[stream.index()],
+                        offset,
+                    );
+                }
+                let told = ledger.apply(fact, time).into_iter();
+                effects.extend(told.filter(Effect::is_of_the_log));
+            }
+            (Some(_), Entry::Sealed(record)) => self.record = Some((time, *record)),
+            (Some(_), Entry::Stdin(progress)) => self.stdin = progress,
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, spool: &Arc<Spool>, file: File, length: u64) -> Result<Loaded, String> {
+        let (accepted, ledger, effects) = self.begun.take().ok_or("it is empty")?;
+        let process = accepted.process;
+        let mut untold = Vec::new();
+        for stream in StreamName::ALL {
+            let (files, known) = (&self.files[stream.index()], &mut self.known[stream.index()]);
+            let stated = ledger.stated(stream);
+            look_behind(files, known, stated);
+            untold.extend(
+                known
+                    .iter()
+                    .filter(|segment| segment.end > stated)
+                    .map(|segment| {
+                        let offset = segment.start.max(stated);
+                        Fact::Output {
+                            stream,
+                            offset,
+                            length: segment.end - offset,
+                        }
+                    }),
+            );
+        }
+        let [stdout, stderr, pty] = self.files;
+        let [in_stdout, in_stderr, in_pty] = self.known;
+        let segments = [
+            Segments::new(stdout, in_stdout),
+            Segments::new(stderr, in_stderr),
+            Segments::new(pty, in_pty),
+        ];
+        let limits = accepted.spec.restore().retention;
+        let log = Arc::new(Log::in_files(process, limits, segments));
+        let journal = Journal::new(file, length).map_err(|error| error.to_string())?;
+        let mut journal = ProcessSpool {
+            spool: Arc::clone(spool),
+            process,
+            journal,
+        };
+        let was = self.record.take();
+        let mut record = None;
+        for effect in effects {
+            match (effect, &was) {
+                (Effect::Append(draft), _) => log.append_event(draft),
+                (Effect::Seal { .. }, Some((time, was))) => {
+                    record = Some(log.seal_as_was(*time, was.clone()));
+                }
+                // Everything was known, and there was no time to say so.
+                (Effect::Seal { time, record: made }, None) => {
+                    let seal = |made: &TerminalRecord| journal.seal(time, made);
+                    record = Some(log.seal_after(time, *made, seal));
+                }
+                _ => {}
+            }
+        }
+        Ok(Loaded {
+            accepted,
+            log,
+            record,
+            stdin: self.stdin,
+            ledger,
+            journal,
+            untold,
+        })
+    }
+}
+
+/// Takes the file that begins at this offset into account, if there is one and it is not known.
+fn look_for(files: &StreamFiles, known: &mut Vec<Segment>, offset: u64) -> bool {
+    if known.last().is_some_and(|last| offset < last.end) {
+        return false;
+    }
+    let length = files.open(offset).and_then(|file| Ok(file.metadata()?.len()));
+    match length {
+        Ok(length @ 1..) => {
+            known.push(Segment {
+                start: offset,
+                end: offset + length,
+            });
+            true
+        }
+        // Retention dropped it, or it lies in one that was dropped.
+        _ => false,
+    }
+}
+
+/// Files that were begun after the last fact.
+fn look_behind(files: &StreamFiles, known: &mut Vec<Segment>, stated: u64) {
+    let mut end = known.last().map_or(0, |last| last.end).max(stated);
+    while look_for(files, known, end) {
+        end = known.last().map_or(end, |last| last.end);
+    }
+}
