@@ -303,7 +303,7 @@ fn i3_retention_drops_whole_files_and_readers_are_told_of_the_gap() {
     let again = events(&loaded.log);
     assert_eq!(
         again.last().map(|event| event.seq),
-        Some(before.last().expect("one").seq + 5)
+        Some(before.last().expect("one").seq + 4)
     );
     let tail = |events: &[Event]| match &events
         .iter()
