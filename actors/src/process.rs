@@ -148,7 +148,7 @@ pub(crate) struct ProcessArgs {
     /// When it was accepted.
     pub(crate) queued_at: Timestamp,
     /// Where what is known of it is kept on disk, if it is.
-    pub(crate) spool: Option<ProcessSpool>,
+    pub(crate) spool: Option<Arc<ProcessSpool>>,
     /// What was allowed to every process of the session.
     pub(crate) session_grants: Grants,
     /// Where its proxy will be, if it has one.
@@ -279,9 +279,9 @@ impl Actor for ProcessActor {
 
 impl ProcessArgs {
     /// Takes a fact to the ledger: first it is written down, so that nobody sees what a crash could make undone.
-    fn take(&mut self, ledger: &mut Ledger, fact: Fact) -> Vec<Effect> {
+    fn take(&self, ledger: &mut Ledger, fact: Fact) -> Vec<Effect> {
         let now = Timestamp::now();
-        let Some(spool) = self.spool.as_mut().filter(|_| !ledger.is_sealed()) else {
+        let Some(spool) = self.spool.as_ref().filter(|_| !ledger.is_sealed()) else {
             return ledger.apply(fact, now);
         };
         let entry = Entry::Fact(fact);
@@ -326,10 +326,10 @@ impl ProcessState {
         }
     }
 
-    fn seal(&mut self, time: Timestamp, record: TerminalRecord) {
+    fn seal(&self, time: Timestamp, record: TerminalRecord) {
         // First: to whoever sees the record, nothing can be written any more.
         self.args.stdin.close();
-        let spool = &mut self.args.spool;
+        let spool = &self.args.spool;
         self.args.log.seal_after(time, record, |record| {
             if let Some(spool) = spool {
                 spool.seal(time, record);
@@ -468,7 +468,7 @@ impl ProcessState {
                 pipe: fd,
                 log: self.args.log.clone(),
                 process: myself.clone(),
-                spool: self.args.spool.as_ref().map(ProcessSpool::spool),
+                spool: self.args.spool.as_ref().map(|spool| spool.spool()),
                 relay: None,
             };
             let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;

@@ -19,8 +19,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -94,7 +94,7 @@ pub struct Spool {
     boot: String,
     /// The disk was full, or broken, when something was to be written; what lives since then may not survive us.
     degraded: AtomicBool,
-    ballast: std::sync::Mutex<bool>,
+    ballast: Mutex<bool>,
     when_full: WhenFull,
 }
 
@@ -153,7 +153,7 @@ impl Spool {
             }),
             boot: boot.trim().to_owned(),
             degraded: AtomicBool::new(false),
-            ballast: std::sync::Mutex::new(false),
+            ballast: Mutex::new(false),
             when_full,
         };
         spool.take_ballast();
@@ -205,7 +205,7 @@ impl Spool {
     ///
     /// # Errors
     /// The disk is full or broken. Nothing stays.
-    pub(crate) fn begin(self: &Arc<Self>, accepted: Accepted) -> io::Result<ProcessSpool> {
+    pub(crate) fn begin(self: &Arc<Self>, accepted: Accepted) -> io::Result<Arc<ProcessSpool>> {
         let process = accepted.process;
         let name = journal_name(process, LIVE);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -216,11 +216,7 @@ impl Spool {
             Ok(journal)
         });
         match begun {
-            Ok(journal) => Ok(ProcessSpool {
-                spool: Arc::clone(self),
-                process,
-                journal,
-            }),
+            Ok(journal) => Ok(ProcessSpool::new(self, process, journal)),
             Err(error) => {
                 self.directory.remove(&name);
                 Err(error)
@@ -318,15 +314,24 @@ fn journal_name(process: ProcessId, kind: &str) -> String {
     format!("{process}.{kind}")
 }
 
-/// The spool of one process that has no record yet.
+/// The spool of one process that has no record yet. Its actor writes facts; whoever writes to its standard input, how far
+/// that came.
 #[derive(Debug)]
 pub(crate) struct ProcessSpool {
     spool: Arc<Spool>,
     process: ProcessId,
-    journal: Journal,
+    journal: Mutex<Journal>,
 }
 
 impl ProcessSpool {
+    fn new(spool: &Arc<Spool>, process: ProcessId, journal: Journal) -> Arc<Self> {
+        Arc::new(Self {
+            spool: Arc::clone(spool),
+            process,
+            journal: Mutex::new(journal),
+        })
+    }
+
     /// The whole spool.
     pub(crate) fn spool(&self) -> Arc<Spool> {
         Arc::clone(&self.spool)
@@ -334,18 +339,19 @@ impl ProcessSpool {
 
     /// Writes an entry down. Where there is no room even then, it is not written, and the spool says that it is degraded:
     /// the process goes on.
-    pub(crate) fn write(&mut self, time: Timestamp, entry: &Entry) {
-        let Err(error) = self.journal.append(time, entry) else {
+    pub(crate) fn write(&self, time: Timestamp, entry: &Entry) {
+        let mut journal = lock(&self.journal);
+        let Err(error) = journal.append(time, entry) else {
             return;
         };
         self.spool.give_ballast(&error);
-        if let Err(error) = self.journal.append(time, entry) {
+        if let Err(error) = journal.append(time, entry) {
             tracing::error!(process = %self.process, %error, "the journal cannot be written");
         }
     }
 
     /// Writes the record down: the journal is complete.
-    pub(crate) fn seal(&mut self, time: Timestamp, record: &TerminalRecord) {
+    pub(crate) fn seal(&self, time: Timestamp, record: &TerminalRecord) {
         self.write(time, &Entry::Sealed(Box::new(record.clone())));
         let directory = self.spool.directory.fd.as_fd();
         let (from, to) = (

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use jiff::Timestamp;
 use nix::sys::termios::{self, LocalFlags, SpecialCharacterIndices};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use tokio::net::unix::pipe;
@@ -10,15 +11,30 @@ use tokio::sync::watch;
 
 use crate::spawner::lock;
 use crate::spec::{ProcessSpec, StdinSpec, TerminalSize};
+use crate::spool::{Entry, ProcessSpool, StdinProgress};
+
+/// What is written at once where it is written down.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The command's stdin, shared between its actor (which opens and closes it) and its handles (which write).
 #[derive(Debug)]
 pub(crate) struct StdinPort {
     state: watch::Sender<Stage>,
-    /// Held while something is written: the last byte that was.
-    writer: tokio::sync::Mutex<Option<u8>>,
+    /// Held while something is written.
+    writer: tokio::sync::Mutex<Written>,
+    /// Where it is written down how far that came.
+    spool: Option<Arc<ProcessSpool>>,
     pipe: Mutex<Option<Arc<pipe::Sender>>>,
     terminal: bool,
+}
+
+/// What was written.
+#[derive(Debug, Default)]
+struct Written {
+    /// The last byte.
+    last: Option<u8>,
+    /// How many.
+    bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -32,7 +48,11 @@ enum Stage {
 
 impl StdinPort {
     /// Not open yet; never, if the process has neither a stdin pipe nor a terminal.
-    pub(crate) fn new(spec: &ProcessSpec) -> Self {
+    pub(crate) fn new(
+        spec: &ProcessSpec,
+        spool: Option<Arc<ProcessSpool>>,
+        progress: StdinProgress,
+    ) -> Self {
         let terminal = spec.terminal.is_some();
         let stage = match spec.stdin {
             StdinSpec::Pipe => Stage::Waiting,
@@ -41,7 +61,12 @@ impl StdinPort {
         };
         Self {
             state: watch::Sender::new(stage),
-            writer: tokio::sync::Mutex::new(None),
+            writer: tokio::sync::Mutex::new(Written {
+                last: None,
+                // What was about to be written when we died may have been.
+                bytes: progress.intended.max(progress.written),
+            }),
+            spool,
             pipe: Mutex::new(None),
             terminal,
         }
@@ -98,14 +123,31 @@ impl StdinPort {
         if matches!(*self.state.borrow(), Stage::Ending | Stage::Closed) {
             return Err(closed());
         }
-        let mut last = self.writer.lock().await;
+        let mut written = self.writer.lock().await;
         let stage = self.stage(|stage| stage != Stage::Waiting).await?;
         if stage != Stage::Open {
             return Err(closed());
         }
         let pipe = lock(&self.pipe).clone().ok_or_else(closed)?;
-        self.write_to(&pipe, bytes).await?;
-        *last = bytes.last().copied().or(*last);
+        let Some(spool) = &self.spool else {
+            self.write_to(&pipe, bytes).await?;
+            written.last = bytes.last().copied().or(written.last);
+            return Ok(());
+        };
+        // What is about to be written is written down before, and that it was, after: what lies between is uncertain, and
+        // only that.
+        for piece in bytes.chunks(PIECE_BYTES) {
+            let intended = written.bytes + piece.len() as u64;
+            let note = |written: u64| {
+                let progress = StdinProgress { written, intended };
+                spool.write(Timestamp::now(), &Entry::Stdin(progress));
+            };
+            note(written.bytes);
+            self.write_to(&pipe, piece).await?;
+            written.bytes = intended;
+            written.last = piece.last().copied();
+            note(intended);
+        }
         Ok(())
     }
 
@@ -137,7 +179,7 @@ impl StdinPort {
         ) {
             return;
         }
-        let last = self.writer.lock().await;
+        let written = self.writer.lock().await;
         let Some(master) = lock(&self.pipe).clone() else {
             return;
         };
@@ -149,7 +191,9 @@ impl StdinPort {
         }
         let end = modes.control_chars[SpecialCharacterIndices::VEOF as usize];
         // In a line that was begun the first one only hands that over.
-        let begun = last.is_some_and(|last| ![b'\n', b'\r', end].contains(&last));
+        let begun = written
+            .last
+            .is_some_and(|last| ![b'\n', b'\r', end].contains(&last));
         let typed = [end, end];
         let _ = self.write_to(&master, &typed[usize::from(!begun)..]).await;
     }

@@ -29,7 +29,7 @@ pub struct Loaded {
     pub stdin: StdinProgress,
     pub(crate) ledger: Ledger,
     /// For going on.
-    pub(crate) journal: ProcessSpool,
+    pub(crate) journal: Arc<ProcessSpool>,
     /// Output of which no fact tells yet.
     pub(crate) untold: Vec<Fact>,
 }
@@ -134,11 +134,7 @@ impl Replay {
         let limits = accepted.spec.restore().retention;
         let log = Arc::new(Log::in_files(process, limits, segments));
         let journal = Journal::new(file, length).map_err(|error| error.to_string())?;
-        let mut journal = ProcessSpool {
-            spool: Arc::clone(spool),
-            process,
-            journal,
-        };
+        let journal = ProcessSpool::new(spool, process, journal);
         let was = self.record.take();
         let mut record = None;
         for effect in effects {

@@ -40,7 +40,7 @@ fn accepted(spool: &Spool) -> Accepted {
 
 /// A process actor's part: facts are written down, then taken.
 struct Process {
-    spool: ProcessSpool,
+    spool: Arc<ProcessSpool>,
     ledger: Ledger,
     log: Arc<Log>,
     writer: SegmentWriter,
@@ -81,7 +81,7 @@ impl Process {
             match effect {
                 Effect::Append(draft) => self.log.append_event(draft),
                 Effect::Seal { time, record } => {
-                    let spool = &mut self.spool;
+                    let spool = &self.spool;
                     self.log
                         .seal_after(time, *record, |record| spool.seal(time, record));
                 }
