@@ -139,7 +139,7 @@ pub(crate) fn signal_name(number: i32) -> String {
     }
 }
 
-fn usage_of(usage: TreeUsage) -> Usage {
+pub(crate) fn usage_of(usage: TreeUsage) -> Usage {
     Usage {
         user_ms: usage.user_us / 1000,
         system_ms: usage.system_us / 1000,

@@ -229,6 +229,11 @@ impl Ledger {
         self.started.is_some()
     }
 
+    /// When the command was started.
+    pub(crate) fn started_at(&self) -> Option<Timestamp> {
+        self.started.as_ref().map(|start| start.at)
+    }
+
     /// The record is sealed; nothing changes any more.
     pub fn is_sealed(&self) -> bool {
         self.sealed

@@ -29,6 +29,7 @@ mod audit;
 mod denial;
 mod exit;
 mod head_start;
+mod keeping;
 mod process;
 mod proxy;
 mod readiness;
@@ -42,6 +43,7 @@ mod testing;
 mod workers;
 
 pub use head_start::Expected;
+pub use keeping::{Keeping, KeepingError};
 pub use process::ProcessCommand;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

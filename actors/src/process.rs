@@ -13,14 +13,17 @@
 mod ending;
 mod limits;
 mod request;
+mod resume;
 
 pub(crate) use self::request::{ledger_spec, spawn_request};
+pub(crate) use self::resume::{Resumed, Unkept};
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
@@ -36,7 +39,7 @@ use self::request::spawn_error;
 use crate::approval::Verdict;
 use crate::audit::AuditMsg;
 use crate::denial::{Answered, DenialActor, DenialArgs, DenialMsg};
-use crate::event::ProcessId;
+use crate::event::{ProcessId, StreamName};
 use crate::exit::{ExitActor, ExitMsg};
 use crate::ledger::{Effect, Fact, Ledger, StopCause};
 use crate::log::Log;
@@ -66,6 +69,8 @@ pub(crate) enum ProcessMsg {
     SpawnerLost(String),
     /// A timer of this actor's own.
     Timer(Timer),
+    /// It was accepted by an earlier daemon: what there is of it.
+    Resume(Box<Resumed>),
     /// What it has written to disks by now, and how long it took to find out.
     Written { bytes: u64, took: Duration },
 }
@@ -153,12 +158,14 @@ pub(crate) struct ProcessArgs {
     pub(crate) session_grants: Grants,
     /// Where its proxy will be, if it has one.
     pub(crate) proxy: Option<ProxyPort>,
+    /// It was accepted by an earlier daemon.
+    pub(crate) resumed: Option<Box<Resumed>>,
 }
 
 pub(crate) struct ProcessState {
     args: ProcessArgs,
     ledger: Ledger,
-    streams: Vec<ActorRef<StreamMsg>>,
+    streams: Vec<(StreamName, ActorRef<StreamMsg>)>,
     exit: Option<ActorRef<ExitMsg>>,
     denials: Option<ActorRef<DenialMsg>>,
     timers: Vec<JoinHandle<()>>,
@@ -215,15 +222,21 @@ impl Actor for ProcessActor {
     async fn pre_start(
         &self,
         myself: ActorRef<ProcessMsg>,
-        args: ProcessArgs,
+        mut args: ProcessArgs,
     ) -> Result<ProcessState, ActorProcessingErr> {
         let id = *args.id.as_uuid();
-        let ledger = Ledger::new(ledger_spec(
-            args.id,
-            args.session.clone(),
-            &args.spec,
-            args.queued_at,
-        ));
+        let ledger = match args.resumed.take() {
+            Some(resumed) => {
+                let ledger = resumed.ledger.clone();
+                // Before anything that is routed to it.
+                myself.send_message(ProcessMsg::Resume(resumed))?;
+                ledger
+            }
+            None => {
+                let session = args.session.clone();
+                Ledger::new(ledger_spec(args.id, session, &args.spec, args.queued_at))
+            }
+        };
         args.link.add_route(id, myself.clone());
         let mut state = ProcessState {
             args,
@@ -255,6 +268,7 @@ impl Actor for ProcessActor {
             ProcessMsg::Notice(notice, fds) => state.notice(&myself, notice, fds).await?,
             ProcessMsg::Command(command) => state.command(&myself, command),
             ProcessMsg::Timer(timer) => state.timer(&myself, timer),
+            ProcessMsg::Resume(resumed) => state.resume(&myself, *resumed).await?,
             ProcessMsg::Written { bytes, took } => state.written(&myself, bytes, took),
             ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
         }
@@ -300,8 +314,13 @@ impl ProcessState {
             self.last_output = Instant::now();
         }
         let tree_ended = matches!(fact, Fact::TreeEmpty { .. } | Fact::SpawnerLost { .. });
+        let closes = matches!(fact, Fact::StreamClosed { .. } | Fact::DenialsDrained { .. });
+        let closes = (closes && self.args.spool.is_some()).then(|| fact.clone());
         for effect in self.args.take(&mut self.ledger, fact) {
             self.perform(myself, effect);
+        }
+        if let Some(closed) = closes {
+            self.release_closed(&closed);
         }
         if tree_ended && let Some(denials) = &self.denials {
             let _ = denials.send_message(DenialMsg::TreeEnded);
@@ -315,7 +334,7 @@ impl ProcessState {
             Effect::KillTree => self.kill_tree(myself),
             Effect::ArmDrain => self.arm(myself, self.args.spec.drain, Timer::Drain),
             Effect::AbandonStreams => {
-                for stream in &self.streams {
+                for (_, stream) in &self.streams {
                     let _ = stream.send_message(StreamMsg::Abandon);
                 }
             }
@@ -335,6 +354,9 @@ impl ProcessState {
                 spool.seal(time, record);
             }
         });
+        if self.args.spool.is_some() {
+            self.args.link.forget(*self.args.id.as_uuid());
+        }
     }
 
     async fn notice(
@@ -414,7 +436,18 @@ impl ProcessState {
         if self.refused.is_some() {
             return Ok(()); // it came too late; its tree is being killed
         }
-        let streams = self.args.spec.streams();
+        self.started_with(myself, started, true, fds).await
+    }
+
+    /// What comes with its descriptors: without its output where that is not kept any more.
+    async fn started_with(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        started: Started,
+        output: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ActorProcessingErr> {
+        let streams = if output { self.args.spec.streams() } else { &[] };
         let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
         if fds.len() < 1 + streams.len() + others {
             // The kernel leaves out descriptors for which there is no room.
@@ -445,7 +478,7 @@ impl ProcessState {
             },
         );
         let cell = myself.get_cell();
-        if self.args.sandbox.policy.confined {
+        if self.args.sandbox.policy.confined && !self.ledger.is_drained() {
             let args = DenialArgs {
                 process_id: started.process,
                 process: myself.clone(),
@@ -463,28 +496,37 @@ impl ProcessState {
             self.denials = Some(denials);
         }
         for (&stream, fd) in streams.iter().zip(outputs) {
+            if self.ledger.is_closed(stream) {
+                continue;
+            }
             let args = StreamArgs {
                 stream,
                 pipe: fd,
                 log: self.args.log.clone(),
                 process: myself.clone(),
                 spool: self.args.spool.as_ref().map(|spool| spool.spool()),
-                relay: None,
+                relay: self.relay(stream)?,
             };
             let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;
-            self.streams.push(actor);
+            self.streams.push((stream, actor));
         }
         let args = (pidfd, myself.clone());
         let (exit, _) = ExitActor::spawn_linked(None, ExitActor, args, cell).await?;
         self.exit = Some(exit);
-        if let Some(timeout) = self.args.spec.timeout {
-            self.arm(myself, timeout, Timer::Timeout);
-        }
+        self.arm_timeout(myself);
         if let Some(idle) = self.args.spec.idle_timeout {
             self.arm(myself, idle, Timer::Idle);
         }
         self.watch_disk(myself);
         Ok(())
+    }
+
+    /// A terminal's bytes go into files by way of a pipe.
+    fn relay(&self, stream: StreamName) -> nix::Result<Option<(OwnedFd, OwnedFd)>> {
+        if self.args.spool.is_none() || stream != StreamName::Pty {
+            return Ok(None);
+        }
+        nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map(Some)
     }
 
     fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {
@@ -574,13 +616,8 @@ impl ProcessState {
     /// A child actor died without its last fact.
     fn child_failed(&mut self, myself: &ActorRef<ProcessMsg>, who: ractor::ActorId) {
         let is = |cell: &ractor::ActorCell| cell.get_id() == who;
-        let streams = self.args.spec.streams();
-        let failed_stream = self
-            .streams
-            .iter()
-            .position(|actor| is(actor))
-            .and_then(|index| streams.get(index).copied());
-        if let Some(stream) = failed_stream {
+        let failed_stream = self.streams.iter().find(|(_, actor)| is(actor));
+        if let Some(&(stream, _)) = failed_stream {
             let closed = Closed::Abandoned;
             self.fact(myself, Fact::StreamClosed { stream, closed });
         } else if self.denials.as_ref().is_some_and(|actor| is(actor)) {

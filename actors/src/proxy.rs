@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
 use provost_sandbox::observe::notify::look_up;
 use provost_sandbox::policy::{NetPolicy, NetRule, Protocol};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -60,6 +61,13 @@ pub(crate) struct ProxyPort {
     word: String,
 }
 
+/// What it takes to open the proxy of a process again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyPlace {
+    port: u16,
+    word: String,
+}
+
 impl ProxyPort {
     /// Takes a port on loopback.
     pub(crate) fn open() -> io::Result<Self> {
@@ -70,6 +78,25 @@ impl ProxyPort {
             listener,
             word: Uuid::new_v4().simple().to_string(),
         })
+    }
+
+    /// Takes the same port again: the variables that name it are in its process's environment.
+    pub(crate) fn reopen(place: &ProxyPlace) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", place.port))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            word: place.word.clone(),
+        })
+    }
+
+    /// What it takes to open it again.
+    pub(crate) fn place(&self) -> ProxyPlace {
+        ProxyPlace {
+            port: self.address.port(),
+            word: self.word.clone(),
+        }
     }
 
     /// The variables by which programs find it.

@@ -3,6 +3,9 @@
 //! The root holds what is there once: the link to the spawner, the audit feed, the compiled sandboxes. When it
 //! goes, everything goes.
 
+mod adopt;
+
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,21 +13,25 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use provost_sandbox::compile::{CompileError, PreparedSandbox};
+use provost_sandbox::keeper::exits::ExitRecord;
 use provost_sandbox::keeper::wire::Request;
 use provost_sandbox::kernel::{KernelSupport, Probe};
 use provost_sandbox::observe::audit::{AuditSource, AuditUnavailable};
 use provost_sandbox::observe::notify::Grants;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{OnceCell, oneshot};
+use uuid::Uuid;
 
 use crate::audit::{AuditFeed, AuditMsg};
 use crate::event::ProcessId;
 use crate::head_start::{Expected, HeadStart, Prepared, compile_context};
+use crate::keeping::Keeping;
 use crate::log::Log;
 use crate::process::{ProcessArgs, spawn_request};
 use crate::proxy::ProxyPort;
-use crate::spawner::{LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
+use crate::spawner::{Inventory, LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
+use crate::spool::{Accepted, StdinProgress, StoredSpec};
 use crate::stdin::StdinPort;
 use crate::supervisor::{ProcessLink, SessionLink, SupervisorActor, SupervisorMsg};
 
@@ -104,6 +111,11 @@ pub struct Tree {
     /// Where processes belong that belong to no session.
     own: SessionLink,
     link: Arc<SpawnerLink>,
+    /// What lets processes survive us, if anything does.
+    keeping: Option<Keeping>,
+    /// What the keeper held when we came, and what earlier ones wrote down.
+    inventory: Mutex<Inventory>,
+    exits: HashMap<Uuid, ExitRecord>,
     kernel: OnceCell<(KernelSupport, Option<ActorRef<AuditMsg>>)>,
     found: KernelSupport,
     prepared: Mutex<Vec<Prepared>>,
@@ -138,9 +150,19 @@ impl Tree {
     pub async fn start(
         spawner: LaunchedSpawner,
         expected: Option<Expected>,
+        keeping: Option<Keeping>,
     ) -> Result<Self, StartError> {
         let head_start = expected.and_then(HeadStart::take);
-        let (link, tasks, found) = SpawnerLink::greet(spawner).await?;
+        let (link, tasks, found, inventory) = SpawnerLink::greet(spawner).await?;
+        let mut exits = HashMap::new();
+        if let Some(keeping) = &keeping {
+            let opened = keeping.exits();
+            let (file, found) = opened.map_err(|error| {
+                StartError::Spawner(format!("cannot open the file of exits: {error}"))
+            })?;
+            exits = found;
+            link.post(Request::ExitsFile, None, Some(file));
+        }
         let (root, _) = RootActor::spawn(None, RootActor, tasks)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;
@@ -153,6 +175,9 @@ impl Tree {
                 grants: Grants::default(),
             },
             link,
+            keeping,
+            inventory: Mutex::new(inventory),
+            exits,
             kernel: OnceCell::new(),
             found,
             prepared: Mutex::default(),
@@ -223,7 +248,17 @@ impl Tree {
     /// # Errors
     /// The spec or its policy cannot be used, or this machine cannot hold it; nothing was started.
     pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
-        self.spawn_in(&self.own, spec).await
+        self.spawn_noted(&self.own, spec, serde_json::Value::Null).await
+    }
+
+    /// What lets processes survive this one, if anything does.
+    pub fn keeping(&self) -> Option<&Keeping> {
+        self.keeping.as_ref()
+    }
+
+    /// The supervisor of processes that belong to no session.
+    pub fn own_session(&self) -> &SessionLink {
+        &self.own
     }
 
     /// Opens a session: a supervisor of its own, under which processes can be started.
@@ -246,7 +281,21 @@ impl Tree {
     pub async fn spawn_in(
         &self,
         session: &SessionLink,
+        spec: ProcessSpec,
+    ) -> Result<ProcessLink, SpawnRefused> {
+        self.spawn_noted(session, spec, serde_json::Value::Null).await
+    }
+
+    /// Starts a process in a session. Where processes survive us, `note` is written down with it, for whoever
+    /// [adopts](Self::adopt) it.
+    ///
+    /// # Errors
+    /// As [`Tree::spawn`]; nor is it started if there is no room to write it down.
+    pub async fn spawn_noted(
+        &self,
+        session: &SessionLink,
         mut spec: ProcessSpec,
+        note: serde_json::Value,
     ) -> Result<ProcessLink, SpawnRefused> {
         validate(&spec)?;
         let (kernel, audit) = if spec.policy.confined {
@@ -258,11 +307,6 @@ impl Tree {
         let has_audit = audit.is_some();
         let sandbox = self.prepare(&spec, kernel)?;
         let id = ProcessId::new();
-        let log = Arc::new(Log::new(id, spec.retention));
-        if spec.paced {
-            log.reserve_pace();
-        }
-        let stdin = Arc::new(StdinPort::new(&spec));
         let proxy = match sandbox.policy.net.proxy {
             true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),
             false => None,
@@ -271,6 +315,41 @@ impl Tree {
             spec.env.retain(|(known, _)| known != name);
             spec.env.push((name.into(), value.into()));
         }
+        let queued_at = Timestamp::now();
+        let spool = match &self.keeping {
+            None => None,
+            Some(keeping) => {
+                let accepted = Accepted {
+                    process: id,
+                    session: session.id.clone(),
+                    queued_at,
+                    boot: keeping.spool.boot().to_owned(),
+                    spec: StoredSpec::from(&spec),
+                    proxy: proxy.as_ref().map(ProxyPort::place),
+                    note,
+                };
+                let spool = keeping.spool.clone();
+                let begun = tokio::task::spawn_blocking(move || spool.begin(accepted)).await;
+                Some(
+                    begun
+                        .map_err(std::io::Error::other)
+                        .flatten()
+                        .map_err(SpawnRefused::Spool)?,
+                )
+            }
+        };
+        let log = Arc::new(match &spool {
+            Some(spool) => Log::in_files(id, spec.retention, spool.spool().segments(id)),
+            None => Log::new(id, spec.retention),
+        });
+        if spec.paced {
+            log.reserve_pace();
+        }
+        let stdin = StdinPort::new(&spec, spool.clone(), StdinProgress::default());
+        let stdin = Arc::new(match &spool {
+            Some(_) => stdin.kept_by(self.link.clone(), id),
+            None => stdin,
+        });
         let (request, given) = spawn_request(id, &mut spec, &sandbox);
         let args = Box::new(ProcessArgs {
             id,
@@ -281,10 +360,11 @@ impl Tree {
             log: log.clone(),
             stdin: stdin.clone(),
             session: session.id.clone(),
-            queued_at: Timestamp::now(),
-            spool: None,
+            queued_at,
+            spool,
             session_grants: session.grants.clone(),
             proxy,
+            resumed: None,
         });
         let (reply, accepted) = oneshot::channel();
         let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());
@@ -320,12 +400,7 @@ impl Tree {
             // Asked now, it does not hold the process up.
             self.share_audit();
         }
-        Ok(ProcessLink {
-            id,
-            actor,
-            log,
-            stdin,
-        })
+        Ok(ProcessLink::live(id, actor, log, stdin))
     }
 
     fn prepare(
@@ -406,6 +481,9 @@ pub enum SpawnRefused {
     /// The policy is wrong, or this machine cannot hold it.
     #[error(transparent)]
     Sandbox(#[from] CompileError),
+    /// There is no room to write down that it was accepted.
+    #[error("cannot write down that it was accepted: {0}")]
+    Spool(#[source] std::io::Error),
     /// There is no port for the process's proxy.
     #[error("cannot listen on loopback for the proxy: {0}")]
     Proxy(#[source] std::io::Error),

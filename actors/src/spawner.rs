@@ -3,13 +3,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use provost_sandbox::compile::PreparedSandbox;
-use provost_sandbox::keeper::wire::{Notice, Request};
+use provost_sandbox::keeper::wire::{HeldState, Kept, Notice, Request};
 use provost_sandbox::kernel::KernelSupport;
-use provost_sandbox::spawn::{LaunchError, Spawner, SpawnerSource};
+use provost_sandbox::spawn::{KEEPER_IDLE, LaunchError, Spawner, SpawnerSource};
 use ractor::ActorRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -71,6 +72,7 @@ struct Routes {
 /// The link. Dropping the last one ends the spawner and everything it holds.
 pub(crate) struct SpawnerLink {
     spawner: AsyncFd<Spawner>,
+    is_keeper: bool,
     routes: Mutex<Routes>,
     queue: Mutex<VecDeque<Pending>>,
     queued: Notify,
@@ -94,11 +96,35 @@ impl Drop for LinkTasks {
     }
 }
 
-/// A spawner that was launched and is getting ready meanwhile. Dropping it ends it.
+/// What a keeper held when we came.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    /// It was there before us: what it does not know it was never asked for.
+    pub(crate) was_there: bool,
+    pub(crate) trees: HashMap<Uuid, (HeldState, Vec<OwnedFd>)>,
+    pub(crate) named: HashMap<String, OwnedFd>,
+}
+
+/// A spawner that was launched and is getting ready meanwhile, or a keeper. Dropping it ends the spawner.
 #[derive(Debug)]
-pub struct LaunchedSpawner(Spawner);
+pub struct LaunchedSpawner {
+    spawner: Spawner,
+    was_there: bool,
+}
 
 impl LaunchedSpawner {
+    /// Connects to the keeper of this socket, or launches one.
+    ///
+    /// # Errors
+    /// It cannot be found, reached or started.
+    pub fn keeper(socket: &Path, source: &SpawnerSource) -> Result<Self, StartError> {
+        let (spawner, was_there) = Spawner::connect_or_launch(socket, source, KEEPER_IDLE)?;
+        spawner
+            .send(&Request::Hello { thorough: false }, &[])
+            .map_err(|error| StartError::Spawner(error.to_string()))?;
+        Ok(Self { spawner, was_there })
+    }
+
     /// Launches a spawner and asks it what can be had here; the answer is not awaited.
     ///
     /// # Errors
@@ -108,15 +134,20 @@ impl LaunchedSpawner {
         spawner
             .send(&Request::Hello { thorough }, &[])
             .map_err(|error| StartError::Spawner(error.to_string()))?;
-        Ok(Self(spawner))
+        Ok(Self {
+            spawner,
+            was_there: false,
+        })
     }
 }
 
 impl SpawnerLink {
     /// Hears from a launched spawner what can be had here.
     pub(crate) async fn greet(
-        LaunchedSpawner(spawner): LaunchedSpawner,
-    ) -> Result<(Arc<Self>, LinkTasks, KernelSupport), StartError> {
+        launched: LaunchedSpawner,
+    ) -> Result<(Arc<Self>, LinkTasks, KernelSupport, Inventory), StartError> {
+        let LaunchedSpawner { spawner, was_there } = launched;
+        let is_keeper = spawner.outlives_us();
         let broken = |error: io::Error| StartError::Spawner(error.to_string());
         let spawner =
             crate::readiness::watch(spawner, Interest::READABLE | Interest::WRITABLE).map_err(broken)?;
@@ -128,9 +159,28 @@ impl SpawnerLink {
             Some(_) => return Err(StartError::Spawner("it spoke out of turn".to_owned())),
             None => return Err(StartError::Spawner("it ended at once".to_owned())),
         };
+        let mut inventory = Inventory {
+            was_there,
+            ..Inventory::default()
+        };
+        if is_keeper {
+            tokio::time::timeout(HELLO_MAX, take_inventory(&spawner, &mut inventory))
+                .await
+                .map_err(|_| StartError::Spawner("the keeper does not say what it holds".to_owned()))?
+                .map_err(broken)?;
+        }
+        // What is heard of them from now on waits for their actors.
+        let held = inventory.trees.keys();
+        let routes = Routes {
+            routes: held
+                .map(|process| (*process, Route::Announced(Vec::new())))
+                .collect(),
+            gone: None,
+        };
         let link = Arc::new(Self {
             spawner,
-            routes: Mutex::default(),
+            is_keeper,
+            routes: Mutex::new(routes),
             queue: Mutex::default(),
             queued: Notify::new(),
         });
@@ -138,7 +188,7 @@ impl SpawnerLink {
             tokio::spawn(route_notices(link.clone())),
             tokio::spawn(send_queued(link.clone())),
         ]);
-        Ok((link, tasks, support))
+        Ok((link, tasks, support, inventory))
     }
 
     /// Where notices about a process go. Where the spawner is gone already, the process is told so.
@@ -167,6 +217,25 @@ impl SpawnerLink {
     pub(crate) fn disown(&self, process: Uuid) {
         self.remove_route(process);
         self.post(Request::Kill { process }, None, None);
+    }
+
+    /// The record of a process is written down: a keeper need not know it any more.
+    pub(crate) fn forget(&self, process: Uuid) {
+        if self.is_keeper {
+            self.post(Request::Forget { process }, None, None);
+        }
+    }
+
+    /// A keeper's own copies of these descriptors are not needed any more.
+    pub(crate) fn release(&self, process: Uuid, what: Kept) {
+        if self.is_keeper {
+            self.post(Request::Release { process, what }, None, None);
+        }
+    }
+
+    /// Why nothing will be heard any more.
+    pub(crate) fn gone(&self) -> Option<String> {
+        lock(&self.routes).gone.clone()
     }
 
     /// Forgets a process.
@@ -234,6 +303,23 @@ impl SpawnerLink {
             if let Route::Actor(_) = route {
                 route.tell(ProcessMsg::SpawnerLost(reason.to_owned()));
             }
+        }
+    }
+}
+
+/// Hears everything that a keeper holds.
+async fn take_inventory(spawner: &AsyncFd<Spawner>, inventory: &mut Inventory) -> io::Result<()> {
+    loop {
+        match receive(spawner).await? {
+            Some((Notice::Held(held), fds)) => {
+                inventory.trees.insert(held.process, (held.state, fds));
+            }
+            Some((Notice::HeldNamed { name }, mut fds)) => {
+                inventory.named.extend(fds.pop().map(|fd| (name, fd)));
+            }
+            Some((Notice::HeldAll { .. }, _)) => return Ok(()),
+            Some(_) => return Err(io::Error::other("it spoke out of turn")),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }

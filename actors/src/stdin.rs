@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use nix::sys::termios::{self, LocalFlags, SpecialCharacterIndices};
+use provost_sandbox::keeper::wire::Kept;
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::spawner::lock;
+use crate::event::ProcessId;
+use crate::spawner::{SpawnerLink, lock};
 use crate::spec::{ProcessSpec, StdinSpec, TerminalSize};
 use crate::spool::{Entry, ProcessSpool, StdinProgress};
 
@@ -24,6 +26,8 @@ pub(crate) struct StdinPort {
     writer: tokio::sync::Mutex<Written>,
     /// Where it is written down how far that came.
     spool: Option<Arc<ProcessSpool>>,
+    /// Who has copies of it, that must be closed as well.
+    keeper: Option<(Arc<SpawnerLink>, ProcessId)>,
     pipe: Mutex<Option<Arc<pipe::Sender>>>,
     terminal: bool,
 }
@@ -67,8 +71,27 @@ impl StdinPort {
                 bytes: progress.intended.max(progress.written),
             }),
             spool,
+            keeper: None,
             pipe: Mutex::new(None),
             terminal,
+        }
+    }
+
+    /// It is kept by a keeper, too.
+    pub(crate) fn kept_by(mut self, link: Arc<SpawnerLink>, process: ProcessId) -> Self {
+        self.keeper = Some((link, process));
+        self
+    }
+
+    /// That of a process that has ended.
+    pub(crate) fn ended() -> Self {
+        Self {
+            state: watch::Sender::new(Stage::Closed),
+            writer: tokio::sync::Mutex::default(),
+            spool: None,
+            keeper: None,
+            pipe: Mutex::new(None),
+            terminal: false,
         }
     }
 
@@ -109,6 +132,9 @@ impl StdinPort {
         });
         if !self.terminal {
             *lock(&self.pipe) = None;
+            if let Some((link, process)) = &self.keeper {
+                link.release(*process.as_uuid(), Kept::Stdin);
+            }
         }
     }
 

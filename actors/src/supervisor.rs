@@ -161,12 +161,37 @@ impl SessionLink {
 #[derive(Debug, Clone)]
 pub struct ProcessLink {
     pub(crate) id: crate::event::ProcessId,
-    pub(crate) actor: ActorRef<ProcessMsg>,
+    /// Absent where it ended before we came.
+    actor: Option<ActorRef<ProcessMsg>>,
     pub(crate) log: Arc<crate::log::Log>,
     pub(crate) stdin: Arc<crate::stdin::StdinPort>,
 }
 
 impl ProcessLink {
+    pub(crate) fn live(
+        id: crate::event::ProcessId,
+        actor: ActorRef<ProcessMsg>,
+        log: Arc<crate::log::Log>,
+        stdin: Arc<crate::stdin::StdinPort>,
+    ) -> Self {
+        let actor = Some(actor);
+        Self {
+            id,
+            actor,
+            log,
+            stdin,
+        }
+    }
+
+    pub(crate) fn ended(id: crate::event::ProcessId, log: Arc<crate::log::Log>) -> Self {
+        Self {
+            id,
+            actor: None,
+            log,
+            stdin: Arc::new(crate::stdin::StdinPort::ended()),
+        }
+    }
+
     /// The process's id.
     pub fn id(&self) -> crate::event::ProcessId {
         self.id
@@ -179,7 +204,9 @@ impl ProcessLink {
 
     /// Tells it something. False when it has already ended: its record says what won.
     pub fn tell(&self, command: ProcessCommand) -> bool {
-        self.log.record().is_none() && self.actor.send_message(ProcessMsg::Command(command)).is_ok()
+        let told =
+            |actor: &ActorRef<ProcessMsg>| actor.send_message(ProcessMsg::Command(command)).is_ok();
+        self.log.record().is_none() && self.actor.as_ref().is_some_and(told)
     }
 
     /// Writes to its standard input; waits while it does not read.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::ProcessId;
 use crate::ledger::{OnDenial, TreeRule};
 use crate::log::LogLimits;
+use crate::proxy::ProxyPlace;
 use crate::spec::{ProcessSpec, StdinSpec, StopRule};
 
 /// What was accepted: the first entry of a journal.
@@ -30,6 +31,8 @@ pub struct Accepted {
     pub boot: String,
     /// What is to run.
     pub spec: StoredSpec,
+    /// Where its proxy is, if it has one.
+    pub proxy: Option<ProxyPlace>,
     /// What the daemon wants to know of it again.
     pub note: serde_json::Value,
 }

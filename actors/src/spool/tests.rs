@@ -34,6 +34,7 @@ fn accepted(spool: &Spool) -> Accepted {
         queued_at: Timestamp::now(),
         boot: spool.boot().to_owned(),
         spec: StoredSpec::from(&spec),
+        proxy: None,
         note: serde_json::json!({ "name": "n" }),
     }
 }

@@ -1,0 +1,207 @@
+//! A process that is taken up again: its journal was read, and its keeper says how far it has come meanwhile.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use provost_sandbox::keeper::exits::ExitRecord;
+use provost_sandbox::keeper::wire::{HeldState, HeldTree, Kept, Notice};
+use ractor::{ActorProcessingErr, ActorRef};
+
+use super::{ProcessMsg, ProcessState, Timer};
+use crate::exit::{ExitMsg, decode};
+use crate::ledger::{Effect, Fact, Ledger, StopCause};
+use crate::record::Closed;
+
+/// What is known of a process that an earlier daemon accepted.
+#[derive(Debug)]
+pub(crate) struct Resumed {
+    /// From its journal.
+    pub(crate) ledger: Ledger,
+    /// Output that is there and of which its journal does not tell.
+    pub(crate) untold: Vec<Fact>,
+    /// What its keeper says, and the descriptors that go with it; or why nobody keeps it.
+    pub(crate) held: Result<(HeldState, Vec<OwnedFd>), Unkept>,
+    /// Why it must not go on.
+    pub(crate) cannot_go_on: Option<String>,
+}
+
+/// Why no keeper knows a process.
+#[derive(Debug, Clone)]
+pub(crate) enum Unkept {
+    /// The keeper was there all the time and was never asked to start it.
+    NeverAsked,
+    /// The keeper is gone, and everything that it held died with it. What it wrote down before, if it did.
+    KeeperLost {
+        reason: String,
+        exit: Option<ExitRecord>,
+    },
+}
+
+impl ProcessState {
+    pub(super) async fn resume(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        resumed: Resumed,
+    ) -> Result<(), ActorProcessingErr> {
+        for fact in resumed.untold {
+            self.fact(myself, fact);
+        }
+        match resumed.held {
+            Err(unkept) => self.resume_unkept(myself, unkept),
+            Ok((HeldState::Starting, _)) => {}
+            Ok((HeldState::Failed { step, errno, detail }, _)) => {
+                let process = *self.args.id.as_uuid();
+                let failed = Notice::Failed {
+                    process,
+                    step,
+                    errno,
+                    detail,
+                };
+                self.notice(myself, failed, Vec::new()).await?;
+            }
+            Ok((HeldState::Started(held), fds)) => self.resume_started(myself, held, fds).await?,
+        }
+        if let Some(reason) = resumed.cannot_go_on {
+            self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
+            self.drained_unread(myself);
+            self.kill_tree(myself);
+        }
+        for effect in self.ledger.resume() {
+            // A polite signal may have been sent; another does no harm. The grace begins anew.
+            if let Effect::StopTree { cause } = &effect {
+                self.stopping = false;
+                let cause = cause.clone();
+                self.stop(myself, &cause);
+            } else {
+                self.perform(myself, effect);
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume_started(
+        &mut self,
+        myself: &ActorRef<ProcessMsg>,
+        held: HeldTree,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ActorProcessingErr> {
+        let started = held.started;
+        let outputs = if held.output {
+            self.args.spec.streams().len()
+        } else {
+            0
+        };
+        let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
+        if fds.len() < 1 + outputs + others {
+            let reason = "there was no room for the descriptors of a process (RLIMIT_NOFILE)".to_owned();
+            self.kill_tree(myself);
+            self.resume_unkept(myself, Unkept::KeeperLost { reason, exit: None });
+            return Ok(());
+        }
+        if !started.stdin_pipe && !started.terminal {
+            // It never had one, or was told of its end.
+            self.args.stdin.end();
+        }
+        self.started_with(myself, started, held.output, fds).await?;
+        if !held.output {
+            for &stream in self.args.spec.streams() {
+                let closed = Closed::Abandoned;
+                self.fact(myself, Fact::StreamClosed { stream, closed });
+            }
+        }
+        if let Some(status) = held.exited {
+            if self.ledger.exit().is_none() {
+                self.limit_signal(myself, status);
+            }
+            self.tell_exit(ExitMsg::Exited { status })?;
+        }
+        if let Some(end) = held.end {
+            if !self.ledger.tree_settled() {
+                self.limit_hits(myself, end.hits);
+            }
+            let (killed, usage) = (end.killed, end.usage);
+            self.tell_exit(ExitMsg::Ended { killed, usage })?;
+        }
+        Ok(())
+    }
+
+    /// Nobody keeps it: what is known of its end is all that ever will be.
+    fn resume_unkept(&mut self, myself: &ActorRef<ProcessMsg>, unkept: Unkept) {
+        let (reason, exit) = match unkept {
+            Unkept::NeverAsked if !self.ledger.is_started() => {
+                let reason = "the daemon ended before it was started; nothing ran".to_owned();
+                let exit_code = 125;
+                self.fact(myself, Fact::SpawnFailed { reason, exit_code });
+                return;
+            }
+            Unkept::NeverAsked => ("its keeper does not know it any more".to_owned(), None),
+            Unkept::KeeperLost { reason, exit } => (reason, exit),
+        };
+        if let Some(status) = exit.and_then(|exit| exit.status) {
+            self.fact(myself, Fact::Exited(decode(status)));
+        }
+        for &stream in self.args.spec.streams() {
+            let closed = Closed::Abandoned;
+            self.fact(myself, Fact::StreamClosed { stream, closed });
+        }
+        self.drained_unread(myself);
+        if let Some(end) = exit.and_then(|exit| exit.end) {
+            if !self.ledger.tree_settled() {
+                self.limit_hits(myself, end.hits);
+            }
+            let (killed, usage) = (end.killed, end.usage.map(crate::exit::usage_of));
+            let unkillable = Vec::new();
+            self.fact(
+                myself,
+                Fact::TreeEmpty {
+                    killed,
+                    usage,
+                    unkillable,
+                },
+            );
+        }
+        if self.ledger.exit().is_none() {
+            let reason = reason.clone();
+            self.fact(myself, Fact::Lost { reason });
+        }
+        self.fact(myself, Fact::SpawnerLost { reason });
+    }
+
+    /// Nobody will read what its listener still has to say.
+    fn drained_unread(&mut self, myself: &ActorRef<ProcessMsg>) {
+        let unobserved = self.args.sandbox.unobserved.clone();
+        let complete = false;
+        self.fact(myself, Fact::DenialsDrained { complete, unobserved });
+    }
+
+    /// Its time began when it started, whoever supervised it then.
+    pub(super) fn arm_timeout(&mut self, myself: &ActorRef<ProcessMsg>) {
+        let Some(timeout) = self.args.spec.timeout else {
+            return;
+        };
+        let ran = self.ledger.started_at().map_or(Duration::ZERO, |started| {
+            Duration::try_from(Timestamp::now().duration_since(started)).unwrap_or(Duration::ZERO)
+        });
+        self.arm(myself, timeout.saturating_sub(ran), Timer::Timeout);
+    }
+
+    /// The keeper's copies keep the other ends from noticing that ours are closed.
+    pub(super) fn release_closed(&self, fact: &Fact) {
+        let (link, process) = (&self.args.link, *self.args.id.as_uuid());
+        match fact {
+            Fact::StreamClosed { .. }
+                if self
+                    .args
+                    .spec
+                    .streams()
+                    .iter()
+                    .all(|stream| self.ledger.is_closed(*stream)) =>
+            {
+                link.release(process, Kept::Output);
+            }
+            Fact::DenialsDrained { .. } => link.release(process, Kept::Listener),
+            _ => {}
+        }
+    }
+}
