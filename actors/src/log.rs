@@ -38,6 +38,7 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use provost_sandbox::denial::Denial;
 
 use crate::event::{DraftBody, EventBody, EventDraft, ProcessId, StreamName};
 use crate::record::TerminalRecord;
@@ -57,6 +58,9 @@ pub use room::Room;
 
 use stream::StreamLog;
 use waiters::{WaiterId, Waiters};
+
+/// About what an event takes that is not output.
+const OTHER_BYTES: u64 = 512;
 
 /// What a log keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,6 +327,23 @@ impl Log {
     /// How many bytes of a stream are kept, once a paced reader is through.
     pub fn retained(&self, stream: StreamName) -> u64 {
         self.lock().streams[stream.index()].retained(self.limits)
+    }
+
+    /// About how many bytes of memory this takes.
+    pub fn memory(&self) -> u64 {
+        let state = self.lock();
+        let streams = state.streams.iter().map(StreamLog::memory);
+        streams.sum::<u64>() + state.others.len() as u64 * OTHER_BYTES
+    }
+
+    /// Denials that were told, in order.
+    pub fn denials(&self) -> Vec<(u64, Timestamp, Denial)> {
+        let state = self.lock();
+        let denial = |other: &Other| match &*other.body {
+            EventBody::Denial(denial) => Some((other.seq, other.time, Denial::clone(denial))),
+            _ => None,
+        };
+        state.others.iter().filter_map(denial).collect()
     }
 
     /// How many numbered bytes of a stream are not kept, once a paced reader is through.

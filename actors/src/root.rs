@@ -436,6 +436,13 @@ impl Tree {
         ShutdownReport { graceful }
     }
 
+    /// Nothing is to survive us: the keeper ends, with whatever it still holds.
+    pub fn dismiss_keeper(&self) {
+        if self.keeping.is_some() {
+            self.link.post(Request::Stop, None, None);
+        }
+    }
+
     async fn stop_all(&self, kill: bool) {
         *lock(&self.accepts) = false;
         let (reply, empty) = oneshot::channel();

@@ -80,6 +80,8 @@ pub struct Lease<S> {
     pub holder: Option<Holder>,
     /// Since when nobody does.
     pub detached_at: Option<Instant>,
+    /// When it is given up if nobody attaches it before, whatever its time to live.
+    pub give_up: Option<Instant>,
     /// What belongs to it.
     pub value: S,
 }
@@ -151,10 +153,30 @@ impl<S> Leases<S> {
             open,
             holder,
             detached_at: None,
+            give_up: None,
             value,
         };
         self.sessions.insert(id, lease);
         Ok(())
+    }
+
+    /// Adds a session of an earlier daemon's, which nobody holds now; it is given up then, if nobody attaches it before.
+    pub fn restore(
+        &mut self,
+        id: SessionId,
+        open: OpenSession,
+        now: Instant,
+        give_up: Option<Instant>,
+        value: S,
+    ) {
+        let lease = Lease {
+            open,
+            holder: None,
+            detached_at: Some(now),
+            give_up,
+            value,
+        };
+        self.sessions.insert(id, lease);
     }
 
     /// The session of this id.
@@ -246,6 +268,7 @@ impl<S> Leases<S> {
             {
                 lease.holder = Some(holder);
                 lease.detached_at = None;
+                lease.give_up = None;
                 moved.sessions.push((part, before));
             }
         }
@@ -277,10 +300,12 @@ impl<S> Leases<S> {
 
     /// Sessions that nobody has held for longer than they are to go on so.
     pub fn expired(&self, now: Instant) -> Vec<SessionId> {
-        let expired = |lease: &Lease<S>| match (lease.detached_at, lease.open.ttl) {
+        let outlived = |lease: &Lease<S>| match (lease.detached_at, lease.open.ttl) {
             (Some(since), Some(ttl)) => now.duration_since(since) >= ttl,
             _ => false,
         };
+        let given_up = |lease: &Lease<S>| lease.give_up.is_some_and(|at| now >= at);
+        let expired = |lease: &Lease<S>| outlived(lease) || given_up(lease);
         self.iter()
             .filter(|(_, lease)| expired(lease))
             .map(|(id, _)| id)

@@ -24,6 +24,8 @@ pub(crate) struct StdinPort {
     state: watch::Sender<Stage>,
     /// Held while something is written.
     writer: tokio::sync::Mutex<Written>,
+    /// How far an earlier daemon came.
+    before: StdinProgress,
     /// Where it is written down how far that came.
     spool: Option<Arc<ProcessSpool>>,
     /// Who has copies of it, that must be closed as well.
@@ -70,11 +72,16 @@ impl StdinPort {
                 // What was about to be written when we died may have been.
                 bytes: progress.intended.max(progress.written),
             }),
+            before: progress,
             spool,
             keeper: None,
             pipe: Mutex::new(None),
             terminal,
         }
+    }
+
+    pub(crate) fn before(&self) -> StdinProgress {
+        self.before
     }
 
     /// It is kept by a keeper, too.
@@ -88,6 +95,7 @@ impl StdinPort {
         Self {
             state: watch::Sender::new(Stage::Closed),
             writer: tokio::sync::Mutex::default(),
+            before: StdinProgress::default(),
             spool: None,
             keeper: None,
             pipe: Mutex::new(None),

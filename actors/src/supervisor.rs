@@ -1,14 +1,19 @@
 //! SupervisorActor: owns the processes of one session.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
 use provost_sandbox::observe::notify::Grants;
 
+use crate::event::{ProcessId, StreamName};
+use crate::log::{Log, LogLimits};
 use crate::process::{ProcessActor, ProcessArgs, ProcessCommand, ProcessMsg};
+use crate::record::TerminalRecord;
+use crate::spool::{Spool, StdinProgress};
+use crate::stdin::StdinPort;
 
 pub(crate) struct SupervisorActor;
 
@@ -159,54 +164,108 @@ impl SessionLink {
 
 /// What a caller holds of a process that was accepted.
 #[derive(Debug, Clone)]
-pub struct ProcessLink {
-    pub(crate) id: crate::event::ProcessId,
+pub struct ProcessLink(Arc<Linked>);
+
+#[derive(Debug)]
+struct Linked {
+    id: ProcessId,
     /// Absent where it ended before we came.
     actor: Option<ActorRef<ProcessMsg>>,
-    pub(crate) log: Arc<crate::log::Log>,
-    pub(crate) stdin: Arc<crate::stdin::StdinPort>,
+    /// Read from the spool when somebody asks, where it ended before we came.
+    log: OnceLock<Arc<Log>>,
+    ended: Option<Ended>,
+    stdin: Arc<StdinPort>,
+}
+
+/// A process that ended before we came.
+#[derive(Debug)]
+struct Ended {
+    record: Arc<TerminalRecord>,
+    spool: Arc<Spool>,
 }
 
 impl ProcessLink {
     pub(crate) fn live(
-        id: crate::event::ProcessId,
+        id: ProcessId,
         actor: ActorRef<ProcessMsg>,
-        log: Arc<crate::log::Log>,
-        stdin: Arc<crate::stdin::StdinPort>,
+        log: Arc<Log>,
+        stdin: Arc<StdinPort>,
     ) -> Self {
-        let actor = Some(actor);
-        Self {
+        Self(Arc::new(Linked {
             id,
-            actor,
-            log,
+            actor: Some(actor),
+            log: log.into(),
+            ended: None,
             stdin,
-        }
+        }))
     }
 
-    pub(crate) fn ended(id: crate::event::ProcessId, log: Arc<crate::log::Log>) -> Self {
-        Self {
+    /// A process that has this record; its events are in the spool.
+    pub fn ended(id: ProcessId, record: Arc<TerminalRecord>, spool: Arc<Spool>) -> Self {
+        Self(Arc::new(Linked {
             id,
             actor: None,
-            log,
-            stdin: Arc::new(crate::stdin::StdinPort::ended()),
-        }
+            log: OnceLock::new(),
+            ended: Some(Ended { record, spool }),
+            stdin: Arc::new(StdinPort::ended()),
+        }))
     }
 
     /// The process's id.
-    pub fn id(&self) -> crate::event::ProcessId {
-        self.id
+    pub fn id(&self) -> ProcessId {
+        self.0.id
     }
 
-    /// Its log.
-    pub fn log(&self) -> &Arc<crate::log::Log> {
-        &self.log
+    /// Its log. That of a process that ended before this daemon began is read when it is first asked for.
+    pub fn log(&self) -> &Arc<Log> {
+        self.0.log.get_or_init(|| {
+            let Some(ended) = &self.0.ended else {
+                return Arc::new(Log::new(self.0.id, LogLimits::default()));
+            };
+            match ended.spool.load(self.0.id) {
+                Ok(loaded) if loaded.record.is_some() => loaded.log,
+                read => {
+                    // What is left of it is its record.
+                    let error = read.err().map(|error| error.to_string());
+                    tracing::error!(process = %self.0.id, ?error, "the events of a process cannot be read");
+                    let log = Log::new(self.0.id, LogLimits::default());
+                    log.seal_as_was(ended.record.ended_at, TerminalRecord::clone(&ended.record));
+                    Arc::new(log)
+                }
+            }
+        })
+    }
+
+    /// Its record, if it is sealed.
+    pub fn record(&self) -> Option<Arc<TerminalRecord>> {
+        match &self.0.ended {
+            Some(ended) => Some(Arc::clone(&ended.record)),
+            None => self.log().record(),
+        }
+    }
+
+    /// Bytes of its output that are kept, in memory or on disk.
+    pub fn retained(&self) -> u64 {
+        match &self.0.ended {
+            Some(ended) => ended.record.output.values().map(|output| output.retained).sum(),
+            None => StreamName::ALL
+                .into_iter()
+                .map(|stream| self.log().retained(stream))
+                .sum(),
+        }
+    }
+
+    /// About how many bytes of memory its log takes.
+    pub fn memory(&self) -> u64 {
+        self.0.log.get().map_or(0, |log| log.memory())
     }
 
     /// Tells it something. False when it has already ended: its record says what won.
     pub fn tell(&self, command: ProcessCommand) -> bool {
-        let told =
-            |actor: &ActorRef<ProcessMsg>| actor.send_message(ProcessMsg::Command(command)).is_ok();
-        self.log.record().is_none() && self.actor.as_ref().is_some_and(told)
+        let Some(actor) = &self.0.actor else {
+            return false;
+        };
+        self.record().is_none() && actor.send_message(ProcessMsg::Command(command)).is_ok()
     }
 
     /// Writes to its standard input; waits while it does not read.
@@ -214,21 +273,27 @@ impl ProcessLink {
     /// # Errors
     /// `BrokenPipe` when it has no stdin pipe, or closed it, or ended.
     pub async fn write_stdin(&self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stdin.write(bytes).await
+        self.0.stdin.write(bytes).await
+    }
+
+    /// How far an earlier daemon wrote to its standard input.
+    pub fn stdin_before(&self) -> StdinProgress {
+        self.0.stdin.before()
     }
 
     /// Ends its standard input.
     pub fn close_stdin(&self) {
-        self.stdin.end();
+        self.0.stdin.end();
     }
 
     /// The same without keeping its log: it leads there while the process lives or another holds that.
     pub fn downgrade(&self) -> WeakProcessLink {
         WeakProcessLink {
-            id: self.id,
-            actor: self.actor.clone(),
-            log: Arc::downgrade(&self.log),
-            stdin: Arc::downgrade(&self.stdin),
+            id: self.0.id,
+            queued_at: self.0.queued_at,
+            actor: self.0.actor.clone(),
+            log: Arc::downgrade(self.log()),
+            stdin: Arc::downgrade(&self.0.stdin),
         }
     }
 
@@ -237,7 +302,7 @@ impl ProcessLink {
     /// # Errors
     /// `Unsupported` when it has no terminal, `BrokenPipe` when it has ended.
     pub async fn resize(&self, size: crate::spec::TerminalSize) -> std::io::Result<()> {
-        self.stdin.resize(size).await
+        self.0.stdin.resize(size).await
     }
 
     /// The size of its terminal; waits until that is there.
@@ -252,20 +317,24 @@ impl ProcessLink {
 /// A [`ProcessLink`] that keeps nothing of an ended process.
 #[derive(Debug)]
 pub struct WeakProcessLink {
-    id: crate::event::ProcessId,
-    actor: ActorRef<ProcessMsg>,
-    log: Weak<crate::log::Log>,
-    stdin: Weak<crate::stdin::StdinPort>,
+    id: ProcessId,
+    queued_at: Timestamp,
+    actor: Option<ActorRef<ProcessMsg>>,
+    log: Weak<Log>,
+    stdin: Weak<StdinPort>,
 }
 
 impl WeakProcessLink {
     /// The link, if the process lives or somebody has one.
     pub fn upgrade(&self) -> Option<ProcessLink> {
-        Some(ProcessLink {
+        let (log, stdin) = (self.log.upgrade()?, self.stdin.upgrade()?);
+        Some(ProcessLink(Arc::new(Linked {
             id: self.id,
+            queued_at: self.queued_at,
             actor: self.actor.clone(),
-            log: self.log.upgrade()?,
-            stdin: self.stdin.upgrade()?,
-        })
+            log: log.into(),
+            ended: None,
+            stdin,
+        })))
     }
 }

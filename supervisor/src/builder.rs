@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use provost_actors::{Expected, LaunchedSpawner, StartError, Tree};
+use provost_actors::{Expected, Keeping, LaunchedSpawner, StartError, Tree};
 use provost_sandbox::spawn::SpawnerSource;
 
 use crate::handle::Embedded;
@@ -15,6 +15,7 @@ pub struct Builder {
     thorough: bool,
     launched: Option<LaunchedSpawner>,
     expected: Option<Expected>,
+    keeping: Option<Keeping>,
 }
 
 impl Builder {
@@ -41,13 +42,26 @@ impl Builder {
         self
     }
 
+    /// Processes survive this one: in this state directory, with a keeper instead of a spawner.
+    pub(crate) fn keeping(mut self, keeping: Keeping) -> Self {
+        self.keeping = Some(keeping);
+        self
+    }
+
+    fn launch_now(&self) -> Result<LaunchedSpawner, StartError> {
+        match &self.keeping {
+            Some(keeping) => keeping.keeper(),
+            None => LaunchedSpawner::launch(&self.spawner, self.thorough),
+        }
+    }
+
     /// Launches the spawner at once, so that it gets ready while the host does other things before
     /// [`Builder::start`]. Say first which executable it is.
     ///
     /// # Errors
     /// No executable can serve as the spawner, or it cannot be started.
     pub fn launch(mut self) -> Result<Self, StartError> {
-        self.launched = Some(LaunchedSpawner::launch(&self.spawner, self.thorough)?);
+        self.launched = Some(self.launch_now()?);
         Ok(self)
     }
 
@@ -58,9 +72,9 @@ impl Builder {
     pub async fn start(self) -> Result<Supervisor, StartError> {
         let spawner = match self.launched {
             Some(spawner) => spawner,
-            None => LaunchedSpawner::launch(&self.spawner, self.thorough)?,
+            None => self.launch_now()?,
         };
-        let tree = Tree::start(spawner, self.expected).await?;
+        let tree = Tree::start(spawner, self.expected, self.keeping).await?;
         Ok(Supervisor::embedded(Embedded::new(tree)))
     }
 }

@@ -27,11 +27,13 @@ pub mod notify;
 mod outbox;
 mod peer;
 mod processes;
+mod recover;
 mod requests;
 mod retention;
 mod sessions;
 pub mod signals;
 mod start;
+pub mod state;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -54,12 +56,16 @@ use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
+pub use self::recover::Recovered;
 use self::start::Starts;
 use crate::Supervisor;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};
+use crate::store::Store;
 
 /// How often it is looked at what has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long records may take into the database once the daemon stops.
+const RECORDS: Duration = Duration::from_secs(5);
 /// How long the graceful end of a connection may take once the daemon stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -88,6 +94,8 @@ pub struct Settings {
     pub records_bytes: u64,
     /// How long everything may take to stop when the daemon does.
     pub stop_timeout: Duration,
+    /// How long a session that stops with its client waits for that to come back when the daemon has died.
+    pub reattach: Duration,
     /// What clients get that are confined themselves.
     pub confined_peers: ConfinedPeers,
 }
@@ -106,6 +114,7 @@ impl Default for Settings {
             records_age: Duration::from_secs(30 * 24 * 3600),
             records_bytes: 1 << 30,
             stop_timeout: Duration::from_secs(30),
+            reattach: Duration::from_secs(30),
             confined_peers: ConfinedPeers::Refuse,
         }
     }
@@ -149,6 +158,17 @@ struct Inner {
     next: AtomicU64,
     began: Instant,
     metrics: Arc<Metrics>,
+    /// What survives us, if anything does.
+    kept: Option<Kept>,
+}
+
+/// What is needed of the state directory while the daemon runs.
+#[derive(Debug)]
+struct Kept {
+    store: Store,
+    _lock: lock::InstanceLock,
+    /// Records on their way into the database.
+    records: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -179,7 +199,11 @@ impl Daemon {
     ///
     /// # Errors
     /// It is another daemon's, or the user is not known to this machine.
-    pub fn new(supervisor: &Supervisor, settings: Settings) -> std::io::Result<Self> {
+    pub fn new(
+        supervisor: &Supervisor,
+        settings: Settings,
+        kept: Option<(Store, lock::InstanceLock)>,
+    ) -> std::io::Result<Self> {
         let (changed, _) = watch::channel(0);
         Ok(Self(Arc::new(Inner {
             tree: supervisor.tree().ok_or_else(not_embedded)?,
@@ -195,6 +219,11 @@ impl Daemon {
             next: AtomicU64::new(1),
             began: Instant::now(),
             metrics: Arc::default(),
+            kept: kept.map(|(store, lock)| Kept {
+                store,
+                _lock: lock,
+                records: TaskTracker::new(),
+            }),
         })))
     }
 
@@ -310,6 +339,14 @@ impl Daemon {
             futures_util::future::join_all(killing).await;
         }
         self.0.tree.shutdown(timeout).await;
+        if let Some(kept) = &self.0.kept {
+            kept.records.close();
+            let written = tokio::time::timeout(RECORDS, kept.records.wait()).await;
+            if written.is_err() {
+                tracing::error!("not every record is in the database yet; the spool has them");
+            }
+        }
+        self.0.tree.dismiss_keeper();
         // Followers are told the last events before the connections end.
         self.0.connections.close();
         tokio::select! {

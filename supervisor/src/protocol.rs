@@ -116,6 +116,8 @@ pub enum ErrorKind {
     InputHeld,
     /// This machine cannot hold the policy.
     Unsupported,
+    /// It may or may not have been done when the daemon ended.
+    Uncertain,
 }
 
 impl ErrorKind {
@@ -139,6 +141,7 @@ impl ErrorKind {
             Self::FrameTooLarge => -32010,
             Self::InputHeld => -32011,
             Self::Unsupported => -32012,
+            Self::Uncertain => -32013,
         }
     }
 }

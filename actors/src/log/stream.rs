@@ -357,6 +357,15 @@ impl StreamLog {
         }
     }
 
+    /// About how many bytes of memory this takes.
+    pub(super) fn memory(&self) -> u64 {
+        let events = (self.head.len() + self.tail.len()) as u64 * EVENT_COST;
+        match &self.bytes {
+            Store::Memory(_) => events + self.head_bytes + self.tail_bytes,
+            Store::Files(_) => events,
+        }
+    }
+
     /// How many bytes and chunks are held, and how many events.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize, usize) {

@@ -26,11 +26,11 @@ impl Tree {
         loaded: Loaded,
     ) -> Result<ProcessLink, SpawnRefused> {
         let id = loaded.accepted.process;
-        if loaded.record.is_some() {
+        if let Some(record) = loaded.record {
             // It may have been forgotten already, which is no error.
             lock(&self.inventory).trees.remove(id.as_uuid());
             self.link.forget(*id.as_uuid());
-            return Ok(ProcessLink::ended(id, loaded.log));
+            return Ok(ProcessLink::ended(id, record, loaded.journal.spool()));
         }
         let spec = loaded.accepted.spec.restore();
         let (kernel, audit) = if spec.policy.confined {

@@ -60,6 +60,7 @@ pub(crate) enum Verb {
 #[command(after_help = "Examples:
   provost serve
   provost serve --socket /tmp/p.sock
+  provost serve --replace      # an upgrade: what runs goes on
   provost serve --stdio        # for a program that embeds it: the protocol on stdin and stdout")]
 pub(crate) struct ServeArgs {
     /// Configuration [default: /etc/provost/provost.toml for root, else $XDG_CONFIG_HOME/provost/provost.toml]
@@ -71,9 +72,16 @@ pub(crate) struct ServeArgs {
     /// Let the members of this group connect, too
     #[arg(long, value_name = "NAME", conflicts_with = "stdio")]
     pub(crate) group: Option<String>,
-    /// Where records are kept [default: /var/lib/provost for root, else $XDG_STATE_HOME/provost; PROVOST_STATE_DIR]
+    /// Where everything is kept that survives the daemon [default: /var/lib/provost for root, else
+    /// $XDG_STATE_HOME/provost; PROVOST_STATE_DIR]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Keep nothing: everything ends with the daemon
+    #[arg(long, conflicts_with_all = ["state_dir", "replace"])]
+    pub(crate) no_state: bool,
+    /// Take over from the daemon that runs now, with its processes and sessions, which go on
+    #[arg(long, conflicts_with = "stdio")]
+    pub(crate) replace: bool,
     /// What is logged: off, error, warn, info, debug, trace, or directives like info,provost_actors=debug [default: info;
     /// PROVOST_LOG]
     #[arg(long, value_name = "FILTER")]

@@ -14,14 +14,19 @@ use super::args::ServeArgs;
 use crate::Supervisor;
 use crate::daemon::config::{Flags, ServeConfig, Surroundings};
 use crate::daemon::listen::{self, ListenError};
+use crate::daemon::lock::InstanceLock;
 use crate::daemon::logging::{self, LogLevel};
 use crate::daemon::metrics;
 use crate::daemon::notify::Notifier;
 use crate::daemon::signals::{self, Order};
-use crate::daemon::{Broker, Daemon, Settings, become_instance};
+use crate::daemon::state::StateDir;
+use crate::daemon::{Broker, Daemon, Recovered, Settings, become_instance};
+use crate::store;
 
 /// How long a graceful end may still take once somebody has asked a second time.
 const AT_ONCE: Duration = Duration::from_millis(1);
+/// How long the daemon that is replaced may take to leave.
+const REPLACE_MAX: Duration = Duration::from_secs(30);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
     if let Some(uid) = args.instance_of {
@@ -42,16 +47,41 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     let config = config.map_err(|error| error.to_string())?;
     let level = logging::set_up(&config.log, config.log_format)?;
     settle_in_leaf();
+    // Whoever serves one client on stdin and stdout ends with it, unless it is told where to keep things.
+    let alone = args.stdio || args.instance;
+    let durable = config.durable && (!alone || args.state_dir.is_some());
+    let state = match (durable, &config.state_dir) {
+        (false, _) => None,
+        (true, None) => {
+            return Err(
+                "there is no place for a state directory: set HOME, name one with --state-dir, or \
+                        keep everything in memory with --no-state"
+                    .to_owned(),
+            );
+        }
+        (true, Some(path)) => {
+            let patience = if args.replace { REPLACE_MAX } else { Duration::ZERO };
+            let ended_max = config.settings.ended_max;
+            let state = StateDir::open(path, config.disk_full, ended_max, patience);
+            Some(state.map_err(|error| error.to_string())?)
+        }
+    };
     // Before there are threads: the spawner is a fork of this program.
-    let supervisor = Supervisor::builder()
-        .launch()
-        .map_err(|error| error.to_string())?;
+    let (supervisor, state) = match state {
+        Some(StateDir {
+            keeping,
+            database,
+            lock,
+        }) => (Supervisor::builder().keeping(keeping), Some((database, lock))),
+        None => (Supervisor::builder(), None),
+    };
+    let supervisor = supervisor.launch().map_err(|error| error.to_string())?;
     allow_descriptors();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = super::runtime(processors)?;
     let result = runtime.block_on(async {
         if args.instance {
-            let daemon = start(supervisor, config.settings).await?;
+            let daemon = start(supervisor, config.settings, state).await?;
             let control = std::io::stdin()
                 .as_fd()
                 .try_clone_to_owned()
@@ -60,7 +90,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             return Ok(0);
         }
         if args.stdio {
-            let daemon = start(supervisor, config.settings).await?;
+            let daemon = start(supervisor, config.settings, state).await?;
             daemon
                 .serve_streams(tokio::io::stdin(), tokio::io::stdout())
                 .await;
@@ -78,7 +108,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         let (socket, made) = listening.split();
         let socket =
             UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
-        let daemon = start(supervisor, config.settings.clone()).await?;
+        let daemon = start(supervisor, config.settings.clone(), state).await?;
         let broker = match nix::unistd::geteuid().is_root() {
             true => {
                 let executable = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -120,6 +150,7 @@ fn flags(args: &ServeArgs) -> Flags {
         socket: args.socket.clone(),
         group: args.group.clone(),
         state_dir: args.state_dir.clone(),
+        no_state: args.no_state,
         log: args.log.clone(),
         log_format: args.log_format,
     }
@@ -135,9 +166,27 @@ fn allow_descriptors() {
     }
 }
 
-async fn start(supervisor: crate::Builder, settings: Settings) -> Result<Daemon, String> {
+/// What there is of an earlier daemon.
+type State = Option<(store::Opened, InstanceLock)>;
+
+async fn start(supervisor: crate::Builder, settings: Settings, state: State) -> Result<Daemon, String> {
     let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-    Daemon::new(&supervisor, settings).map_err(|error| error.to_string())
+    let (kept, loaded) = match state {
+        Some((database, lock)) => {
+            if let Some(aside) = &database.moved_aside {
+                let aside = aside.display();
+                tracing::error!(%aside, "the database was damaged: a new one is made of what the spool tells");
+            }
+            (Some((database.store, lock)), database.loaded)
+        }
+        None => (None, store::Loaded::default()),
+    };
+    let daemon = Daemon::new(&supervisor, settings, kept).map_err(|error| error.to_string())?;
+    let recovered = daemon.recover(loaded).await;
+    if recovered != Recovered::default() {
+        tracing::info!(?recovered, "taken up from an earlier daemon");
+    }
+    Ok(daemon)
 }
 
 /// A daemon that serves, and how it was configured.

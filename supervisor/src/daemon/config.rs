@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::unistd::geteuid;
+use provost_actors::spool::WhenFull;
 use serde::Deserialize;
 
 use super::{Settings, logging};
@@ -38,6 +39,8 @@ pub struct Flags {
     pub group: Option<String>,
     /// Where records are kept.
     pub state_dir: Option<PathBuf>,
+    /// Nothing is kept.
+    pub no_state: bool,
     /// What is logged.
     pub log: Option<String>,
     /// How it is logged.
@@ -93,6 +96,10 @@ pub struct ServeConfig {
     pub group: Option<String>,
     /// Where records are kept. Absent where nothing says it, and there is no default.
     pub state_dir: Option<PathBuf>,
+    /// Everything survives the daemon.
+    pub durable: bool,
+    /// What becomes of processes whose output finds no room.
+    pub disk_full: WhenFull,
     /// A filter that [`logging::filter`] takes.
     pub log: String,
     /// How the log is written.
@@ -218,6 +225,7 @@ impl ServeConfig {
         ) {
             config.state_dir = Some(checked(name, &path, absolute)?);
         }
+        config.durable &= !flags.no_state;
         if let Some(group) = &flags.group {
             config.group = Some(group.clone());
         }
@@ -238,6 +246,8 @@ impl ServeConfig {
             socket: surroundings.default_socket(),
             group: None,
             state_dir: surroundings.default_state_dir(),
+            durable: true,
+            disk_full: WhenFull::default(),
             log: logging::DEFAULT_FILTER.to_owned(),
             log_format: LogFormat::default(),
             settings: Settings::default(),
@@ -251,6 +261,8 @@ impl ServeConfig {
             ("socket", self.socket != next.socket),
             ("group", self.group != next.group),
             ("state_dir", self.state_dir != next.state_dir),
+            ("durable", self.durable != next.durable),
+            ("disk_full", self.disk_full != next.disk_full),
             ("log_format", self.log_format != next.log_format),
             ("metrics", self.metrics != next.metrics),
         ];

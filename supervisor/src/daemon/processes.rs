@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use provost_actors::ProcessLink;
-use provost_actors::event::{Event, EventBody, ProcessId, StreamName};
+use provost_actors::event::{Event, EventBody, ProcessId};
 use provost_actors::log::Cursor;
 use provost_actors::session::SessionId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -16,6 +16,7 @@ use super::{Daemon, lock};
 use crate::protocol::{
     ErrorKind, Events, ProcessInfo, ProcessList, ProcessPrune, ProcessRead, RpcError, Written,
 };
+use crate::store::{ProcessRow, ProcessState, Request};
 
 /// What a read gives at most, unless it says less.
 const READ_BYTES: usize = 1 << 20;
@@ -41,6 +42,10 @@ pub(super) struct Supervised {
     pub(super) started_at: Timestamp,
     /// A client that is confined itself started it.
     pub(super) confined: bool,
+    /// What its client called its request.
+    pub(super) request: Option<Request>,
+    /// The database has its record already.
+    pub(super) was_sealed: bool,
     /// Bytes that it takes to say what it is.
     pub(super) described_bytes: u64,
     writes: Mutex<Writes>,
@@ -52,6 +57,8 @@ pub(super) struct Supervised {
 #[derive(Debug, Default)]
 struct Writes {
     taken: u64,
+    /// What lies between `taken` and this may have been written when the last daemon died.
+    uncertain_to: u64,
     /// Done when the last one that came is.
     last: Option<oneshot::Receiver<()>>,
 }
@@ -88,9 +95,51 @@ impl Supervised {
             labels: BTreeMap::new(),
             started_at: Timestamp::now(),
             confined: false,
+            request: None,
+            was_sealed: false,
             described_bytes: 0,
             writes: Mutex::default(),
             write_room: Arc::new(Semaphore::new(WRITES_BYTES_MAX)),
+        }
+    }
+
+    /// One that an earlier daemon accepted.
+    pub(super) fn restored(link: ProcessLink, row: ProcessRow) -> Self {
+        let mut process = Self::new(link, row.session, row.name);
+        process.was_sealed = row.state == ProcessState::Sealed;
+        process.started_at = row.queued_at.unwrap_or(process.started_at);
+        process.described_bytes =
+            described_bytes(&row.argv, &row.labels, row.cwd.as_deref().unwrap_or_default());
+        process.argv = row.argv;
+        process.cwd = row.cwd.unwrap_or_default();
+        process.policy = row.policy.unwrap_or_default();
+        process.labels = row.labels;
+        process.confined = row.confined;
+        process.request = row.request;
+        let progress = process.link.stdin_before();
+        *lock(&process.writes) = Writes {
+            taken: progress.written,
+            uncertain_to: progress.intended,
+            last: None,
+        };
+        process
+    }
+
+    /// What the database is told of it.
+    pub(super) fn row(&self) -> ProcessRow {
+        ProcessRow {
+            id: self.id(),
+            session: self.session,
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+            argv: self.argv.clone(),
+            cwd: Some(self.cwd.clone()),
+            policy: Some(self.policy.clone()),
+            confined: self.confined,
+            request: self.request.clone(),
+            queued_at: Some(self.started_at),
+            boot_id: None,
+            state: ProcessState::Accepted,
         }
     }
 
@@ -99,16 +148,12 @@ impl Supervised {
     }
 
     pub(super) fn is_live(&self) -> bool {
-        self.link.log().record().is_none()
+        self.link.record().is_none()
     }
 
     /// Bytes of its output that are kept.
     pub(super) fn retained(&self) -> u64 {
-        let log = self.link.log();
-        StreamName::ALL
-            .into_iter()
-            .map(|stream| log.retained(stream))
-            .sum()
+        self.link.retained()
     }
 
     pub(super) fn info(&self) -> ProcessInfo {
@@ -126,7 +171,7 @@ impl Supervised {
             exit_code: None,
             denied: false,
         }
-        .ended(self.link.log().record().as_deref())
+        .ended(self.link.record().as_deref())
     }
 
     /// A place in the order of writes. Taken before anything else is done about one.
@@ -163,7 +208,23 @@ impl Supervised {
         turn.before = None;
         may()?;
         let what = || format!("write to {}", self.id());
-        let taken = lock(&self.writes).taken;
+        let taken = {
+            let mut writes = lock(&self.writes);
+            let uncertain_to = writes.uncertain_to;
+            if uncertain_to > writes.taken {
+                if offset.is_some_and(|offset| offset < uncertain_to) {
+                    let why = format!(
+                        "bytes {} to {uncertain_to} may or may not have been written when the daemon ended",
+                        writes.taken
+                    );
+                    return Err(RpcError::new(ErrorKind::Uncertain, what(), why).hint(format!(
+                        "go on at offset {uncertain_to} if they need not be written again, or write them again without an offset"
+                    )));
+                }
+                writes.taken = uncertain_to;
+            }
+            writes.taken
+        };
         let rest = match offset {
             Some(offset) if offset > taken => {
                 let why = format!("bytes {taken} to {offset} were not written");
@@ -209,6 +270,13 @@ impl Supervised {
             first: None,
         }
     }
+}
+
+/// About how many bytes it takes to say what a process is; its `started` event says it once more.
+pub(super) fn described_bytes(argv: &[String], labels: &BTreeMap<String, String>, cwd: &str) -> u64 {
+    let words = argv.iter().chain(labels.keys()).chain(labels.values());
+    let words = words.map(String::len).chain([cwd.len()]);
+    2 * words.map(|length| length as u64 + 64).sum::<u64>()
 }
 
 /// A read that is under way.
@@ -332,7 +400,7 @@ impl Daemon {
         let mut state = self.state();
         let count = state.processes.len();
         state.processes.retain(|_, process| {
-            let Some(record) = process.link.log().record() else {
+            let Some(record) = process.link.record() else {
                 return true;
             };
             let elsewhere = within.is_some() && process.session != within;

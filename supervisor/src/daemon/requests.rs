@@ -296,7 +296,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             after.large = client.large.clone().acquire_owned().await.ok();
             let mut info = value(&process.info())?;
             info["retained_bytes"] = json!(process.retained());
-            info["record"] = value(&process.link.log().record().as_deref())?;
+            info["record"] = value(&process.link.record().as_deref())?;
             Ok(info)
         }
         "process/prune" => {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +11,17 @@ use provost_actors::session::Holder;
 use provost_actors::{SpawnRefused, log::LogLimits};
 use provost_sandbox::compile::CompileError;
 use provost_sandbox::policy::{Policy, PresetContext};
+use serde::Serialize;
 use tokio::sync::OnceCell;
 
 use super::peer::ConfinedPeers;
-use super::processes::Supervised;
+use super::processes::{Supervised, described_bytes};
+use super::recover::Note;
 use super::sessions::check_name;
 use super::{Account, Daemon, lock};
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 use crate::protocol::{self, ErrorKind, OUTPUT_BYTES, ProcessStart, RpcError, Started};
+use crate::store::Request;
 use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
 
 /// Starts that are remembered by their request ids.
@@ -37,12 +39,18 @@ pub(super) struct Starts {
 #[derive(Debug, Clone)]
 struct Known {
     /// A hash of what was asked for, to tell a repeated request from another one.
-    asked: u64,
+    asked: String,
     started: Arc<OnceCell<ProcessId>>,
 }
 
 impl Starts {
-    fn remember(&mut self, id: &str, asked: u64) -> Known {
+    /// A start of an earlier daemon.
+    pub(super) fn restore(&mut self, id: &str, asked: &str, process: ProcessId) {
+        let known = self.remember(id, asked.to_owned());
+        let _ = known.started.set(process);
+    }
+
+    fn remember(&mut self, id: &str, asked: String) -> Known {
         if let Some(known) = self.known.get(id) {
             return known.clone();
         }
@@ -70,7 +78,7 @@ impl Daemon {
         confined: bool,
     ) -> Result<Started, RpcError> {
         let Some(request_id) = request.request_id.clone() else {
-            let process = self.start_once(request, holder, confined).await?;
+            let process = self.start_once(request, None, holder, confined).await?;
             return Ok(Started {
                 process,
                 repeated: false,
@@ -87,8 +95,8 @@ impl Daemon {
             window: None,
             ..request.clone()
         };
-        let asked = hash(&(serde_json::to_string(&what).unwrap_or_default(), confined));
-        let known = lock(&self.0.starts).remember(&request_id, asked);
+        let asked = digest(&(what, confined));
+        let known = lock(&self.0.starts).remember(&request_id, asked.clone());
         if known.asked != asked {
             let what = format!("start with request_id `{request_id}`");
             let why = "another start had the same one";
@@ -102,7 +110,8 @@ impl Daemon {
             .started
             .get_or_try_init(|| {
                 repeated = false;
-                self.start_once(request, holder, confined)
+                let word = Some((request_id.clone(), asked.clone()));
+                self.start_once(request, word, holder, confined)
             })
             .await?;
         Ok(Started {
@@ -115,6 +124,7 @@ impl Daemon {
     async fn start_once(
         &self,
         request: ProcessStart,
+        word: Option<(String, String)>,
         holder: Holder,
         confined: bool,
     ) -> Result<ProcessId, RpcError> {
@@ -141,10 +151,15 @@ impl Daemon {
         let confined_peers = confined.then_some(&settings.confined_peers);
         let spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
         let policy = spec.policy.name.clone();
-        let started = match &link {
-            Some(session) => self.0.tree.spawn_in(session, spec).await,
-            None => self.0.tree.spawn(spec).await,
+        let note = Note {
+            name: request.name.clone(),
+            policy: policy.clone(),
+            confined,
+            request: word.clone(),
         };
+        let note = serde_json::to_value(note).unwrap_or_default();
+        let link = link.as_ref().unwrap_or(self.0.tree.own_session());
+        let started = self.0.tree.spawn_noted(link, spec, note).await;
         let link = started.map_err(|error| {
             self.0.metrics.refused();
             match error {
@@ -155,21 +170,27 @@ impl Daemon {
                 error => RpcError::new(ErrorKind::Refused, what.as_str(), error.to_string()),
             }
         })?;
-        // Its `started` event says the same once more.
-        let words = request.argv.iter().chain(request.labels.keys());
-        let words = words.chain(request.labels.values()).chain([&request.cwd]);
-        let described_bytes = 2 * words.map(|word| word.len() as u64 + 64).sum::<u64>();
         let mut process = Supervised::new(link, session, request.name);
         process.confined = confined;
-        process.described_bytes = described_bytes;
+        process.described_bytes = described_bytes(&request.argv, &request.labels, &request.cwd);
         process.argv = request.argv;
         process.cwd = request.cwd;
         process.policy = policy;
         process.labels = request.labels;
+        process.request = word.map(|(id, asked)| Request { id, asked });
         let id = process.id();
+        let row = self.0.kept.is_some().then(|| process.row());
         self.0.metrics.watch(&process);
-        self.state().processes.insert(id, Arc::new(process));
+        let process = Arc::new(process);
+        self.keep_record(&process);
+        self.state().processes.insert(id, process);
         self.say_changed();
+        // It is in its journal: a database that does not take it now is given it with its record.
+        if let (Some(kept), Some(row)) = (&self.0.kept, row)
+            && let Err(error) = kept.store.accept(row).await
+        {
+            tracing::error!(process = %id, %error, "the database does not take it");
+        }
         Ok(id)
     }
 
@@ -339,10 +360,14 @@ impl Drop for Place {
     }
 }
 
-fn hash(of: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    of.hash(&mut hasher);
-    hasher.finish()
+/// A word for what was asked, which stays the same over restarts and releases: FNV-1a of its JSON. Two different requests
+/// of one client under one id are a mistake of its own; whoever makes their words collide harms nobody else.
+fn digest(of: &impl Serialize) -> String {
+    let bytes = serde_json::to_vec(of).unwrap_or_default();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }
 
 impl Account {

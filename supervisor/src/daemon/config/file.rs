@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use provost_actors::spool::WhenFull;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -17,6 +18,9 @@ struct ServeFile {
     socket: Option<Spanned<String>>,
     group: Option<Spanned<String>>,
     state_dir: Option<Spanned<String>>,
+    durable: Option<bool>,
+    disk_full: Option<WhenFull>,
+    reattach_timeout: Option<Spanned<String>>,
     log: Option<Spanned<String>>,
     log_format: Option<LogFormat>,
     confined_peers: Option<Spanned<String>>,
@@ -76,6 +80,11 @@ impl Reader<'_> {
             })?;
         }
         config.log_format = file.log_format.unwrap_or_default();
+        config.durable = file.durable.unwrap_or(true);
+        config.disk_full = file.disk_full.unwrap_or_default();
+        if let Some(time) = &file.reattach_timeout {
+            config.settings.reattach = self.value("reattach_timeout", time, units::duration)?;
+        }
         if let Some(what) = &file.confined_peers {
             config.settings.confined_peers = self.value("confined_peers", what, confined_peers)?;
         }
