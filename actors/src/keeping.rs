@@ -16,7 +16,7 @@ use crate::spawner::{LaunchedSpawner, StartError};
 use crate::spool::{Spool, SpoolError, WhenFull};
 
 /// A state directory, as one daemon at a time uses it. Whoever opens it holds a lock on it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Keeping {
     /// What is known of processes.
     pub spool: Arc<Spool>,

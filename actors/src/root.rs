@@ -46,6 +46,8 @@ enum RootMsg {
         reader: Box<AuditSource>,
         reply: oneshot::Sender<Option<ActorRef<AuditMsg>>>,
     },
+    /// There is a link to a new keeper: the tasks that serve it.
+    Linked(LinkTasks),
     /// Start a supervisor.
     OpenSupervisor {
         reply: oneshot::Sender<Result<ActorRef<SupervisorMsg>, String>>,
@@ -53,7 +55,7 @@ enum RootMsg {
 }
 
 struct RootState {
-    _tasks: LinkTasks,
+    tasks: LinkTasks,
 }
 
 impl Actor for RootActor {
@@ -66,17 +68,18 @@ impl Actor for RootActor {
         _myself: ActorRef<RootMsg>,
         tasks: LinkTasks,
     ) -> Result<RootState, ActorProcessingErr> {
-        Ok(RootState { _tasks: tasks })
+        Ok(RootState { tasks })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<RootMsg>,
         message: RootMsg,
-        _state: &mut RootState,
+        state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let cell = myself.get_cell();
         match message {
+            RootMsg::Linked(tasks) => state.tasks = tasks,
             RootMsg::StartFeed { reader, reply } => {
                 let feed = AuditFeed::spawn_linked(None, AuditFeed, *reader, cell).await;
                 let _ = reply.send(feed.ok().map(|(actor, _)| actor));
@@ -110,7 +113,10 @@ pub struct Tree {
     root: ActorRef<RootMsg>,
     /// Where processes belong that belong to no session.
     own: SessionLink,
-    link: Arc<SpawnerLink>,
+    /// To the spawner, or the keeper; a new one where that died.
+    link: Mutex<Arc<SpawnerLink>>,
+    /// Held while a new keeper is launched.
+    launching: tokio::sync::Mutex<()>,
     /// What lets processes survive us, if anything does.
     keeping: Option<Keeping>,
     /// What the keeper held when we came, and what earlier ones wrote down.
@@ -174,7 +180,8 @@ impl Tree {
                 supervisor,
                 grants: Grants::default(),
             },
-            link,
+            link: Mutex::new(link),
+            launching: tokio::sync::Mutex::default(),
             keeping,
             inventory: Mutex::new(inventory),
             exits,
@@ -230,7 +237,7 @@ impl Tree {
     /// Has the spawner hold a share in audit being on: it puts audit back after us, also if we are killed.
     pub fn share_audit(&self) {
         if !self.audit_shared.swap(true, Ordering::Relaxed) {
-            self.link.post(Request::ShareAudit, None, None);
+            lock(&self.link).post(Request::ShareAudit, None, None);
         }
     }
 
@@ -298,6 +305,10 @@ impl Tree {
         note: serde_json::Value,
     ) -> Result<ProcessLink, SpawnRefused> {
         validate(&spec)?;
+        let link = self
+            .link()
+            .await
+            .map_err(|error| SpawnRefused::Gone(error.to_string()))?;
         let (kernel, audit) = if spec.policy.confined {
             let (kernel, audit) = self.resolved().await;
             (kernel, audit.clone())
@@ -347,7 +358,7 @@ impl Tree {
         }
         let stdin = StdinPort::new(&spec, spool.clone(), StdinProgress::default());
         let stdin = Arc::new(match &spool {
-            Some(_) => stdin.kept_by(self.link.clone(), id),
+            Some(_) => stdin.kept_by(link.clone(), id),
             None => stdin,
         });
         let (request, given) = spawn_request(id, &mut spec, &sandbox);
@@ -356,7 +367,7 @@ impl Tree {
             spec,
             audit: audit.filter(|_| sandbox.uses_audit()),
             sandbox,
-            link: self.link.clone(),
+            link: link.clone(),
             log: log.clone(),
             stdin: stdin.clone(),
             session: session.id.clone(),
@@ -375,21 +386,21 @@ impl Tree {
             }
             // The spawner begins while the actor is made.
             let (sandbox, process) = (args.sandbox.clone(), *id.as_uuid());
-            self.link.announce(process);
-            self.link.post(request, Some(sandbox), given);
+            link.announce(process);
+            link.post(request, Some(sandbox), given);
             if session
                 .supervisor
                 .send_message(SupervisorMsg::Spawn { args, reply })
                 .is_err()
             {
-                self.link.disown(process);
+                link.disown(process);
                 return Err(gone());
             }
         }
         let actor = match accepted.await {
             Ok(Ok(actor)) => actor,
             refused => {
-                self.link.disown(*id.as_uuid());
+                link.disown(*id.as_uuid());
                 return Err(refused.map_or_else(
                     |_| gone(),
                     |why| SpawnRefused::Gone(why.err().unwrap_or_default()),
@@ -400,7 +411,7 @@ impl Tree {
             // Asked now, it does not hold the process up.
             self.share_audit();
         }
-        Ok(ProcessLink::live(id, actor, log, stdin))
+        Ok(ProcessLink::live(id, queued_at, actor, log, stdin))
     }
 
     fn prepare(
@@ -436,10 +447,40 @@ impl Tree {
         ShutdownReport { graceful }
     }
 
+    /// The link; a keeper that died is replaced by a new one first.
+    async fn link(&self) -> Result<Arc<SpawnerLink>, StartError> {
+        let current = || lock(&self.link).clone();
+        let (link, Some(keeping)) = (current(), &self.keeping) else {
+            return Ok(current());
+        };
+        if link.gone().is_none() {
+            return Ok(link);
+        }
+        let _one_at_a_time = self.launching.lock().await;
+        if current().gone().is_none() {
+            return Ok(current());
+        }
+        let launched = {
+            let keeping = keeping.clone();
+            tokio::task::spawn_blocking(move || keeping.keeper()).await
+        };
+        let launched = launched.map_err(|error| StartError::Spawner(error.to_string()))??;
+        let (link, tasks, ..) = SpawnerLink::greet(launched).await?;
+        match keeping.exits() {
+            Ok((file, _)) => link.post(Request::ExitsFile, None, Some(file)),
+            Err(error) => tracing::error!(%error, "the keeper cannot write down how processes end"),
+        }
+        let _ = self.root.send_message(RootMsg::Linked(tasks));
+        self.audit_shared.store(false, Ordering::Relaxed);
+        *lock(&self.link) = link.clone();
+        tracing::warn!("a new keeper was started: the last one died");
+        Ok(link)
+    }
+
     /// Nothing is to survive us: the keeper ends, with whatever it still holds.
     pub fn dismiss_keeper(&self) {
         if self.keeping.is_some() {
-            self.link.post(Request::Stop, None, None);
+            lock(&self.link).post(Request::Stop, None, None);
         }
     }
 

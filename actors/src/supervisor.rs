@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 
+use jiff::Timestamp;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
@@ -169,6 +170,7 @@ pub struct ProcessLink(Arc<Linked>);
 #[derive(Debug)]
 struct Linked {
     id: ProcessId,
+    queued_at: Timestamp,
     /// Absent where it ended before we came.
     actor: Option<ActorRef<ProcessMsg>>,
     /// Read from the spool when somebody asks, where it ended before we came.
@@ -187,12 +189,14 @@ struct Ended {
 impl ProcessLink {
     pub(crate) fn live(
         id: ProcessId,
+        queued_at: Timestamp,
         actor: ActorRef<ProcessMsg>,
         log: Arc<Log>,
         stdin: Arc<StdinPort>,
     ) -> Self {
         Self(Arc::new(Linked {
             id,
+            queued_at,
             actor: Some(actor),
             log: log.into(),
             ended: None,
@@ -204,6 +208,7 @@ impl ProcessLink {
     pub fn ended(id: ProcessId, record: Arc<TerminalRecord>, spool: Arc<Spool>) -> Self {
         Self(Arc::new(Linked {
             id,
+            queued_at: record.queued_at.unwrap_or(record.ended_at),
             actor: None,
             log: OnceLock::new(),
             ended: Some(Ended { record, spool }),
@@ -214,6 +219,11 @@ impl ProcessLink {
     /// The process's id.
     pub fn id(&self) -> ProcessId {
         self.0.id
+    }
+
+    /// When it was accepted.
+    pub fn queued_at(&self) -> Timestamp {
+        self.0.queued_at
     }
 
     /// Its log. That of a process that ended before this daemon began is read when it is first asked for.

@@ -1,13 +1,16 @@
 //! A daemon of the test's own.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::Pid;
+use provost_sandbox::keeper::wire::{self, Notice, Request};
 
 use crate::{World, provost};
 
@@ -16,6 +19,7 @@ use crate::{World, provost};
 pub struct Served {
     child: Child,
     socket: PathBuf,
+    state: PathBuf,
     said: Arc<Mutex<String>>,
 }
 
@@ -32,6 +36,8 @@ impl Served {
         command
             .args(["serve", "--socket"])
             .arg(&socket)
+            .arg("--state-dir")
+            .arg(world.path("state"))
             .args(flags)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -57,7 +63,13 @@ impl Served {
                 said.push('\n');
             }
         });
-        let served = Self { child, socket, said };
+        let state = world.path("state");
+        let served = Self {
+            child,
+            socket,
+            state,
+            said,
+        };
         if listens.recv_timeout(crate::DEADLINE).is_err() {
             panic!("the daemon does not listen:\n{}", served.said());
         }
@@ -114,7 +126,28 @@ impl Drop for Served {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        stop_keeper(&self.state);
     }
+}
+
+/// Ends the keeper of a state directory, with everything that it holds, if there is one.
+fn stop_keeper(state: &Path) {
+    let Ok(address) = UnixAddr::new(&state.join("keeper.sock")) else {
+        return;
+    };
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    let socket = socket.expect("a socket");
+    if connect(socket.as_raw_fd(), &address).is_err() {
+        return;
+    }
+    let _ = wire::send(socket.as_fd(), &Request::Stop, &[]);
+    // It closes the connection when it ends.
+    while let Ok(Some(_)) = wire::receive::<Notice>(socket.as_fd()) {}
 }
 
 /// Lets everybody connect to a socket.

@@ -26,12 +26,14 @@ impl Tree {
         loaded: Loaded,
     ) -> Result<ProcessLink, SpawnRefused> {
         let id = loaded.accepted.process;
+        let link = lock(&self.link).clone();
         if let Some(record) = loaded.record {
             // It may have been forgotten already, which is no error.
             lock(&self.inventory).trees.remove(id.as_uuid());
-            self.link.forget(*id.as_uuid());
+            link.forget(*id.as_uuid());
             return Ok(ProcessLink::ended(id, record, loaded.journal.spool()));
         }
+        let queued_at = loaded.accepted.queued_at;
         let spec = loaded.accepted.spec.restore();
         let (kernel, audit) = if spec.policy.confined {
             let (kernel, audit) = self.resolved().await;
@@ -59,7 +61,7 @@ impl Tree {
         };
         let progress = loaded.stdin;
         let stdin = StdinPort::new(&spec, Some(loaded.journal.clone()), progress);
-        let stdin = Arc::new(stdin.kept_by(self.link.clone(), id));
+        let stdin = Arc::new(stdin.kept_by(link.clone(), id));
         let session = session.unwrap_or(&self.own);
         let uses_audit = sandbox.uses_audit();
         let args = Box::new(ProcessArgs {
@@ -67,11 +69,11 @@ impl Tree {
             spec,
             audit: audit.filter(|_| uses_audit),
             sandbox,
-            link: self.link.clone(),
+            link: link.clone(),
             log: loaded.log.clone(),
             stdin: stdin.clone(),
             session: session.id.clone(),
-            queued_at: loaded.accepted.queued_at,
+            queued_at,
             spool: Some(loaded.journal.clone()),
             session_grants: session.grants.clone(),
             proxy,
@@ -92,7 +94,7 @@ impl Tree {
         if uses_audit {
             self.share_audit();
         }
-        Ok(ProcessLink::live(id, actor, loaded.log, stdin))
+        Ok(ProcessLink::live(id, queued_at, actor, loaded.log, stdin))
     }
 
     /// What the keeper says of a process, or why it says nothing.
@@ -126,10 +128,11 @@ impl Tree {
 
     /// Kills what the keeper holds and nobody took up: there is no journal of it. How many.
     pub fn disown_rest(&self) -> usize {
+        let link = lock(&self.link).clone();
         let rest = std::mem::take(&mut lock(&self.inventory).trees);
         for process in rest.keys() {
-            self.link.disown(*process);
-            self.link.forget(*process);
+            link.disown(*process);
+            link.forget(*process);
         }
         rest.len()
     }

@@ -86,6 +86,7 @@ impl Drop for Turn {
 impl Supervised {
     pub(super) fn new(link: ProcessLink, session: Option<SessionId>, name: Option<String>) -> Self {
         Self {
+            started_at: link.queued_at(),
             link,
             session,
             name,
@@ -93,7 +94,6 @@ impl Supervised {
             cwd: String::new(),
             policy: String::new(),
             labels: BTreeMap::new(),
-            started_at: Timestamp::now(),
             confined: false,
             request: None,
             was_sealed: false,
@@ -107,7 +107,6 @@ impl Supervised {
     pub(super) fn restored(link: ProcessLink, row: ProcessRow) -> Self {
         let mut process = Self::new(link, row.session, row.name);
         process.was_sealed = row.state == ProcessState::Sealed;
-        process.started_at = row.queued_at.unwrap_or(process.started_at);
         process.described_bytes =
             described_bytes(&row.argv, &row.labels, row.cwd.as_deref().unwrap_or_default());
         process.argv = row.argv;

@@ -66,6 +66,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.log, "debug");
 
     case.flags = Flags {
+        no_state: false,
         config: None,
         socket: Some("/flag.sock".into()),
         group: Some("flag".into()),
