@@ -320,7 +320,7 @@ impl ProcessLink {
     /// # Errors
     /// As for [`Self::resize`].
     pub async fn terminal_size(&self) -> std::io::Result<crate::spec::TerminalSize> {
-        self.stdin.size().await
+        self.0.stdin.size().await
     }
 }
 

@@ -125,6 +125,7 @@ impl Daemon {
                 parent: row.parent,
                 on_disconnect: row.on_disconnect,
                 ttl: row.ttl,
+                kept_bytes_max: None,
             };
             let mut state = self.state();
             state.leases.restore(row.id, open, Instant::now(), give_up, link);
