@@ -78,6 +78,9 @@ pub enum Error {
     /// The daemon does not serve this user or program, or not with this.
     #[error("{0}")]
     Forbidden(Reason),
+    /// The daemon died while it was done: whether it was is not known.
+    #[error("{0}")]
+    Uncertain(Reason),
     /// The connection to the daemon has ended. What was asked for may have been done, and processes may go on there:
     /// connect again and look for them by their ids.
     #[error("{0}")]
@@ -115,9 +118,10 @@ impl Error {
         match error {
             SpawnRefused::Sandbox(CompileError::Unsupported(_)) => Self::Unsupported(reason),
             SpawnRefused::Gone(_) => Self::Closed(reason),
-            SpawnRefused::Spec(_) | SpawnRefused::Sandbox(_) | SpawnRefused::Proxy(_) => {
-                Self::Refused(reason)
-            }
+            SpawnRefused::Spec(_)
+            | SpawnRefused::Sandbox(_)
+            | SpawnRefused::Proxy(_)
+            | SpawnRefused::Spool(_) => Self::Refused(reason),
         }
     }
 
@@ -138,6 +142,7 @@ impl Error {
             ErrorKind::Limit | ErrorKind::FrameTooLarge => Self::Limit(reason),
             ErrorKind::NotHolder | ErrorKind::InputHeld => Self::NotHolder(reason),
             ErrorKind::Forbidden => Self::Forbidden(reason),
+            ErrorKind::Uncertain => Self::Uncertain(reason),
             ErrorKind::Parse
             | ErrorKind::InvalidRequest
             | ErrorKind::MethodNotFound
