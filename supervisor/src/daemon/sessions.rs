@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use provost_actors::ProcessCommand;
 use provost_actors::event::ProcessId;
 use provost_actors::session::{Holder, LeaseError, Moved, OnDisconnect, OpenSession, SessionId};
@@ -13,6 +14,7 @@ use crate::protocol::{
     ErrorKind, RpcError, SessionAttach, SessionClose, SessionEvent, SessionInfo, SessionOpen,
     SessionsMoved, SkippedSession,
 };
+use crate::store::{SessionRow, SessionState};
 
 /// Sessions of one daemon.
 const SESSIONS_MAX: usize = 4096;
@@ -86,7 +88,39 @@ impl Daemon {
             return Err(error);
         }
         self.say_changed();
+        if let Some(kept) = &self.0.kept {
+            let now = Timestamp::now();
+            let row = SessionRow {
+                id,
+                name: request.name.clone(),
+                parent,
+                on_disconnect: request.on_disconnect,
+                ttl: request.ttl_ms.map(Duration::from_millis),
+                state: SessionState::Attached,
+                opened_at: now,
+                changed_at: now,
+            };
+            // What is not written down would be gone after a crash, with everybody who counts on it.
+            if let Err(error) = kept.store.session_opened(row).await {
+                self.close_session(id, "it could not be written down", true);
+                return Err(RpcError::new(ErrorKind::Internal, what(), error.to_string()));
+            }
+        }
         Ok(id)
+    }
+
+    /// Has the database know who holds sessions. What was told of a later time holds, so these may overtake each other.
+    fn note_sessions(&self, sessions: impl IntoIterator<Item = SessionId>, state: SessionState) {
+        let Some(kept) = &self.0.kept else { return };
+        let now = Timestamp::now();
+        for session in sessions {
+            let store = kept.store.clone();
+            kept.records.spawn(async move {
+                if let Err(error) = store.session_changed(session, state, now).await {
+                    tracing::error!(%session, %error, "the database does not know of a change");
+                }
+            });
+        }
     }
 
     pub(super) fn detach_session(
@@ -145,6 +179,7 @@ impl Daemon {
                 Err(error) => skip(text, error.to_string()),
             }
         }
+        self.note_sessions(all.sessions.iter().map(|(id, _)| *id), SessionState::Attached);
         for (id, before) in &all.sessions {
             if let Some(before) = before {
                 self.tell_holder(*before, *id, "lost");
@@ -169,6 +204,8 @@ impl Daemon {
             tokio::spawn(async move {
                 lease.value.stop_all(reason, kill).await;
                 lease.value.close();
+                // Not before everything has stopped: until then a daemon that takes over has it to stop.
+                daemon.note_sessions([id], SessionState::Closed);
                 daemon.say_changed();
             });
         }
@@ -337,6 +374,7 @@ impl Daemon {
 
     fn tell_detached(&self, sessions: impl Iterator<Item = SessionId>) {
         for id in sessions {
+            self.note_sessions([id], SessionState::Detached);
             for process in self.live_in(&[id]) {
                 let session = id.to_string();
                 process.link.tell(ProcessCommand::Detached { session });
