@@ -102,7 +102,7 @@ async fn pump(args: StreamArgs, abandon: CancellationToken) {
                 () = abandon.cancelled() => read_the_rest(&reading),
             }
         }
-        Ok(Pump::Files(filing)) => filing.to_end(abandon).await,
+        Ok(Pump::Files(filing)) => filing.run(abandon).await,
         Err(error) => {
             tracing::warn!(%stream, %error, "cannot watch an output pipe");
             Closed::Abandoned

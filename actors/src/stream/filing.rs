@@ -47,7 +47,7 @@ enum Pause {
 
 impl Filing {
     /// Moves everything until the end, or until it is abandoned; then what is left.
-    pub(super) async fn to_end(mut self, abandon: CancellationToken) -> Closed {
+    pub(super) async fn run(mut self, abandon: CancellationToken) -> Closed {
         let Ok(source) = crate::readiness::watch(Arc::clone(&self.source), Interest::READABLE) else {
             return Closed::Abandoned;
         };

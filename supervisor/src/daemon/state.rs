@@ -63,6 +63,10 @@ impl StateDir {
     ///
     /// # Errors
     /// It cannot be made or used, or another daemon has it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a lock with a deadline: nothing tells when it is free"
+    )]
     pub fn open(
         path: &Path,
         when_full: WhenFull,
