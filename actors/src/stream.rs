@@ -289,6 +289,8 @@ mod tests {
             log.append_bytes(StreamName::Stdout, Bytes::from(ahead.clone()));
         }
         let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let nonblocking = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&reader, nonblocking).expect("a pipe");
         writer.write_all(b"the last bytes").expect("there is room");
         let (process, mut facts) = listening().await;
         let args = StreamArgs {

@@ -429,8 +429,8 @@ fn clients_that_are_gone_in_the_middle_leave_nothing(world: &World) {
     becomes(&daemon, "the end of what they held", || {
         descriptors(&daemon) <= before.0 + 1
     });
-    let status = keeper.call("daemon/status", json!({})).expect("it is served");
-    assert_eq!(status["sessions"], 0, "{status}");
+    let mut status = || keeper.call("daemon/status", json!({})).expect("it is served");
+    becomes(&daemon, "the end of their sessions", || status()["sessions"] == 0);
     let grown = daemon.memory().saturating_sub(before.1);
     assert!(grown < 32 * MIB, "{} MiB more", grown / MIB);
 }
