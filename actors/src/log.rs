@@ -44,6 +44,7 @@ use crate::event::{DraftBody, EventBody, EventDraft, ProcessId, StreamName};
 use crate::record::TerminalRecord;
 use crate::spool::{Segment, SegmentWriter, Segments, segment_bytes};
 
+mod approvals;
 mod bytes_store;
 mod cursor;
 mod room;
@@ -53,6 +54,7 @@ mod waiters;
 #[cfg(test)]
 mod tests;
 
+pub use approvals::Decided;
 pub use cursor::Cursor;
 pub use room::Room;
 

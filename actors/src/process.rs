@@ -90,11 +90,13 @@ pub enum ProcessCommand {
         /// Who asks, or why, for the record.
         reason: String,
     },
-    /// Nobody holds its session any more: what waits for an answer is refused, and it runs on.
+    /// Its session was given up, and it runs on.
     Detached {
         /// The session.
         session: String,
     },
+    /// Nobody is there to answer: what waits for an answer is refused.
+    Unattended,
     /// Somebody holds its session again.
     Attached {
         /// The session.
@@ -539,11 +541,11 @@ impl ProcessState {
                 self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
                 self.kill_tree(myself);
             }
-            ProcessCommand::Detached { session } => {
+            ProcessCommand::Detached { session } => self.fact(myself, Fact::Detached { session }),
+            ProcessCommand::Unattended => {
                 if let Some(denials) = &self.denials {
                     let _ = denials.send_message(DenialMsg::Answered(Answered::RefusePending));
                 }
-                self.fact(myself, Fact::Detached { session });
             }
             ProcessCommand::Attached { session } => self.fact(myself, Fact::Attached { session }),
             ProcessCommand::Decide {

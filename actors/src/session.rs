@@ -209,6 +209,12 @@ impl<S> Leases<S> {
         })
     }
 
+    /// Whether anybody has the session, or one that it is part of.
+    pub fn is_attended(&self, id: SessionId) -> bool {
+        let held = |id| self.sessions.get(&id).is_some_and(|lease| lease.holder.is_some());
+        self.ancestors(id).into_iter().any(held)
+    }
+
     /// Gives a session up, with those parts of it that the same holder has. One that is not there is nothing to give up.
     ///
     /// # Errors

@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::protocol::{
-    Ack, ErrorKind, EventNotification, FRAME_BYTES_MAX, Following, Initialize, Initialized, InputLost,
-    PROTOCOL_VERSION, ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
+    Ack, ErrorKind, EventNotification, FRAME_BYTES_MAX, FollowGap, Following, Initialize, Initialized,
+    InputLost, PROTOCOL_VERSION, ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
@@ -29,8 +29,16 @@ use crate::{Event, EventBody, ProcessId, StreamName};
 const WINDOW: u64 = 256;
 const ACK_EVERY: u64 = 64;
 
-/// An event, with the session of its process.
-type Pushed = (Option<SessionId>, Event);
+/// What a follower is told.
+#[derive(Debug, Clone)]
+pub enum Pushed {
+    /// An event, with the session of its process.
+    Event(Option<SessionId>, Event),
+    /// Something happened to a session that is part of the one that is followed.
+    Session(SessionEvent),
+    /// What it was not told, because it did not keep up.
+    Gap(FollowGap),
+}
 
 /// Why a request to a daemon came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -121,21 +129,31 @@ impl Followed {
 
     /// The next event with the session of its process.
     pub async fn next_tagged(&mut self) -> Option<(Option<SessionId>, Event)> {
+        loop {
+            if let Pushed::Event(session, event) = self.next_pushed().await? {
+                return Some((session, event));
+            }
+        }
+    }
+
+    /// The next event, or what else `session/follow` tells.
+    pub async fn next_pushed(&mut self) -> Option<Pushed> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The same as a poll.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pushed>> {
-        let event = ready!(self.events.poll_recv(cx));
-        self.taken += u64::from(event.is_some());
-        if event.is_some() && self.taken.is_multiple_of(ACK_EVERY) {
+        let pushed = ready!(self.events.poll_recv(cx));
+        let taken = matches!(pushed, Some(Pushed::Event(..)));
+        self.taken += u64::from(taken);
+        if taken && self.taken.is_multiple_of(ACK_EVERY) {
             let ack = Ack {
                 subscription: self.following.subscription,
                 events: self.taken,
             };
             self.client.tell("ack", &ack);
         }
-        Poll::Ready(event)
+        Poll::Ready(pushed)
     }
 
     /// The process waits for this follower.
@@ -458,7 +476,7 @@ fn take(line: &[u8], shared: &Shared) {
         };
         let follower = shared.lock().followers.get(&params.subscription).cloned();
         if let Some(follower) = follower {
-            let _ = follower.send((params.session, event));
+            let _ = follower.send(Pushed::Event(params.session, event));
         }
         return;
     }
@@ -467,7 +485,7 @@ fn take(line: &[u8], shared: &Shared) {
     {
         let follower = shared.lock().followers.get(&params.subscription).cloned();
         if let Some(follower) = follower {
-            let _ = follower.send((params.session, params.event));
+            let _ = follower.send(Pushed::Event(params.session, params.event));
         }
         return;
     }
@@ -476,10 +494,26 @@ fn take(line: &[u8], shared: &Shared) {
     };
     match incoming.method.as_deref() {
         Some("session/event") => {
-            if let (Ok(event), Some(sessions)) =
-                (serde_json::from_value(incoming.params), &shared.lock().sessions)
+            let Ok(event) = serde_json::from_value::<SessionEvent>(incoming.params) else {
+                return;
+            };
+            let state = shared.lock();
+            match event
+                .subscription
+                .map(|subscription| state.followers.get(&subscription))
             {
-                let _ = sessions.send(event);
+                None => drop(state.sessions.as_ref().map(|sessions| sessions.send(event))),
+                Some(Some(follower)) => {
+                    let _ = follower.send(Pushed::Session(event));
+                }
+                Some(None) => {}
+            }
+        }
+        Some("follow/gap") => {
+            if let Ok(gap) = serde_json::from_value::<FollowGap>(incoming.params)
+                && let Some(follower) = shared.lock().followers.get(&gap.subscription)
+            {
+                let _ = follower.send(Pushed::Gap(gap));
             }
         }
         Some("input/lost") => {

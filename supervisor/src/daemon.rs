@@ -9,6 +9,7 @@
 //! Recording never depends on a client: followers read the logs with cursors, and what a client does not take waits in its
 //! own outbox, which is bounded, and then in the log, which is, too.
 
+mod approvals;
 mod broker;
 pub mod config;
 mod connection;
@@ -46,11 +47,12 @@ use provost_actors::session::{Holder, Leases};
 use provost_actors::{SessionLink, Tree};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::broker::Broker;
+use self::follow::watch::Watcher;
 pub use self::instance::become_instance;
 use self::metrics::Metrics;
 use self::outbox::Outbox;
@@ -59,6 +61,7 @@ use self::processes::Supervised;
 pub use self::recover::Recovered;
 use self::start::Starts;
 use crate::Supervisor;
+use crate::decider::DECIDERS_MAX;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};
 use crate::store::Store;
 
@@ -147,8 +150,8 @@ struct Inner {
     account: Account,
     state: Mutex<State>,
     starts: Mutex<Starts>,
-    /// Moves whenever a process or session is added.
-    changed: watch::Sender<u64>,
+    /// Turns of the commands that answer what processes ask.
+    deciders: Arc<Semaphore>,
     /// Nothing new begins any more.
     stopping: CancellationToken,
     /// Connections end.
@@ -183,6 +186,8 @@ struct State {
     holders: HashMap<Holder, Connected>,
     /// Who holds the input of which process, as far as it may (see `input.rs`).
     inputs: HashMap<ProcessId, Holder>,
+    /// Who follows many processes, by subscription.
+    watchers: BTreeMap<u64, Watcher>,
 }
 
 /// A connection, as others see it.
@@ -204,14 +209,13 @@ impl Daemon {
         settings: Settings,
         kept: Option<(Store, lock::InstanceLock)>,
     ) -> std::io::Result<Self> {
-        let (changed, _) = watch::channel(0);
         Ok(Self(Arc::new(Inner {
             tree: supervisor.tree().ok_or_else(not_embedded)?,
             settings: Mutex::new(settings),
             account: Account::own()?,
             state: Mutex::default(),
             starts: Mutex::default(),
-            changed,
+            deciders: Arc::new(Semaphore::new(DECIDERS_MAX)),
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
             connections: TaskTracker::new(),
@@ -386,10 +390,6 @@ impl Daemon {
     /// A number that nobody had before.
     fn next(&self) -> u64 {
         self.0.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn say_changed(&self) {
-        self.0.changed.send_modify(|count| *count += 1);
     }
 }
 

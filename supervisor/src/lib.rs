@@ -60,6 +60,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "cli")]
 pub mod daemon;
+#[cfg(feature = "cli")]
+mod decider;
 mod error;
 mod handle;
 pub mod policy_file;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use provost_actors::approval::ApprovalScope;
 use provost_actors::event::{Event, ProcessId};
 use provost_actors::record::TerminalRecord;
 use provost_actors::session::{OnDisconnect, SessionId};
@@ -10,6 +9,12 @@ use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::policy::Policy;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+mod approval;
+
+pub use approval::{
+    ApprovalDecide, ApprovalFollow, ApprovalList, ApprovalsWaiting, AskCommand, WaitingApproval,
+};
 
 /// The version of the protocol that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -355,6 +360,8 @@ pub struct ProcessStart {
     pub on_denial: Option<String>,
     /// How long a call waits for an answer; 60000.
     pub ask_timeout_ms: Option<u64>,
+    /// Who answers; whoever decides, if absent.
+    pub ask_command: Option<AskCommand>,
     /// Watch opens for reading, too.
     pub observe_reads: bool,
     /// Bytes of each stream that are kept.
@@ -498,13 +505,41 @@ pub struct EventNotification {
     pub event: Event,
 }
 
-/// The notification `session/event`.
+/// The notification `session/event`: to the holder, and to whoever follows a session that it is part of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionEvent {
     /// Which session.
     pub session: SessionId,
-    /// `lost`: attached elsewhere now. `closed`: it is no more.
+    /// `opened`. `lost`: attached elsewhere now. `closed`: it is no more.
     pub event: String,
+    /// Which follower is told, where it is not the holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<u64>,
+}
+
+/// The notification `follow/gap`: what a follower was not told, because it did not keep up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowGap {
+    /// Which follower.
+    pub subscription: u64,
+    /// Processes that were forgotten before their last events could be sent.
+    pub processes: Vec<ForgottenProcess>,
+    /// How many there are of them besides.
+    pub more: u64,
+    /// How many `session/event`s were left out.
+    pub session_events: u64,
+}
+
+/// A process whose last events a follower was not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenProcess {
+    /// Which.
+    pub process: ProcessId,
+    /// Its session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The number of the last event that was sent; 0 if none was.
+    pub after_seq: u64,
 }
 
 /// `process/attach`: take the input of a process, for this connection alone.
@@ -688,25 +723,6 @@ impl ProcessInfo {
         }
     }
 }
-
-/// `approval/decide`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApprovalDecide {
-    /// Which process asks.
-    pub process: String,
-    /// The number of the request.
-    pub approval: u64,
-    /// Allow or deny.
-    pub allow: bool,
-    /// How far it reaches; `once`.
-    #[serde(default)]
-    pub scope: Option<ApprovalScope>,
-    /// Who decides, for the record.
-    #[serde(default)]
-    pub by: Option<String>,
-}
-
 /// `process/prune`: forget ended processes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -22,7 +22,7 @@ fn items<'a>(source: &'a str, head: &str) -> Vec<(&'a str, &'a str)> {
 #[test]
 fn every_method_has_a_section_with_an_example() {
     let page = page("docs/protocol.md");
-    let sources = ["connection", "requests", "follow", "sessions"]
+    let sources = ["connection", "requests", "follow", "follow/watch", "sessions"]
         .map(|name| self::page(&format!("supervisor/src/daemon/{name}.rs")))
         .concat();
     let is_method = |text: &&str| {
@@ -47,7 +47,7 @@ fn every_method_has_a_section_with_an_example() {
             "session/attach",
             "session/clean",
         ];
-        let described = ["session/follow", "session/event"];
+        let described = ["session/follow", "session/event", "follow/gap"];
         assert!(
             is_shown || beside_another.contains(&method) || described.contains(&method),
             "there is no example of `{method}`"
@@ -57,7 +57,8 @@ fn every_method_has_a_section_with_an_example() {
 
 #[test]
 fn every_parameter_and_every_member_of_a_result_is_documented() {
-    let (page, source) = (page("docs/protocol.md"), page("supervisor/src/protocol.rs"));
+    let source = page("supervisor/src/protocol.rs") + &page("supervisor/src/protocol/approval.rs");
+    let page = page("docs/protocol.md");
     let structs = items(&source, "pub struct ");
     assert!(structs.len() > 25, "structs are not found any more");
     for (name, body) in structs {

@@ -30,6 +30,8 @@ pub struct Cursor {
     opened: [Opened; StreamName::ALL.len()],
     paced: bool,
     finished: bool,
+    /// Output and gaps are passed over.
+    without_output: bool,
 }
 
 /// Where the next event is.
@@ -48,7 +50,36 @@ impl Cursor {
             opened: Default::default(),
             paced,
             finished: false,
+            without_output: false,
         }
+    }
+
+    /// The same place, from which output and gaps are passed over.
+    #[must_use]
+    pub fn without_output(mut self) -> Self {
+        self.without_output = true;
+        self
+    }
+
+    /// Waits until there is an event to read, and leaves it there. False when there will be none any more.
+    pub async fn ready(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            if self.finished {
+                return Poll::Ready(false);
+            }
+            let log = Arc::clone(&self.log);
+            let mut state = log.lock();
+            if self.place(&state).is_some() {
+                return Poll::Ready(true);
+            }
+            self.finished = state.record.is_some();
+            if self.finished {
+                return Poll::Ready(false);
+            }
+            state.readers.register(self.id, (), cx.waker());
+            Poll::Pending
+        })
+        .await
     }
 
     /// The next event; waits for it. `None` after the terminal event.
@@ -123,9 +154,10 @@ impl Cursor {
         }
     }
 
-    /// Takes the event with the lowest number behind this place.
-    fn read(&mut self, state: &mut State) -> Option<Found> {
-        let in_streams = StreamName::ALL.into_iter().filter_map(|name| {
+    /// Where the event with the lowest number behind this place is.
+    fn place(&self, state: &State) -> Option<(u64, Place)> {
+        let streams = StreamName::ALL.into_iter().filter(|_| !self.without_output);
+        let in_streams = streams.filter_map(|name| {
             let next = state.streams[name.index()].next_after(self.seq)?;
             Some((next.seq(), Place::Stream(name, next)))
         });
@@ -136,7 +168,12 @@ impl Cursor {
             }
             _ => None,
         };
-        let (seq, place) = in_streams.chain(other).min_by_key(|(seq, _)| *seq)?;
+        in_streams.chain(other).min_by_key(|(seq, _)| *seq)
+    }
+
+    /// Takes that event.
+    fn read(&mut self, state: &mut State) -> Option<Found> {
+        let (seq, place) = self.place(state)?;
         let (time, body, in_file) = match place {
             Place::Other(index) => {
                 let other = &state.others[index];

@@ -125,7 +125,7 @@ Examples:
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
-    /// Who is asked: this command reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
+    /// Who is asked: this command (run here, also with --daemon) reads the request as JSON on stdin and writes `allow [once|process|session]` or `deny`
     /// [default: the terminal]
     #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
     pub(crate) ask_command: Option<String>,

@@ -1,70 +1,89 @@
 //! Who answers when the policy asks: a command of the user's, or the user at the terminal.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::sys::termios::{FlushArg, tcflush};
 use nix::unistd::{getpgrp, tcgetpgrp};
+use provost_actors::Tree;
 use provost_actors::approval::{ApprovalScope, Verdict};
-use provost_actors::event::{EventBody, ProcessId, StreamName};
-use provost_actors::record::Outcome;
-use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule};
-use provost_sandbox::policy::Policy;
-use serde::Deserialize;
-use serde_json::json;
+use provost_actors::event::ProcessId;
+use provost_sandbox::denial::Decision;
 use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::policy::Seen;
 use super::{output, summary};
-use crate::{ApprovalRequest, ProcessHandle, Supervisor};
-
-/// How many deciders run at the same time. A command may ask hundreds of times at once; the others wait for their turn.
-const DECIDERS_MAX: usize = 16;
-/// What is read of an answer.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+use crate::client::{Client, ClientError};
+use crate::decider::{BY, DECIDERS_MAX, Decider};
+use crate::protocol::{ApprovalDecide, ErrorKind, Told};
+use crate::{ApprovalRequest, EventBody, ProcessHandle};
 
 /// Who answers.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// A command: it reads the request as JSON on its stdin and writes the answer.
-    Command {
-        argv: Vec<String>,
-        cwd: PathBuf,
-        timeout: Duration,
-    },
+    /// A command.
+    Command(Decider),
     /// The user.
     Terminal(Terminal),
     /// Nobody: everything is allowed, and noted.
     Observed(Seen),
 }
 
-/// Answers all requests of a process until it ends.
-pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: ProcessHandle) {
-    match asked {
-        Asked::Command { argv, cwd, timeout } => {
-            let id = process.id();
-            let turns = Arc::new(Semaphore::new(DECIDERS_MAX));
-            let ask = move |request: ApprovalRequest| {
-                let spec = decider(&argv, &cwd, timeout);
-                let (supervisor, shown) = (supervisor.clone(), argv.join(" "));
-                let turns = turns.clone();
-                async move {
-                    let _turn = turns.acquire().await;
-                    let answer = ask_command(&supervisor, spec, id, &request).await;
-                    answer.unwrap_or_else(|why| {
-                        output::note(&format!("--ask-command {shown}: {why}; denied"));
-                        Verdict::Deny
-                    })
-                }
-            };
-            let _ = process.answer_approvals("ask-command", ask).await;
+/// The same, ready to answer.
+pub(super) enum Answerer {
+    Command {
+        decider: Decider,
+        tree: Arc<Tree>,
+        turns: Semaphore,
+    },
+    Terminal(Mutex<Terminal>),
+    Observed(Seen),
+}
+
+impl Asked {
+    /// Ready to answer; commands are run in this tree.
+    pub(super) fn by(self, tree: Arc<Tree>) -> Answerer {
+        match self {
+            Self::Command(decider) => Answerer::Command {
+                decider,
+                tree,
+                turns: Semaphore::new(DECIDERS_MAX),
+            },
+            Self::Terminal(terminal) => Answerer::Terminal(Mutex::new(terminal)),
+            Self::Observed(seen) => Answerer::Observed(seen),
         }
-        Asked::Observed(seen) => {
-            let note = move |request: ApprovalRequest| {
+    }
+}
+
+impl Answerer {
+    /// What the record says of who answered.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Command { .. } => BY,
+            Self::Terminal(_) => "terminal",
+            Self::Observed(_) => "learn",
+        }
+    }
+
+    /// `None` where nobody can be asked here.
+    async fn verdict(&self, process: ProcessId, request: ApprovalRequest) -> Option<Verdict> {
+        match self {
+            Self::Command { decider, tree, turns } => {
+                let _turn = turns.acquire().await;
+                let passed_on = |bytes: &[u8]| drop(std::io::stderr().write_all(bytes));
+                let answer = decider.ask(tree, process, &request, passed_on).await;
+                Some(answer.unwrap_or_else(|why| {
+                    output::note(&format!("--ask-command {}: {why}; denied", decider.shown()));
+                    Verdict::Deny
+                }))
+            }
+            Self::Terminal(terminal) => terminal.lock().await.ask(&request).await,
+            Self::Observed(seen) => {
                 // A name that is allowed for longer takes its addresses with it, and their ports were not seen.
                 let scope = match request.attempt.operation.as_str() {
                     "resolve" => ApprovalScope::Once,
@@ -72,116 +91,124 @@ pub(super) async fn answer(asked: Asked, supervisor: Supervisor, process: Proces
                 };
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.push(*request.attempt);
-                async move { Verdict::Allow(scope) }
-            };
-            let _ = process.answer_approvals("learn", note).await;
-        }
-        Asked::Terminal(terminal) => {
-            let terminal = Arc::new(Mutex::new(terminal));
-            let ask = move |request: ApprovalRequest| {
-                let terminal = terminal.clone();
-                async move { terminal.lock().await.ask(&request).await }
-            };
-            let _ = process.answer_approvals("terminal", ask).await;
+                Some(Verdict::Allow(scope))
+            }
         }
     }
 }
 
-fn decider(argv: &[String], cwd: &Path, timeout: Duration) -> ProcessSpec {
-    let mut spec = ProcessSpec::new(argv, cwd, Policy::unconfined());
-    spec.env = std::env::vars_os().collect();
-    spec.stdin = StdinSpec::Pipe;
-    spec.timeout = Some(timeout);
-    spec.stop = StopRule {
-        grace: Duration::from_secs(1),
-        ..StopRule::default()
+/// Answers all requests of a process until it ends.
+pub(super) async fn answer(asked: Asked, tree: Arc<Tree>, process: ProcessHandle) {
+    let (answerer, id) = (Arc::new(asked.by(tree)), process.id());
+    let word = answerer.word();
+    let ask = move |request: ApprovalRequest| {
+        let answerer = answerer.clone();
+        async move {
+            let verdict = answerer.verdict(id, request).await;
+            verdict.unwrap_or_else(|| {
+                output::note("not in the foreground, so nobody can be asked; denied");
+                Verdict::Deny
+            })
+        }
     };
-    spec
+    let _ = process.answer_approvals(word, ask).await;
 }
 
-async fn ask_command(
-    supervisor: &Supervisor,
-    spec: ProcessSpec,
+/// Answers what a daemon's process asks, as long as nobody else does. Dropped, it asks no more.
+pub(super) struct AnsweringThere {
+    answerer: Arc<Answerer>,
+    client: Client,
     process: ProcessId,
-    request: &ApprovalRequest,
-) -> Result<Verdict, String> {
-    let question = json!({
-        "process": process,
-        "approval": request.approval,
-        "deadline": format!("{:.6}", request.deadline),
-        "attempt": request.attempt,
-    });
-    let decider = supervisor.spawn(spec).await.map_err(|error| error.why())?;
-    // One that decides without reading has the right to.
-    let _ = decider.write_stdin(format!("{question}\n").as_bytes()).await;
-    let _ = decider.close_stdin().await;
-    let mut events = decider.events();
-    let mut answer = Vec::new();
-    while let Some(event) = events.next().await.map_err(|error| error.to_string())? {
-        match event.body {
-            EventBody::Output {
-                stream: StreamName::Stdout,
-                data,
+    answers: JoinSet<()>,
+    /// Those who are being asked, by the number of the request.
+    asking: HashMap<u64, AbortHandle>,
+}
+
+impl AnsweringThere {
+    pub(super) fn new(answerer: Answerer, client: Client, process: ProcessId) -> Self {
+        Self {
+            answerer: Arc::new(answerer),
+            client,
+            process,
+            answers: JoinSet::new(),
+            asking: HashMap::new(),
+        }
+    }
+
+    /// To be told each event of the process.
+    pub(super) fn take(&mut self, event: &EventBody) {
+        match event {
+            EventBody::ApprovalRequested {
+                approval,
+                attempt,
+                deadline,
+            } => {
+                while self.answers.try_join_next().is_some() {}
+                let request = ApprovalRequest {
+                    approval: *approval,
+                    attempt: attempt.clone(),
+                    deadline: *deadline,
+                };
+                let (answerer, client, process) =
+                    (self.answerer.clone(), self.client.clone(), self.process);
+                let answering = self.answers.spawn(async move {
+                    let approval = request.approval;
+                    match answerer.verdict(process, request).await {
+                        Some(verdict) => {
+                            decide(&client, process, approval, verdict, answerer.word()).await;
+                        }
+                        None => output::note(&format!(
+                            "not in the foreground; answer with: provost approve {process}/{approval}"
+                        )),
+                    }
+                });
+                self.asking.insert(*approval, answering);
+            }
+            EventBody::ApprovalDecided {
+                approval,
+                decision,
+                by,
                 ..
             } => {
-                let room = ANSWER_BYTES_MAX - answer.len();
-                answer.extend_from_slice(data.get(..room).unwrap_or(&data));
-            }
-            EventBody::Output { data, .. } => {
-                let _ = std::io::stderr().write_all(&data);
-            }
-            EventBody::Terminal { record } => {
-                return match record.outcome {
-                    Outcome::Exited if record.succeeded => parse(&String::from_utf8_lossy(&answer)),
-                    Outcome::TimedOut => Err("no answer in time".to_owned()),
-                    _ => Err(match (record.exit_code, &record.signal, &record.reason) {
-                        (_, _, Some(reason)) => reason.clone(),
-                        (Some(code), ..) => format!("it ended with {code}"),
-                        (None, Some(signal), _) => format!("{signal} ended it"),
-                        (None, None, None) => "it ended without an answer".to_owned(),
-                    }),
+                let Some(asking) = self.asking.remove(approval) else {
+                    return;
                 };
+                if *by != self.answerer.word() && !asking.is_finished() {
+                    asking.abort();
+                    let word = match decision {
+                        Decision::Allow => "allowed",
+                        Decision::Deny => "denied",
+                    };
+                    output::note(&format!(
+                        "request {approval} was {word} ({})",
+                        summary::visible(by)
+                    ));
+                }
             }
             _ => {}
         }
     }
-    Err("it has no record".to_owned())
 }
 
-/// An answer: `deny`, `allow`, `allow once|process|session`, or the same as a JSON object.
-fn parse(answer: &str) -> Result<Verdict, String> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Answer {
-        decision: String,
-        #[serde(default)]
-        scope: Option<ApprovalScope>,
-    }
-    let answer = answer.trim();
-    let (decision, scope) = if answer.starts_with('{') {
-        let answer: Answer = serde_json::from_str(answer)
-            .map_err(|error| format!("its answer is not understood: {error}"))?;
-        (answer.decision, answer.scope)
-    } else {
-        match answer.split_ascii_whitespace().collect::<Vec<_>>()[..] {
-            [decision] => (decision.to_owned(), None),
-            [decision, scope] => {
-                let scope = serde_json::from_value(json!(scope))
-                    .map_err(|_| format!("`{scope}` is not one of once, process, session"))?;
-                (decision.to_owned(), Some(scope))
-            }
-            _ => {
-                return Err("its answer is neither `deny` nor `allow [once|process|session]`".to_owned());
-            }
-        }
+async fn decide(client: &Client, process: ProcessId, approval: u64, verdict: Verdict, by: &str) {
+    let (allow, scope) = match verdict {
+        Verdict::Allow(scope) => (true, Some(scope)),
+        Verdict::Deny => (false, None),
     };
-    match (decision.as_str(), scope) {
-        ("allow", scope) => Ok(Verdict::Allow(scope.unwrap_or(ApprovalScope::Once))),
-        ("deny", None) => Ok(Verdict::Deny),
-        ("deny", Some(_)) => Err("a denial has no scope".to_owned()),
-        (other, _) => Err(format!(
-            "its answer `{}` is neither allow nor deny",
-            summary::visible(other)
+    let asked = ApprovalDecide {
+        process: process.to_string(),
+        approval,
+        allow,
+        scope,
+        by: Some(by.to_owned()),
+        steal: false,
+    };
+    match client.call::<Told>("approval/decide", &asked).await {
+        Ok(_) => {}
+        // Somebody was quicker, or it is over: the event says so.
+        Err(ClientError::Refused(error)) if error.data.kind == ErrorKind::Conflict => {}
+        Err(error) => output::note(&format!(
+            "the answer to request {approval} was not taken: {error}"
         )),
     }
 }
@@ -213,23 +240,23 @@ impl Terminal {
         Some(Self { tty, lines })
     }
 
-    async fn ask(&mut self, request: &ApprovalRequest) -> Verdict {
+    /// `None` from the background, where nobody can be asked.
+    async fn ask(&mut self, request: &ApprovalRequest) -> Option<Verdict> {
         let left = request.deadline.duration_since(jiff::Timestamp::now());
         let Ok(left) = Duration::try_from(left) else {
-            return Verdict::Deny;
+            return Some(Verdict::Deny);
         };
         if tcgetpgrp(self.tty.as_fd()) != Ok(getpgrp()) {
-            output::note("not in the foreground, so nobody can be asked; denied");
-            return Verdict::Deny;
+            return None;
         }
         let question = self.put(request);
-        match tokio::time::timeout(left, question).await {
+        Some(match tokio::time::timeout(left, question).await {
             Ok(verdict) => verdict,
             Err(_) => {
                 self.say("\n  no answer in time; denied\n");
                 Verdict::Deny
             }
-        }
+        })
     }
 
     async fn put(&mut self, request: &ApprovalRequest) -> Verdict {
@@ -257,43 +284,5 @@ impl Terminal {
     /// A terminal that cannot be written to will give no answer either.
     fn say(&mut self, text: &str) {
         let _ = self.tty.write_all(text.as_bytes());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_words_or_json_and_anything_else_is_an_error() {
-        use ApprovalScope::{Once, Process, Session};
-        for (text, verdict) in [
-            ("allow\n", Verdict::Allow(Once)),
-            (" allow  process ", Verdict::Allow(Process)),
-            ("allow session", Verdict::Allow(Session)),
-            ("deny", Verdict::Deny),
-            ("{\"decision\":\"allow\"}", Verdict::Allow(Once)),
-            (
-                "{\"decision\":\"allow\",\"scope\":\"session\"}\n",
-                Verdict::Allow(Session),
-            ),
-            ("{\"decision\":\"deny\"}", Verdict::Deny),
-        ] {
-            assert_eq!(parse(text), Ok(verdict), "{text}");
-        }
-        for text in [
-            "",
-            "yes",
-            "allow everything",
-            "allow once more",
-            "deny process",
-            "{}",
-            "{\"decision\":\"allow\",\"scope\":\"all\"}",
-            "{\"decision\":\"allow\",\"skope\":\"once\"}",
-            "{\"decision\":\"maybe\"}",
-            "allow\u{0}",
-        ] {
-            assert!(parse(text).is_err(), "{text}");
-        }
     }
 }

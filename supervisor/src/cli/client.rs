@@ -1,5 +1,6 @@
 //! The verbs that talk to a daemon. One verb, one file.
 
+mod approvals;
 mod attach;
 mod events;
 mod history;
@@ -50,6 +51,12 @@ pub(crate) enum ClientVerb {
     Signal(stop::SignalArgs),
     /// Write to the standard input of a process
     Send(send::SendArgs),
+    /// List what processes ask and what waits for an answer
+    Approvals(approvals::ApprovalsArgs),
+    /// Allow what processes ask
+    Approve(approvals::ApproveArgs),
+    /// Deny what processes ask
+    Deny(approvals::DenyArgs),
     /// Open, list, attach, detach and close sessions
     Session(session::SessionArgs),
     /// Forget processes that have ended
@@ -98,6 +105,9 @@ pub(super) fn run(verb: ClientVerb) -> CliResult {
         ClientVerb::Kill(args) => block_on(stop::kill(args)),
         ClientVerb::Signal(args) => block_on(stop::signal(args)),
         ClientVerb::Send(args) => block_on(send::run(args)),
+        ClientVerb::Approvals(args) => block_on(approvals::approvals(args)),
+        ClientVerb::Approve(args) => block_on(approvals::approve(args)),
+        ClientVerb::Deny(args) => block_on(approvals::deny(args)),
         ClientVerb::Session(args) => block_on(session::run(args)),
         ClientVerb::Prune(args) => block_on(status::prune(args)),
         ClientVerb::Status(args) => block_on(status::run(args)),

@@ -18,6 +18,7 @@ use super::args::{AskArg, ObserveArg, OnDenialArg, RunArgs, SpecArgs, StdinArg, 
 use super::ask::{Asked, Terminal};
 use super::environment::{self, EnvironmentRules};
 use super::tty::Attached;
+use crate::decider::Decider;
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 
 /// How a run reports.
@@ -44,7 +45,6 @@ pub(super) struct RunConfig {
 
 /// Resolves the flags of `run`.
 pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
-    let here = here()?;
     let (stdin, note) = stdin(args.stdin)?;
     let mut spec = spec(&args.spec, args.command.clone())?;
     let (stdin, attached) = match args.tty {
@@ -54,7 +54,7 @@ pub(super) fn resolve(args: RunArgs) -> Result<RunConfig, String> {
     spec.stdin = stdin;
     spec.terminal = attached.as_ref().map(Attached::size);
     spec.paced = true;
-    let asked = asked(&args, &spec.policy, &here)?;
+    let asked = asked(&args, &spec.policy)?;
     Ok(RunConfig {
         spec,
         reporting: reporting(args),
@@ -247,34 +247,53 @@ pub(super) fn policy_context(cwd: Option<&Path>) -> Result<PolicyFileContext, St
     Ok(PolicyFileContext::new(preset, config_home))
 }
 
-/// Who answers. That nobody can is an error before anything runs.
-fn asked(args: &RunArgs, policy: &Policy, here: &Path) -> Result<Option<Asked>, String> {
+/// The words of `--ask-command`.
+pub(super) fn ask_command(
+    command: Option<&str>,
+    policy: &Policy,
+) -> Result<Option<Vec<String>>, String> {
+    let Some(command) = command else {
+        return Ok(None);
+    };
+    if !(policy.ask.net || policy.ask.files) {
+        return Err("--ask-command answers nothing here: add --ask net, --ask files or both".to_owned());
+    }
+    let argv =
+        shell_words::split(command).map_err(|error| format!("--ask-command {command}: {error}"))?;
+    if argv.is_empty() {
+        return Err("--ask-command: no command".to_owned());
+    }
+    Ok(Some(argv))
+}
+
+/// Who answers. That nobody can is an error before anything runs; but not where others may, who ask the daemon what waits.
+pub(super) fn asked(args: &RunArgs, policy: &Policy) -> Result<Option<Asked>, String> {
     let asks = policy.ask.net || policy.ask.files;
-    match (&args.ask_command, asks) {
+    let others = args.daemon || args.session.is_some();
+    match (ask_command(args.ask_command.as_deref(), policy)?, asks) {
         (None, false) => Ok(None),
-        (Some(_), false) => {
-            Err("--ask-command answers nothing here: add --ask net, --ask files or both".to_owned())
-        }
-        (Some(command), true) => {
-            let argv = shell_words::split(command)
-                .map_err(|error| format!("--ask-command {command}: {error}"))?;
-            if argv.is_empty() {
-                return Err("--ask-command: no command".to_owned());
-            }
-            Ok(Some(Asked::Command {
+        (Some(argv), _) => {
+            let here = here()?;
+            Ok(Some(Asked::Command(Decider {
                 argv,
-                cwd: here.to_owned(),
+                cwd: here,
+                env: std::env::vars_os().collect(),
                 timeout: args.spec.ask_timeout,
-            }))
+            })))
         }
+        (None, true) if args.tty && others => Ok(None),
         (None, true) if args.tty => Err(
             "--tty gives the terminal to the command, so nobody can be asked there; use --ask-command"
                 .to_owned(),
         ),
+        (None, true) if args.stdin == StdinArg::Inherit && std::io::stdin().is_terminal() && others => {
+            Ok(None)
+        }
         (None, true) if args.stdin == StdinArg::Inherit && std::io::stdin().is_terminal() => Err(
             "--stdin inherit gives the terminal to the command, so it cannot answer; use --ask-command"
                 .to_owned(),
         ),
+        (None, true) if others => Ok(Terminal::open().map(Asked::Terminal)),
         (None, true) => Terminal::open()
             .map(|terminal| Some(Asked::Terminal(terminal)))
             .ok_or_else(|| {

@@ -36,7 +36,8 @@ pub(super) fn supervise(config: RunConfig) -> Result<(Box<TerminalRecord>, u8), 
     supervise_with(launch()?, config)
 }
 
-fn launch() -> Result<Builder, String> {
+/// Starts a spawner, and a supervisor with it when that is needed.
+pub(super) fn launch() -> Result<Builder, String> {
     Supervisor::builder().launch().map_err(|error| error.to_string())
 }
 
@@ -78,8 +79,9 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
         let passing = tokio::spawn(passing);
         let tied = attached
             .map(|attached| tokio::spawn(Attached::tie(attached, Target::Here(process.clone()))));
+        let answering = asked.zip(supervisor.tree());
         let answering =
-            asked.map(|asked| tokio::spawn(ask::answer(asked, supervisor.clone(), process.clone())));
+            answering.map(|(asked, tree)| tokio::spawn(ask::answer(asked, tree, process.clone())));
         let record = follow(&process, &mut sink).await?;
         if let Some(answering) = answering {
             answering.abort();

@@ -1,19 +1,17 @@
 //! Followers: cursors that push what they read to a client, at the client's pace.
 
-use std::collections::HashSet;
+pub(super) mod watch;
+
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64_simd::STANDARD;
-use provost_actors::event::{EventBody, ProcessId};
+use provost_actors::event::EventBody;
 use provost_actors::log::Cursor;
-use provost_actors::session::SessionId;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Daemon;
 use super::connection::notification;
 use super::outbox::Outbox;
 use super::processes::Supervised;
@@ -36,6 +34,8 @@ pub(super) struct Way {
     /// What may still be sent before something is acknowledged; `None` without a window.
     room: Option<Semaphore>,
     taken: AtomicU64,
+    /// Where several push, they do so one after the other.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Way {
@@ -50,6 +50,7 @@ impl Way {
             enough: CancellationToken::new(),
             room,
             taken: AtomicU64::new(0),
+            turn: Arc::default(),
         }
     }
 
@@ -72,20 +73,43 @@ impl Way {
     async fn send(&self, body: &EventNotification) -> bool {
         let line = line(body);
         let send = async {
-            if let Some(room) = &self.room {
-                match room.acquire().await {
-                    Ok(place) => place.forget(),
+            let place = match &self.room {
+                Some(room) => match room.acquire().await {
+                    Ok(place) => Some(place),
                     Err(_) => return false,
-                }
-            }
-            match line {
+                },
+                None => None,
+            };
+            let sent = match line {
                 Some(line) => self.outbox.send_line(line).await,
-                None => true,
+                None => return true,
+            };
+            // Given back by an acknowledgement; before it was sent there is nothing to acknowledge.
+            if let Some(place) = place {
+                place.forget();
             }
+            sent
         };
         tokio::select! {
             sent = send => sent,
             () = self.over() => false,
+        }
+    }
+
+    /// Says something besides events, which takes no place in the window. False when there is nobody to say it to.
+    async fn say(&self, method: &'static str, params: &impl serde::Serialize) -> bool {
+        let message = notification(method, params);
+        tokio::select! {
+            sent = self.outbox.send(&message) => sent,
+            () = self.over() => false,
+        }
+    }
+
+    /// A turn among those who push to the same client; `None` when there is nobody to push to.
+    async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        tokio::select! {
+            turn = self.turn.lock() => Some(turn),
+            () = self.over() => None,
         }
     }
 
@@ -117,41 +141,6 @@ pub(super) async fn push(process: &Supervised, mut cursor: Cursor, way: &Way) {
     }
 }
 
-/// Pushes the events of every process of a session and its parts, those included that are started later.
-pub(super) async fn session(daemon: Daemon, id: SessionId, way: Arc<Way>) {
-    let mut changed = daemon.0.changed.subscribe();
-    let mut followed: HashSet<ProcessId> = HashSet::new();
-    let mut pushing = JoinSet::new();
-    loop {
-        let found: Vec<Arc<Supervised>> = {
-            let state = daemon.state();
-            if state.leases.get(id).is_none() {
-                break;
-            }
-            let parts = state.leases.with_parts(id);
-            let processes = state.processes.values();
-            processes
-                .filter(|process| process.session.is_some_and(|id| parts.contains(&id)))
-                .filter(|process| !followed.contains(&process.id()))
-                .cloned()
-                .collect()
-        };
-        for process in found {
-            followed.insert(process.id());
-            let cursor = process.link.log().follow(0, false);
-            let way = way.clone();
-            pushing.spawn(async move { push(&process, cursor, &way).await });
-        }
-        tokio::select! {
-            moved = changed.changed() => if moved.is_err() { break },
-            () = way.over() => break,
-        }
-        while pushing.try_join_next().is_some() {}
-    }
-    // What was followed is told to its end, also where the session was closed.
-    while pushing.join_next().await.is_some() {}
-}
-
 /// An event as a line. Output, of which there may be gigabytes, is written by hand: the same bytes that serde writes, without
 /// looking at each of them twice.
 fn line(body: &EventNotification) -> Option<Vec<u8>> {
@@ -180,7 +169,8 @@ fn line(body: &EventNotification) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use provost_actors::event::{Event, StreamName};
+    use provost_actors::event::{Event, ProcessId, StreamName};
+    use provost_actors::session::SessionId;
 
     use super::*;
 

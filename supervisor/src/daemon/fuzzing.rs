@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::connection::reply;
 use super::line::Line;
 use crate::protocol::{
-    Ack, ApprovalDecide, ErrorKind, Initialize, ProcessFollow, ProcessList, ProcessPrune, ProcessRead,
-    ProcessRef, ProcessResize, ProcessSignal, ProcessStart, ProcessStop, ProcessWait, ProcessWrite,
-    RpcError, SessionAttach, SessionClose, SessionFollow, SessionOpen, SessionRef, Unfollow,
+    Ack, ApprovalDecide, ApprovalFollow, ApprovalList, ErrorKind, Initialize, ProcessFollow,
+    ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal, ProcessStart,
+    ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach, SessionClose, SessionFollow,
+    SessionOpen, SessionRef, Unfollow,
 };
 
 /// The longest answer to a line that comes to nothing: its parts are cut.
@@ -77,6 +78,8 @@ fn each(request: &Line) {
     one::<ProcessList>(request);
     one::<ProcessPrune>(request);
     one::<ApprovalDecide>(request);
+    one::<ApprovalFollow>(request);
+    one::<ApprovalList>(request);
     if let Ok(asked) = request.params::<ProcessSignal>() {
         short(super::requests::signal(&asked.signal).err());
     }

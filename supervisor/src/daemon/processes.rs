@@ -11,6 +11,7 @@ use provost_actors::event::{Event, EventBody, ProcessId};
 use provost_actors::log::Cursor;
 use provost_actors::session::SessionId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{Daemon, lock};
 use crate::protocol::{
@@ -34,6 +35,8 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 pub(super) struct Supervised {
     pub(super) link: ProcessLink,
     pub(super) session: Option<SessionId>,
+    /// Its session and those that this is part of, whatever becomes of them.
+    pub(super) within: Vec<SessionId>,
     pub(super) name: Option<String>,
     pub(super) argv: Vec<String>,
     pub(super) cwd: String,
@@ -48,6 +51,8 @@ pub(super) struct Supervised {
     pub(super) was_sealed: bool,
     /// Bytes that it takes to say what it is.
     pub(super) described_bytes: u64,
+    /// The daemon knows it no more.
+    pub(super) forgotten: CancellationToken,
     writes: Mutex<Writes>,
     /// Room for writes that wait for it to read.
     write_room: Arc<Semaphore>,
@@ -89,6 +94,7 @@ impl Supervised {
             started_at: link.queued_at(),
             link,
             session,
+            within: Vec::new(),
             name,
             argv: Vec::new(),
             cwd: String::new(),
@@ -98,6 +104,7 @@ impl Supervised {
             request: None,
             was_sealed: false,
             described_bytes: 0,
+            forgotten: CancellationToken::new(),
             writes: Mutex::default(),
             write_room: Arc::new(Semaphore::new(WRITES_BYTES_MAX)),
         }
@@ -403,7 +410,11 @@ impl Daemon {
                 return true;
             };
             let elsewhere = within.is_some() && process.session != within;
-            elsewhere || record.ended_at > before
+            let stays = elsewhere || record.ended_at > before;
+            if !stays {
+                process.forgotten.cancel();
+            }
+            stays
         });
         let left = count - state.processes.len();
         Ok(left)

@@ -160,8 +160,11 @@ impl Daemon {
     }
 
     /// Has it among the processes, and what came of its request among the requests.
-    fn know(&self, process: Supervised) {
+    fn know(&self, mut process: Supervised) {
         let id = process.id();
+        if let Some(session) = process.session {
+            process.within = self.state().leases.ancestors(session);
+        }
         if let Some(Request { id: word, asked }) = &process.request {
             super::lock(&self.0.starts).restore(word, asked, id);
         }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use base64_simd::STANDARD;
 use nix::sys::signal::Signal;
 use provost_actors::ProcessCommand;
-use provost_actors::approval::{ApprovalScope, Verdict};
 use provost_sandbox::keeper::wire::SignalScope;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -14,14 +13,15 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::connection::{Client, FOLLOWERS_MAX, notification};
 use super::follow::Way;
+use super::follow::watch::{Scope, push_all};
 use super::line::Line;
 use super::processes::{Supervised, Turn};
 use super::{follow, lock};
 use crate::protocol::{
-    Ack, ApprovalDecide, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION, ProcessAttach,
-    ProcessFollow, ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize, ProcessSignal,
-    ProcessStart, ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach, SessionClose,
-    SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
+    Ack, ApprovalFollow, ApprovalList, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION,
+    ProcessAttach, ProcessFollow, ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize,
+    ProcessSignal, ProcessStart, ProcessStop, ProcessWait, ProcessWrite, RpcError, SessionAttach,
+    SessionClose, SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
 };
 
 type Answer = Result<Value, RpcError>;
@@ -164,19 +164,11 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
         }
         "session/follow" => {
             let asked: SessionFollow = request.params()?;
-            let id = daemon.find_session(&asked.session)?;
-            let way = subscribe(client, asked.window)?;
-            let (daemon, behind, following) = (daemon.clone(), behind(after), way.clone());
-            client
-                .tasks
-                .spawn(ending(client.clone(), way.subscription, async move {
-                    let _ = behind.await;
-                    follow::session(daemon, id, following).await;
-                }));
-            value(&Following {
-                subscription: way.subscription,
-                paced: false,
-            })
+            let scope = Scope {
+                session: Some(daemon.find_session(&asked.session)?),
+                approvals: false,
+            };
+            watch(client, scope, asked.window, after)
         }
         "process/start" => {
             let asked: ProcessStart = request.params()?;
@@ -304,21 +296,22 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             Ok(json!({ "forgotten": daemon.prune(&asked)? }))
         }
         "approval/decide" => {
-            let asked: ApprovalDecide = request.params()?;
-            let process = touched(client, &asked.process, "decide")?;
-            let (reply, decided) = oneshot::channel();
-            let verdict = match asked.allow {
-                true => Verdict::Allow(asked.scope.unwrap_or(ApprovalScope::Once)),
-                false => Verdict::Deny,
+            daemon.decide(request.params()?, client.holder).await?;
+            value(&Told { told: true })
+        }
+        "approval/list" => {
+            let asked: ApprovalList = request.params()?;
+            after.large = client.large.clone().acquire_owned().await.ok();
+            value(&daemon.list_approvals(&asked)?)
+        }
+        "approval/follow" => {
+            let asked: ApprovalFollow = request.params()?;
+            let session = asked.session.as_deref();
+            let scope = Scope {
+                session: session.map(|session| daemon.find_session(session)).transpose()?,
+                approvals: true,
             };
-            let told = process.link.tell(ProcessCommand::Decide {
-                approval: asked.approval,
-                verdict,
-                by: asked.by.unwrap_or_else(|| "client".to_owned()),
-                reply,
-            });
-            let told = told && decided.await.unwrap_or(false);
-            value(&Told { told })
+            watch(client, scope, asked.window, after)
         }
         "policy/check" => {
             #[derive(serde::Deserialize)]
@@ -345,6 +338,20 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             "there is no such method",
         )),
     }
+}
+
+/// Follows many processes at once.
+fn watch(client: &Arc<Client>, scope: Scope, window: Option<u64>, after: &mut After) -> Answer {
+    let way = subscribe(client, window)?;
+    let subscription = way.subscription;
+    let watching = client.daemon.watch(subscription, scope);
+    let (daemon, behind) = (client.daemon.clone(), behind(after));
+    let pushing = push_all(daemon, watching, way, behind);
+    client.tasks.spawn(ending(client.clone(), subscription, pushing));
+    value(&Following {
+        subscription,
+        paced: false,
+    })
 }
 
 /// Starts a process, and follows it if that is asked for.

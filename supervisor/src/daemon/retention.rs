@@ -89,6 +89,7 @@ impl Daemon {
             {
                 *count = count.saturating_sub(1);
                 *bytes = bytes.saturating_sub(weight(&process));
+                process.forgotten.cancel();
                 forgotten.insert(*id);
             }
         }

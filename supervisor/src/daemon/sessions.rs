@@ -1,5 +1,6 @@
 //! Sessions as clients see them: leases over supervisors in the tree.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,9 @@ impl Daemon {
                 true => Err(too_many()),
                 false => {
                     let opened = state.leases.open(id, open, Some(holder), link.clone());
+                    if opened.is_ok() {
+                        state.tell_of_session(id, &state.leases.ancestors(id), "opened");
+                    }
                     opened.map_err(|error| refused(what(), error))
                 }
             }
@@ -87,7 +91,6 @@ impl Daemon {
             link.close();
             return Err(error);
         }
-        self.say_changed();
         if let Some(kept) = &self.0.kept {
             let now = Timestamp::now();
             let row = SessionRow {
@@ -134,7 +137,8 @@ impl Daemon {
         };
         let moved = self.state().leases.detach(id, holder, Instant::now());
         let moved = moved.map_err(|error| refused(format!("detach session `{session}`"), error))?;
-        self.tell_detached(moved.sessions.iter().map(|(id, _)| *id));
+        let moved_ids: Vec<SessionId> = moved.sessions.iter().map(|(id, _)| *id).collect();
+        self.tell_detached(&moved_ids);
         Ok(self.summary(moved, Vec::new()))
     }
 
@@ -182,7 +186,8 @@ impl Daemon {
         self.note_sessions(all.sessions.iter().map(|(id, _)| *id), SessionState::Attached);
         for (id, before) in &all.sessions {
             if let Some(before) = before {
-                self.tell_holder(*before, *id, "lost");
+                let within = self.state().leases.ancestors(*id);
+                self.tell(Some(*before), *id, "lost", &within);
             }
             for process in self.live_in(&[*id]) {
                 let session = id.to_string();
@@ -194,21 +199,29 @@ impl Daemon {
 
     /// Takes a session and its parts away and stops what is in them.
     pub(super) fn close_session(&self, id: SessionId, reason: &str, kill: bool) -> Vec<SessionId> {
-        let closed = self.state().leases.close(id);
-        let ids = closed.iter().map(|(id, _)| *id).collect();
-        for (id, lease) in closed {
-            if let Some(holder) = lease.holder {
-                self.tell_holder(holder, id, "closed");
-            }
-            let (daemon, reason) = (self.clone(), reason.to_owned());
-            tokio::spawn(async move {
-                lease.value.stop_all(reason, kill).await;
-                lease.value.close();
-                // Not before everything has stopped: until then a daemon that takes over has it to stop.
-                daemon.note_sessions([id], SessionState::Closed);
-                daemon.say_changed();
-            });
+        let (closed, within) = {
+            let mut state = self.state();
+            let parts = state.leases.with_parts(id).into_iter();
+            let within: HashMap<_, _> = parts.map(|id| (id, state.leases.ancestors(id))).collect();
+            (state.leases.close(id), within)
+        };
+        let ids: Vec<SessionId> = closed.iter().map(|(id, _)| *id).collect();
+        for (id, lease) in &closed {
+            self.tell(lease.holder, *id, "closed", &within[id]);
         }
+        let (daemon, reason, gone) = (self.clone(), reason.to_owned(), ids.clone());
+        tokio::spawn(async move {
+            let stopping = closed
+                .iter()
+                .map(|(_, lease)| lease.value.stop_all(reason.as_str(), kill));
+            futures_util::future::join_all(stopping).await;
+            for (_, lease) in &closed {
+                lease.value.close();
+            }
+            // Not before everything has stopped: until then a daemon that takes over has it to stop.
+            daemon.note_sessions(gone.iter().copied(), SessionState::Closed);
+            daemon.unwatch_sessions(&gone);
+        });
         ids
     }
 
@@ -309,7 +322,8 @@ impl Daemon {
             state.leases.disconnect(holder, Instant::now())
         };
         let detached = left.iter().filter(|(_, rule)| *rule == OnDisconnect::Detach);
-        self.tell_detached(detached.map(|(id, _)| *id));
+        let detached: Vec<SessionId> = detached.map(|(id, _)| *id).collect();
+        self.tell_detached(&detached);
         for (id, rule) in left {
             if rule == OnDisconnect::Stop {
                 self.close_session(id, "its client is gone", false);
@@ -372,25 +386,41 @@ impl Daemon {
         state.processes.values().filter(there).cloned().collect()
     }
 
-    fn tell_detached(&self, sessions: impl Iterator<Item = SessionId>) {
+    /// What was given up runs on; what waits for an answer in it, or in its parts, is refused, unless somebody still has a
+    /// whole that it is part of and can answer.
+    fn tell_detached(&self, sessions: &[SessionId]) {
+        let unattended: BTreeSet<SessionId> = {
+            let state = self.state();
+            let parts = sessions.iter().flat_map(|id| state.leases.with_parts(*id));
+            parts.filter(|id| !state.leases.is_attended(*id)).collect()
+        };
+        let unattended: Vec<SessionId> = unattended.into_iter().collect();
+        for process in self.live_in(&unattended) {
+            process.link.tell(ProcessCommand::Unattended);
+        }
         for id in sessions {
-            self.note_sessions([id], SessionState::Detached);
-            for process in self.live_in(&[id]) {
+            self.note_sessions([*id], SessionState::Detached);
+            for process in self.live_in(&[*id]) {
                 let session = id.to_string();
                 process.link.tell(ProcessCommand::Detached { session });
             }
         }
     }
 
-    fn tell_holder(&self, holder: Holder, session: SessionId, event: &str) {
+    /// Tells a session's holder, and whoever follows what it is part of.
+    fn tell(&self, holder: Option<Holder>, session: SessionId, event: &str, within: &[SessionId]) {
         let state = self.state();
-        if let Some(connected) = state.holders.get(&holder) {
-            let event = event.to_owned();
+        if let Some(connected) = holder.and_then(|holder| state.holders.get(&holder)) {
             connected.outbox.push(&super::connection::notification(
                 "session/event",
-                &SessionEvent { session, event },
+                &SessionEvent {
+                    session,
+                    event: event.to_owned(),
+                    subscription: None,
+                },
             ));
         }
+        state.tell_of_session(session, within, event);
     }
 
     fn summary(&self, moved: Moved, skipped: Vec<SkippedSession>) -> SessionsMoved {

@@ -146,10 +146,18 @@ impl Daemon {
             }
             None => None,
         };
-        let link = session.and_then(|id| self.state().leases.get(id).map(|lease| lease.value.clone()));
+        let (link, within) = match session {
+            Some(id) => {
+                let state = self.state();
+                let link = state.leases.get(id).map(|lease| lease.value.clone());
+                (link, state.leases.ancestors(id))
+            }
+            None => (None, Vec::new()),
+        };
         let _place = self.place(request.name.clone(), settings.processes_max, &what)?;
         let confined_peers = confined.then_some(&settings.confined_peers);
         let spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
+        let decider = self.decider(request.ask_command.as_ref(), &spec, confined, &what)?;
         let policy = spec.policy.name.clone();
         let note = Note {
             name: request.name.clone(),
@@ -171,6 +179,7 @@ impl Daemon {
             }
         })?;
         let mut process = Supervised::new(link, session, request.name);
+        process.within = within;
         process.confined = confined;
         process.described_bytes = described_bytes(&request.argv, &request.labels, &request.cwd);
         process.argv = request.argv;
@@ -181,10 +190,16 @@ impl Daemon {
         let id = process.id();
         let row = self.0.kept.is_some().then(|| process.row());
         self.0.metrics.watch(&process);
+        if let Some(decider) = decider {
+            self.answer_by(decider, &process.link);
+        }
         let process = Arc::new(process);
         self.keep_record(&process);
-        self.state().processes.insert(id, process);
-        self.say_changed();
+        {
+            let mut state = self.state();
+            state.processes.insert(id, process.clone());
+            state.tell_of_process(&process);
+        }
         // It is in its journal: a database that does not take it now is given it with its record.
         if let (Some(kept), Some(row)) = (&self.0.kept, row)
             && let Err(error) = kept.store.accept(row).await
@@ -372,7 +387,7 @@ fn digest(of: &impl Serialize) -> String {
 
 impl Account {
     /// A clean environment, and what the policy sets.
-    fn environment(&self, policy: Option<&LoadedPolicy>) -> Vec<(OsString, OsString)> {
+    pub(super) fn environment(&self, policy: Option<&LoadedPolicy>) -> Vec<(OsString, OsString)> {
         let own: [(&str, OsString); 5] = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
             ("HOME", self.home.clone().into()),

@@ -58,7 +58,7 @@ struct Known {
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddedProcess {
     pub(super) link: ProcessLink,
-    _tree: Arc<Tree>,
+    pub(super) _tree: Arc<Tree>,
 }
 
 impl Shared {

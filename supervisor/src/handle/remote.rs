@@ -17,12 +17,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, Followed};
+use crate::client::{Client, ClientError, Followed, Pushed};
 use crate::error::Reason;
 use crate::protocol::{
-    ApprovalDecide, ProcessFollow, ProcessInfo, ProcessList, ProcessRef, ProcessResize, ProcessSignal,
-    ProcessStop, ProcessWait, ProcessWrite, SessionClose, SessionInfo, SessionOpen, SessionsMoved,
-    Started, Told, Waited, Written,
+    ApprovalDecide, ErrorKind, ProcessFollow, ProcessInfo, ProcessList, ProcessRef, ProcessResize,
+    ProcessSignal, ProcessStop, ProcessWait, ProcessWrite, SessionClose, SessionInfo, SessionOpen,
+    SessionsMoved, Started, Told, Waited, Written,
 };
 use crate::{Error, Event, EventBody, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
 
@@ -345,8 +345,19 @@ impl RemoteProcess {
                 Verdict::Deny => None,
             },
             by: Some(by),
+            steal: false,
         };
-        Ok(self.link.call::<Told>("approval/decide", &asked).await?.told)
+        let _turn = self.link.prompt.acquire().await;
+        match self.link.client.call::<Told>("approval/decide", &asked).await {
+            Ok(told) => Ok(told.told),
+            // Decided already, or never asked, or so long ago that the process is forgotten: it does not wait.
+            Err(ClientError::Refused(error))
+                if matches!(error.data.kind, ErrorKind::Conflict | ErrorKind::NotFound) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn write_stdin(&self, bytes: &[u8]) -> Result<(), Error> {
@@ -455,8 +466,13 @@ impl RemoteEvents {
                 }
                 Source::Following(followed) => {
                     self.paced = followed.is_paced();
-                    let event = ready!(followed.poll_next(cx));
-                    if let Some((_, event)) = event {
+                    let event = match ready!(followed.poll_next(cx)) {
+                        Some(Pushed::Event(_, event)) => Some(event),
+                        // Said of what follows many, which this does not.
+                        Some(_) => continue,
+                        None => None,
+                    };
+                    if let Some(event) = event {
                         // Whatever comes, the terminal event comes last.
                         self.complete = false;
                         if let EventBody::Terminal { record } = &event.body {

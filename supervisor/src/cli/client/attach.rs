@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args as ClapArgs;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
 use super::history::{Ended, Since, follow, read};
@@ -28,7 +29,7 @@ const TAIL_BYTES: u64 = 32 << 10;
 ///
 /// A process with a terminal (`start --tty`) gets every key, and the size of this one, and draws its screen again; Ctrl-P Ctrl-Q
 /// leaves it alone again. Of another one, what it reads is what comes on standard input, and Ctrl-C leaves. The end of its kept
-/// output is shown first.
+/// output is shown first. What it asks is answered with `provost approve`.
 ///
 /// Any number may attach, and one of them has the input: the first, until it leaves or another one takes it over with --steal.
 /// The others see what it sees, and leave with Ctrl-C, too.
@@ -90,6 +91,7 @@ pub(super) async fn run(args: AttachArgs) -> CliResult {
     let mut shown = Shown {
         printer: Printer::default(),
         screen: (both && io::stdout().is_terminal()).then(Screen::default),
+        notes_asks: !both,
         record: None,
     };
     shown.begin(attached.size().rows)?;
@@ -185,6 +187,8 @@ struct Shown {
     printer: Printer,
     /// What became of the user's terminal by that, where it is one.
     screen: Option<Screen>,
+    /// Says what it asks. A terminal that is the process's is not written to.
+    notes_asks: bool,
     record: Option<Box<crate::TerminalRecord>>,
 }
 
@@ -214,6 +218,18 @@ impl Shown {
             (EventBody::Output { stream, data, .. }, Some(screen)) if *stream == StreamName::Pty => {
                 screen.take(data);
             }
+            (
+                EventBody::ApprovalRequested {
+                    approval,
+                    attempt,
+                    deadline,
+                },
+                _,
+            ) if self.notes_asks && *deadline > Timestamp::now() => output::note(&format!(
+                "it asks: {}; answer with: provost approve {}/{approval}",
+                summary::line(attempt),
+                event.process
+            )),
             _ => {}
         }
         self.printer.take(event)

@@ -6,7 +6,8 @@ use nix::libc::{SIGHUP, SIGPIPE};
 
 use super::{Connection, said, send, start};
 use crate::cli::args::RunArgs;
-use crate::cli::run::exit_code;
+use crate::cli::ask::AnsweringThere;
+use crate::cli::run::{exit_code, launch};
 use crate::cli::signals::{self, Interrupted};
 use crate::cli::sink::Sink;
 use crate::cli::target::{Target, close};
@@ -17,11 +18,6 @@ use crate::protocol::{InputLost, ProcessAttach, ProcessAttached, ProcessStart};
 use crate::{EventBody, SignalScope, StdinSpec, StreamName, TerminalRecord};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
-    if args.ask_command.is_some() {
-        return Err(
-            "--ask-command is for a run without a daemon; there, clients of it answer".to_owned(),
-        );
-    }
     let connection = Connection {
         socket: args.socket.clone(),
     };
@@ -37,6 +33,17 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         terminal: attached.as_ref().map(|attached| start::terminal(attached.size())),
         ..start::request(&args.spec, args.command.clone())?
     };
+    let policy = request.prepared_policy.as_deref();
+    let asked = match policy {
+        Some(policy) => config::asked(&args, policy)?,
+        None => None,
+    };
+    let asks = policy.is_some_and(|policy| policy.ask.net || policy.ask.files);
+    // Only what answers is run here.
+    let launched = match &asked {
+        Some(_) => Some(launch()?),
+        None => None,
+    };
     let (quiet, json) = (args.quiet, args.json);
     let mut sink = Sink::open(&config::reporting(args))?;
     if let (Some(note), false) = (note, quiet) {
@@ -47,6 +54,16 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     let result = runtime.block_on(async {
         let signals = signals::register(attached.is_some()).map_err(|error| format!("signal handlers: {error}"))?;
         let client = connection.open().await?;
+        let answerer = match (asked, launched) {
+            (Some(asked), Some(launched)) => {
+                let supervisor = launched.start().await.map_err(|error| error.to_string())?;
+                supervisor.tree().map(|tree| asked.by(tree))
+            }
+            _ => None,
+        };
+        if asks && answerer.is_none() && !quiet {
+            output::note("what it asks waits for `provost approve`; `provost approvals` lists it");
+        }
         let (started, mut events) = client.start_following(&request).await.map_err(said)?;
         let process = started.process.to_string();
         let interrupted = Interrupted::default();
@@ -89,8 +106,9 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
                 () = losing => {}
             }
         };
+        let answering = answerer.map(|answerer| AnsweringThere::new(answerer, client.clone(), started.process));
         let followed = tokio::select! {
-            record = follow(&mut events, &target, &mut sink) => Some(record),
+            record = follow(&mut events, &target, &mut sink, answering) => Some(record),
             () = leaving => None,
         };
         drop(raw);
@@ -125,8 +143,16 @@ async fn take_input(client: &Client, process: &str, attached: &Attached) -> Resu
 }
 
 /// Passes events on until the terminal record.
-async fn follow(events: &mut Followed, target: &Target, sink: &mut Sink) -> Option<Box<TerminalRecord>> {
+async fn follow(
+    events: &mut Followed,
+    target: &Target,
+    sink: &mut Sink,
+    mut answering: Option<AnsweringThere>,
+) -> Option<Box<TerminalRecord>> {
     while let Some(event) = events.next().await {
+        if let Some(answering) = &mut answering {
+            answering.take(&event.body);
+        }
         for stream in sink.take(&event) {
             tracing::debug!(%stream, "the reader is gone");
             let signal = match stream {

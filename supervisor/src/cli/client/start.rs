@@ -7,14 +7,14 @@ use clap::Args as ClapArgs;
 use super::{Connection, block_on, print, said};
 use crate::cli::args::SpecArgs;
 use crate::cli::{CliResult, config};
-use crate::protocol::{self, ProcessStart, Started};
+use crate::protocol::{self, AskCommand, ProcessStart, Started};
 use crate::{LogLimits, ProcessSpec, TerminalSize, handle};
 
 /// Start a command in the daemon and print its id
 ///
 /// The sandbox is that of `provost run` here and now: policies, the directory and the environment are looked up by this
-/// client. The command goes on whatever becomes of it. What the policy asks about (--ask) waits for a client that answers,
-/// and is denied at --ask-timeout.
+/// client. The command goes on whatever becomes of it. What the policy asks about (--ask) waits for `provost approve`, and is
+/// denied at --ask-timeout; or the daemon runs --ask-command for each request.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   id=$(provost start -- make -j4)
@@ -38,6 +38,11 @@ pub(crate) struct StartArgs {
     /// Give it a terminal, of 24 lines of 80 characters, which `provost attach` ties yours to
     #[arg(long, short, conflicts_with = "stdin", help_heading = "Daemon")]
     tty: bool,
+    /// Who is asked: the daemon runs this command for each request, as this user, here, and with a clean environment; it reads
+    /// the request as JSON on stdin and writes `allow [once|process|session]` or `deny` [default: whoever answers with
+    /// `provost approve`]
+    #[arg(long, value_name = "COMMAND", help_heading = "Sandbox")]
+    ask_command: Option<String>,
     /// A second start with the same word starts nothing and prints the id of the first
     #[arg(long, value_name = "WORD", help_heading = "Daemon")]
     request_id: Option<String>,
@@ -47,7 +52,7 @@ pub(crate) struct StartArgs {
 }
 
 pub(super) fn run(args: StartArgs) -> CliResult {
-    let request = ProcessStart {
+    let mut request = ProcessStart {
         request_id: args.request_id,
         session: args.session,
         name: args.name,
@@ -55,6 +60,14 @@ pub(super) fn run(args: StartArgs) -> CliResult {
         terminal: args.tty.then(|| terminal(TerminalSize::default())),
         ..request(&args.spec, args.command)?
     };
+    if let Some(policy) = &request.prepared_policy
+        && let Some(argv) = config::ask_command(args.ask_command.as_deref(), policy)?
+    {
+        let here = std::env::current_dir().map_err(|error| format!("the working directory: {error}"))?;
+        let cwd = here.into_os_string().into_string();
+        let cwd = cwd.map_err(|cwd| format!("the working directory is not UTF-8: {}", cwd.display()))?;
+        request.ask_command = Some(AskCommand { argv, cwd });
+    }
     block_on(async {
         let client = args.connection.open().await?;
         let started: Started = client.call("process/start", &request).await.map_err(said)?;
