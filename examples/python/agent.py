@@ -25,7 +25,9 @@ def run(provost, command, cwd, policy, ports):
         elif event["type"] == "approval_requested":
             attempt = event["attempt"]
             allowed = attempt["class"] == "network" and attempt["target"].get("port") in ports
-            process.decide(event["approval"], allow=allowed, by="agent.py")
+            decided = process.decide(event["approval"], allow=allowed, by="agent.py")
+            shown = {"asked": attempt["target"], "rule": attempt.get("allow"), "allowed": allowed}
+            print(json.dumps(shown if decided else {**shown, "allowed": "somebody else decided"}), file=sys.stderr)
         elif event["type"] == "terminal":
             return event["record"]
     raise AssertionError("events end with the terminal one")

@@ -265,6 +265,11 @@ class Provost:
         listed: List[Json] = self.ask("process/list", **which)
         return listed
 
+    def approvals(self, **which: Any) -> List[Json]:
+        """What waits for an answer, of one `process`, of a `session` and its parts, or all of it; the oldest first."""
+        waiting: List[Json] = self.ask("approval/list", **which)["approvals"]
+        return waiting
+
     def open_session(self, **params: Any) -> str:
         """Opens a session, held by this connection; its id."""
         session: str = self.call("session/open", **params)["session"]
@@ -368,7 +373,15 @@ class Process:
         return record
 
     def decide(self, approval: int, allow: bool, scope: str = "once", by: str = "provost.py") -> bool:
-        """Answers an `approval_requested` event; False if that was answered already."""
-        params: Json = {"approval": approval, "allow": allow, "scope": scope, "by": by}
-        told: bool = self._provost.ask("approval/decide", process=self.id, **params)["told"]
-        return told
+        """Answers an `approval_requested` event. False if that was decided already: by somebody else, by its deadline, or by
+        this very answer, where the connection was lost behind it; the `approval_decided` event says by whom."""
+        params: Json = {"approval": approval, "allow": allow, "by": by}
+        if allow:
+            params["scope"] = scope
+        try:
+            self._provost.ask("approval/decide", process=self.id, **params)
+        except ProvostError as error:
+            if error.kind == "conflict":
+                return False
+            raise
+        return True

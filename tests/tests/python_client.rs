@@ -63,6 +63,15 @@ assert not sleep.kill()
 try: provost.process('nothing'); raise SystemExit('it is there')
 except ProvostError as error: assert error.kind == 'not_found', error.kind
 assert len(provost.processes(live=False)) == 3
+
+asks = provost.start(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/9'], cwd=sys.argv[2], policy=sys.argv[3])
+next(event for event in asks.events() if event['type'] == 'approval_requested')
+waits = provost.approvals(process=asks.id)
+assert [(one['process'], one['approval']) for one in waits] == [(asks.id, 1)], waits
+assert waits[0]['attempt']['allow'] == {'key': 'net.allow', 'value': '127.0.0.1:9'}, waits
+assert asks.decide(1, allow=False, by='script')
+assert not asks.decide(1, allow=True)
+assert asks.wait()['approvals']['refused'] == 1 and provost.approvals() == []
 print('done')
 "#;
 
@@ -87,11 +96,19 @@ fn python(world: &World, program: &str, arguments: &[&str]) -> Output {
     command.output().expect("python3")
 }
 
+fn asking_policy(world: &World) -> String {
+    world.file(
+        "home/asks.toml",
+        "version = 1\nextends = \"workspace-write\"\n[net]\nmode = \"ask\"\n",
+    )
+}
+
 fn i3_the_python_client_goes_on_where_its_connection_was_lost(world: &World) {
     require!(needs::command("python3"), "python3");
     let daemon = Served::start(world);
     let socket = daemon.socket().display().to_string();
-    let done = python(world, "script.py", &[&socket, &world.text("work")]);
+    let policy = asking_policy(world);
+    let done = python(world, "script.py", &[&socket, &world.text("work"), &policy]);
     let (said, wrong) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),
@@ -102,10 +119,7 @@ fn i3_the_python_client_goes_on_where_its_connection_was_lost(world: &World) {
 fn the_agent_runs_commands_and_answers_what_they_ask_for(world: &World) {
     require!(needs::command("python3"), "python3");
     let (allowed, other) = (TcpServer::start(), TcpServer::start());
-    let policy = world.file(
-        "home/asks.toml",
-        "version = 1\nextends = \"workspace-write\"\n[net]\nmode = \"ask\"\n",
-    );
+    let policy = asking_policy(world);
     let connect = |server: &TcpServer| format!("echo > /dev/tcp/127.0.0.1/{}", server.port());
     let (first, second) = (
         format!("bash -c '{}'", connect(&allowed)),
@@ -133,6 +147,11 @@ fn the_agent_runs_commands_and_answers_what_they_ask_for(world: &World) {
     assert_eq!(records[0]["outcome"], "exited", "{said}");
     assert_eq!(records[1]["denied"], false, "{said}\n{wrong}");
     assert_eq!(records[1]["approvals"]["grants"][0]["by"], "agent.py", "{said}");
+    let decisions = wrong
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let decisions: Vec<Value> = decisions.map(|decision| decision["allowed"].clone()).collect();
+    assert_eq!(decisions, [true, false], "{wrong}");
     assert_eq!(records[2]["denied"], true, "{said}");
     assert_eq!(records[2]["approvals"]["refused"], 1, "{said}");
     assert_eq!(records[3]["denied"], true, "{said}");
