@@ -435,6 +435,20 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_attended_as_long_as_somebody_has_it_or_the_whole() {
+        let mut leases = Leases::default();
+        let whole = open(&mut leases, "whole", None, A);
+        let part = open(&mut leases, "part", Some(whole), B);
+        let inner = open(&mut leases, "inner", Some(part), B);
+        leases.detach(part, B, Instant::now()).unwrap();
+        assert!(leases.is_attended(inner) && leases.is_attended(part));
+        leases.detach(whole, A, Instant::now()).unwrap();
+        assert!(!leases.is_attended(inner) && !leases.is_attended(part));
+        leases.attach(inner, B, false).unwrap();
+        assert!(leases.is_attended(inner) && !leases.is_attended(whole));
+    }
+
+    #[test]
     fn who_goes_away_leaves_sessions_as_they_were_opened() {
         let mut leases = Leases::default();
         let stays = open(&mut leases, "stays", None, A);

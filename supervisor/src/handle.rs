@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use provost_actors::ShutdownReport;
+#[cfg(feature = "cli")]
+use provost_actors::Tree;
 use provost_actors::approval::Verdict;
 use provost_actors::event::EventBody;
 use provost_actors::session::SessionId;
-#[cfg(feature = "cli")]
-use provost_actors::{ProcessLink, Tree};
 use provost_sandbox::denial::Denial;
 use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::kernel::KernelSupport;
@@ -209,12 +209,6 @@ pub struct ApprovalRequest {
 pub struct ProcessHandle(Where<EmbeddedProcess, Arc<RemoteProcess>>);
 
 impl ProcessHandle {
-    /// The same of a process that was started in this tree.
-    #[cfg(feature = "cli")]
-    pub(crate) fn of(link: ProcessLink, tree: Arc<Tree>) -> Self {
-        Self(Here(EmbeddedProcess { link, _tree: tree }))
-    }
-
     /// The process's id, which is never reused.
     pub fn id(&self) -> ProcessId {
         match &self.0 {

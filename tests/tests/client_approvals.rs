@@ -1,7 +1,7 @@
 //! `provost approvals`, `approve` and `deny`; who is asked in a daemon.
 
 use provost_tests::host::TcpServer;
-use provost_tests::{Service, World, both_users, program};
+use provost_tests::{Service, World, both_users, open_socket, program};
 use serde_json::Value;
 
 /// What the helper exits with when it is connected.
@@ -126,12 +126,24 @@ fn the_daemon_runs_a_command_that_answers_as_the_clients_user(world: &World) {
         let denied = start(&service, &server.port_text(), &["--ask-command", decider]);
         assert_eq!(grants(&service, &denied)["refused"], 1, "{decider}");
     }
-    // One that hangs ends with whom it is asked for, and others may be quicker.
-    let hangs = ["--ask-timeout", "1h", "--ask-command", "sleep 3600"];
+    // Others may be quicker, and one that hangs ends then.
+    let (witness, runs) = (world.witness(), world.path("home/runs"));
+    nix::unistd::mkfifo(&runs, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    open_socket(&runs);
+    let script = format!(
+        "exec 3> {}; echo > {}; exec sleep 3600",
+        witness.path(),
+        runs.display()
+    );
+    let hang = world.file("home/hang", &script);
+    let hang = format!("sh {hang}");
+    let hangs = ["--ask-timeout", "1h", "--ask-command", &hang];
     let denied = start(&service, &server.port_text(), &hangs);
     asks(&service, &denied);
+    std::fs::read(&runs).expect("it has begun");
     service.say(&["deny", &denied]);
     assert_eq!(grants(&service, &denied)["refused"], 1);
+    witness.wait_until_gone();
     let nothing = service.ask(&["start", "--ask-command", "echo allow", "--", "true"]);
     assert_eq!(nothing.code, Some(125), "\n{nothing}");
     assert_eq!(server.connections(), 0);

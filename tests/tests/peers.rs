@@ -610,7 +610,8 @@ ask('initialize', protocol=1)
 other = sys.argv[2]
 answers = [ask('process/wait', process=other), ask('process/write', process=other, data=''), ask('process/kill', process=other),
     ask('process/list'), ask('session/open'), ask('session/attach', steal=True), ask('daemon/status'),
-    ask('approval/decide', process=other, approval=1, allow=True)]
+    ask('approval/decide', process=other, approval=1, allow=True), ask('approval/list'), ask('approval/follow'),
+    ask('process/start', argv=['true'], cwd='/', ask_command={'argv': ['true'], 'cwd': '/'})]
 started = ask('process/start', argv=['sh', '-c', 'echo x > made'], cwd=sys.argv[3], policy='unconfined')
 record = ask('process/wait', process=started['result']['process'])['result']['record']
 print(json.dumps([[answer['error']['data']['kind'] for answer in answers], record['sandbox']['policy'], record['exit_code']]))
@@ -642,7 +643,7 @@ fn a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started(w
     let (missing, no) = ("not_found", "forbidden");
     assert_eq!(
         told[0],
-        json!([missing, missing, missing, no, no, no, no, no]),
+        json!([missing, missing, missing, no, no, no, no, no, no, no, no]),
         "{told}"
     );
     assert_eq!(told[1], "read-only");

@@ -1,14 +1,16 @@
 //! What waits for an answer: listed, decided, or put to a command.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use provost_actors::approval::{ApprovalScope, Verdict};
 use provost_actors::event::{Event, EventBody};
 use provost_actors::session::Holder;
-use provost_actors::{ProcessCommand, ProcessLink};
+use provost_actors::{ProcessCommand, ProcessLink, Tree};
 use provost_sandbox::denial::Decision;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::Daemon;
 use super::processes::Supervised;
@@ -16,7 +18,7 @@ use crate::decider::{BY, Decider};
 use crate::protocol::{
     ApprovalDecide, ApprovalList, ApprovalsWaiting, AskCommand, ErrorKind, RpcError, WaitingApproval,
 };
-use crate::{ApprovalRequest, ProcessHandle, ProcessSpec};
+use crate::{ApprovalRequest, ProcessSpec};
 
 /// Requests in one answer.
 const LISTED_MAX: usize = 1000;
@@ -124,28 +126,76 @@ impl Daemon {
         }))
     }
 
-    /// Has a command answer everything that a process asks, until it ends.
+    /// Has a command answer everything that a process asks, until it ends. What somebody else decides meanwhile is asked no
+    /// more: a command that hangs takes no turn from others.
     pub(super) fn answer_by(&self, decider: Decider, process: &ProcessLink) {
-        let tree = self.0.tree.clone();
-        let (id, turns) = (process.id(), self.0.deciders.clone());
-        let handle = ProcessHandle::of(process.clone(), self.0.tree.clone());
-        let decider = Arc::new(decider);
-        let ask = move |request: ApprovalRequest| {
-            let (decider, tree, turns) = (decider.clone(), tree.clone(), turns.clone());
-            async move {
-                let _turn = turns.acquire_owned().await;
-                let said = |bytes: &[u8]| {
-                    let bytes = bytes.get(..LOGGED_BYTES_MAX).unwrap_or(bytes);
-                    tracing::info!(process = %id, said = %String::from_utf8_lossy(bytes).escape_debug(), "ask-command");
-                };
-                let answer = decider.ask(&tree, id, &request, said).await;
-                answer.unwrap_or_else(|why| {
-                    tracing::warn!(process = %id, approval = request.approval, why, "ask-command gave no answer; denied");
-                    Verdict::Deny
-                })
-            }
+        let answering = Answering {
+            decider,
+            tree: self.0.tree.clone(),
+            turns: self.0.deciders.clone(),
+            process: process.clone(),
         };
-        tokio::spawn(handle.answer_approvals(BY, ask));
+        let answering = Arc::new(answering);
+        let mut events = process.log().follow(0, false).without_output();
+        tokio::spawn(async move {
+            let mut answers = JoinSet::new();
+            let mut asked = HashMap::new();
+            while let Some(event) = events.next().await {
+                match event.body {
+                    EventBody::ApprovalRequested {
+                        approval,
+                        attempt,
+                        deadline,
+                    } => {
+                        let request = ApprovalRequest {
+                            approval,
+                            attempt,
+                            deadline,
+                        };
+                        asked.insert(approval, answers.spawn(answering.clone().answer(request)));
+                    }
+                    EventBody::ApprovalDecided { approval, .. } => {
+                        let answer: Option<AbortHandle> = asked.remove(&approval);
+                        answer.inspect(AbortHandle::abort);
+                    }
+                    _ => {}
+                }
+                while answers.try_join_next().is_some() {}
+            }
+        });
+    }
+}
+
+/// A command that answers for a process.
+struct Answering {
+    decider: Decider,
+    tree: Arc<Tree>,
+    turns: Arc<Semaphore>,
+    process: ProcessLink,
+}
+
+impl Answering {
+    async fn answer(self: Arc<Self>, request: ApprovalRequest) {
+        let (id, approval) = (self.process.id(), request.approval);
+        let _turn = self.turns.acquire().await;
+        let said = |bytes: &[u8]| {
+            let bytes = bytes.get(..LOGGED_BYTES_MAX).unwrap_or(bytes);
+            let said = String::from_utf8_lossy(bytes);
+            tracing::info!(process = %id, said = %said.escape_debug(), "ask-command");
+        };
+        let answer = self.decider.ask(&self.tree, id, &request, said).await;
+        let verdict = answer.unwrap_or_else(|why| {
+            tracing::warn!(process = %id, approval, why, "ask-command gave no answer; denied");
+            Verdict::Deny
+        });
+        // Whoever was quicker has decided, and nobody here asks who.
+        let (reply, _) = oneshot::channel();
+        self.process.tell(ProcessCommand::Decide {
+            approval,
+            verdict,
+            by: BY.to_owned(),
+            reply,
+        });
     }
 }
 

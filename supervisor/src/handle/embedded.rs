@@ -58,7 +58,7 @@ struct Known {
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddedProcess {
     pub(super) link: ProcessLink,
-    pub(super) _tree: Arc<Tree>,
+    _tree: Arc<Tree>,
 }
 
 impl Shared {
