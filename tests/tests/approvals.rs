@@ -478,10 +478,6 @@ fn i12_another_user_sees_and_decides_nothing(world: &World) {
     let uid = (world.uid() + 64_321).to_string();
     let provost = provost_tests::provost();
     let stranger = |words: &[&str]| {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "another user's program, beside the daemon"
-        )]
         let mut command = std::process::Command::new("setpriv");
         command
             .args(["--reuid", &uid, "--regid", &uid, "--clear-groups"])
