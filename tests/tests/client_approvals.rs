@@ -1,5 +1,7 @@
 //! `provost approvals`, `approve` and `deny`; who is asked in a daemon.
 
+use std::io::{BufRead, BufReader};
+
 use provost_tests::host::TcpServer;
 use provost_tests::{Service, World, both_users, open_socket, program};
 use serde_json::Value;
@@ -29,6 +31,36 @@ fn grants(service: &Service<'_>, process: &str) -> Value {
     let shown = service.say(&["inspect", process]);
     let shown: Value = serde_json::from_str(&shown).expect("JSON");
     shown["record"]["approvals"].clone()
+}
+
+/// What a shell does with `provost events -f … | grep -m1 …; provost approvals`.
+fn who_follows_ends_with_its_reader_and_not_with_the_next_event(world: &World) {
+    let (service, server) = (Service::start(world), TcpServer::start());
+    let port = server.port_text();
+    let session = service.say(&["session", "open", "--name", "build"]);
+    let process = start(&service, &port, &["--session", &session]);
+    asks(&service, &process);
+    let last = [
+        (&["events", "-f", &process][..], "approval_requested"),
+        (&["approvals", "-f"], " asks: "),
+    ];
+    for (words, last) in last {
+        let (output, given) = std::io::pipe().expect("a pipe");
+        let mut command = service.command(words);
+        let mut follower = command.stdout(given).spawn().expect("a follower");
+        drop(command);
+        let mut lines = BufReader::new(output).lines();
+        let said = lines.find(|line| line.as_ref().expect("text").contains(last));
+        assert!(said.is_some(), "{words:?} says nothing");
+        drop(lines);
+        let ended = follower.wait().expect("our child");
+        assert!(ended.success(), "{words:?}: {ended}");
+        // It would have gone on until somebody decides, or nobody does in time.
+        let waiting = service.say(&["approvals", "--session", "build"]);
+        assert!(waiting.contains(&format!("{process}/1")), "{words:?}: {waiting}");
+    }
+    service.say(&["approve", &process]);
+    service.say_code(3, &["wait", "-q", &process]);
 }
 
 fn what_waits_is_listed_followed_approved_and_denied(world: &World) {
@@ -189,6 +221,7 @@ fn a_run_in_the_daemon_asks_its_own_command_and_at_its_own_terminal(world: &Worl
 }
 
 both_users!(
+    who_follows_ends_with_its_reader_and_not_with_the_next_event,
     what_waits_is_listed_followed_approved_and_denied,
     a_session_that_is_attached_elsewhere_is_answered_by_its_holder_or_with_steal,
     the_daemon_runs_a_command_that_answers_as_the_clients_user,

@@ -29,7 +29,10 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 
 /// What a frame says.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every entry is a fact, and none is kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every entry is a fact, and none is kept"
+)]
 pub(crate) enum Entry {
     /// The first: what is to run.
     Accepted(Box<Accepted>),

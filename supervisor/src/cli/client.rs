@@ -18,10 +18,13 @@ mod tail;
 mod wait;
 
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Sender;
 
 use super::{CliResult, misspelt_option, serve};
 use crate::client::{Client, ClientError};
@@ -145,6 +148,18 @@ pub(super) fn write(to: &mut impl Write, bytes: &[u8]) -> Result<Reader, String>
         Ok(()) => Ok(Reader::There),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
         Err(error) => Err(format!("cannot write: {error}")),
+    }
+}
+
+/// Done when whoever read our stdout has gone; never, where that cannot be known (a file, say). Who waits for events must not
+/// wait for the next one to notice: `events -f | grep -m1` would go on until then, and whatever comes behind it in the shell.
+pub(super) async fn reader_gone() {
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+    // Unchecked, for it is not written to: the flags that others share stay as they are.
+    let watched = stdout.and_then(Sender::from_owned_fd_unchecked);
+    match watched {
+        Ok(watched) if watched.ready(Interest::ERROR).await.is_ok() => {}
+        _ => std::future::pending().await,
     }
 }
 

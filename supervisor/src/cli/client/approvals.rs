@@ -1,12 +1,14 @@
 //! `provost approvals`, `approve` and `deny`.
 
+use std::pin::pin;
+
 use clap::{Args as ClapArgs, ValueEnum};
 use jiff::Timestamp;
 use provost_actors::session::SessionId;
 use provost_sandbox::denial::Decision;
 
 use super::table::{Cell, ago, show};
-use super::{Connection, Reader, line, print, said, write};
+use super::{Connection, Reader, line, print, reader_gone, said, write};
 use crate::ApprovalScope;
 use crate::cli::{CliResult, EXIT_PROVOST, output, summary};
 use crate::client::{Client, ClientError};
@@ -162,7 +164,14 @@ async fn follow(client: &Client, session: Option<String>, json: bool) -> CliResu
     };
     let mut events = client.follow("approval/follow", &asked).await.map_err(said)?;
     let mut stdout = std::io::stdout().lock();
-    while let Some((session, event)) = events.next_tagged().await {
+    let mut gone = pin!(reader_gone());
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = events.next_tagged() => next,
+            () = &mut gone => return Ok(0),
+        };
+        let Some((session, event)) = next else { break };
         let text = match json {
             true => line(&Marked { session, event })?,
             false => words(&event),

@@ -1,8 +1,10 @@
 //! Reading a process's events: what is there, then what comes.
 
+use std::pin::pin;
+
 use jiff::Timestamp;
 
-use super::{Reader, said};
+use super::{Reader, reader_gone, said};
 use crate::Event;
 use crate::client::Client;
 use crate::protocol::{Events, ProcessFollow, ProcessRead};
@@ -98,7 +100,14 @@ pub(super) async fn follow(
         ..ProcessFollow::default()
     };
     let mut events = client.follow("process/follow", &request).await.map_err(said)?;
-    while let Some(event) = events.next().await {
+    let mut gone = pin!(reader_gone());
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            () = &mut gone => return Ok(()),
+        };
+        let Some(event) = event else { break };
         let terminal = matches!(event.body, crate::EventBody::Terminal { .. });
         if take(event)? == Reader::Gone || terminal {
             return Ok(());
