@@ -21,6 +21,7 @@ mod input;
 mod instance;
 mod line;
 pub mod listen;
+mod live;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
@@ -54,6 +55,7 @@ use tokio_util::task::TaskTracker;
 pub use self::broker::Broker;
 use self::follow::watch::Watcher;
 pub use self::instance::become_instance;
+use self::live::Live;
 use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
@@ -178,6 +180,7 @@ struct Kept {
 struct State {
     leases: Leases<SessionLink>,
     processes: BTreeMap<ProcessId, Arc<Supervised>>,
+    live: Live,
     /// Processes that are being started, with their names.
     starting: HashMap<u64, Option<String>>,
     /// Ended ones, in the order of their ends as far as that was noticed.

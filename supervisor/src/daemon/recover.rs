@@ -170,7 +170,7 @@ impl Daemon {
         }
         let process = Arc::new(process);
         self.keep_record(&process);
-        self.state().processes.insert(id, process);
+        self.state().know(process);
     }
 
     /// Writes the record of a process down in the database, when it has one.

@@ -18,7 +18,7 @@ use super::peer::ConfinedPeers;
 use super::processes::{Supervised, described_bytes};
 use super::recover::Note;
 use super::sessions::check_name;
-use super::{Account, Daemon, lock};
+use super::{Account, Daemon, State, lock};
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 use crate::protocol::{self, ErrorKind, OUTPUT_BYTES, ProcessStart, RpcError, Started};
 use crate::store::Request;
@@ -197,7 +197,7 @@ impl Daemon {
         self.keep_record(&process);
         {
             let mut state = self.state();
-            state.processes.insert(id, process.clone());
+            state.know(process.clone());
             state.tell_of_process(&process);
         }
         // It is in its journal: a database that does not take it now is given it with its record.
@@ -212,19 +212,29 @@ impl Daemon {
     /// Room for a process that is being started, and its name.
     fn place(&self, name: Option<String>, processes_max: usize, what: &str) -> Result<Place, RpcError> {
         let mut state = self.state();
-        let live = || state.processes.values().filter(|process| process.is_live());
-        if live().count() + state.starting.len() >= processes_max {
+        let State {
+            live,
+            processes,
+            starting,
+            ..
+        } = &mut *state;
+        if live.ids().len() + starting.len() >= processes_max || name.is_some() {
+            live.look(is_live(processes));
+        }
+        if live.ids().len() + starting.len() >= processes_max {
             let why = format!("{processes_max} processes live already");
             return Err(RpcError::new(ErrorKind::Limit, what, why).hint("wait until some have ended"));
         }
-        let mut starting = state.starting.values();
-        let taken = live().any(|process| process.name == name) || starting.any(|other| *other == name);
-        if name.is_some() && taken {
+        let mut living = live.ids().iter().filter_map(|id| processes.get(id));
+        let mut taken = || {
+            living.any(|process| process.name == name) || starting.values().any(|other| *other == name)
+        };
+        if name.is_some() && taken() {
             let why = "a process of that name lives already";
             return Err(RpcError::new(ErrorKind::Conflict, what, why).hint("choose another name"));
         }
         let number = self.next();
-        state.starting.insert(number, name);
+        starting.insert(number, name);
         Ok(Place {
             daemon: self.clone(),
             number,
@@ -361,6 +371,20 @@ impl Daemon {
         loaded.settle().map_err(refused)?;
         Ok(loaded)
     }
+}
+
+impl State {
+    /// Has a process among those that it knows.
+    pub(super) fn know(&mut self, process: Arc<Supervised>) {
+        let id = process.id();
+        self.processes.insert(id, process);
+        self.live.add(id, is_live(&self.processes));
+    }
+}
+
+/// Whether a process has not ended.
+fn is_live(processes: &BTreeMap<ProcessId, Arc<Supervised>>) -> impl FnMut(&ProcessId) -> bool {
+    |id| processes.get(id).is_some_and(|process| process.is_live())
 }
 
 /// A process that is being started.
