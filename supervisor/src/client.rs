@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use provost_actors::session::SessionId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -24,7 +25,7 @@ pub use followed::{Followed, Pushed};
 
 use crate::protocol::{
     ErrorKind, EventNotification, FRAME_BYTES_MAX, FollowGap, Following, Initialize, Initialized,
-    InputLost, PROTOCOL_VERSION, ProcessStart, Reply, Request, RpcError, SessionEvent, Started,
+    InputLost, PROTOCOL_VERSION, ProcessStart, RpcError, SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
@@ -89,7 +90,7 @@ struct Shared {
 struct State {
     /// Set when the connection has ended.
     ended: bool,
-    replies: HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>,
+    replies: HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RpcError>>>,
     followers: HashMap<u64, mpsc::UnboundedSender<Pushed>>,
     sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
     inputs: Option<mpsc::UnboundedSender<InputLost>>,
@@ -286,11 +287,20 @@ impl Shared {
 }
 
 fn line(id: Option<u64>, method: &str, params: &impl Serialize) -> Option<Vec<u8>> {
-    let request = Request {
-        jsonrpc: "2.0".to_owned(),
-        id: id.map(Value::from),
-        method: method.to_owned(),
-        params: serde_json::to_value(params).ok()?,
+    /// A [`Request`](crate::protocol::Request), without a tree of values in between.
+    #[derive(Serialize)]
+    struct Asked<'a, P> {
+        jsonrpc: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        method: &'a str,
+        params: &'a P,
+    }
+    let request = Asked {
+        jsonrpc: "2.0",
+        id,
+        method,
+        params,
     };
     let mut line = serde_json::to_vec(&request).ok()?;
     line.push(b'\n');
@@ -327,19 +337,26 @@ async fn request<T: DeserializeOwned>(
     }
     lines.send(line).map_err(|_| ClientError::Lost)?;
     let answer = answered.await.map_err(|_| ClientError::Lost)?;
-    let value = answer.map_err(Box::new)?;
-    T::deserialize(value).map_err(|error| ClientError::Answer(error.to_string()))
+    let result = answer.map_err(Box::new)?;
+    serde_json::from_str(result.get()).map_err(|error| ClientError::Answer(error.to_string()))
 }
 
-/// A line of the daemon's: a reply or a notification.
+/// A notification.
 #[derive(Deserialize)]
 struct Incoming {
-    #[serde(default)]
-    method: Option<String>,
+    method: String,
     #[serde(default)]
     params: Value,
-    #[serde(flatten)]
-    rest: HashMap<String, Value>,
+}
+
+/// A [`Reply`](crate::protocol::Reply), of which only whoever asked knows what its result is.
+#[derive(Deserialize)]
+struct Replied {
+    id: Option<u64>,
+    #[serde(default)]
+    result: Option<Box<RawValue>>,
+    #[serde(default)]
+    error: Option<RpcError>,
 }
 
 async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
@@ -410,6 +427,11 @@ fn take(line: &[u8], shared: &Shared) {
         }
         return;
     }
+    if let Ok(reply) = serde_json::from_slice::<Replied>(line)
+        && (reply.id.is_some() || reply.error.is_some())
+    {
+        return answered(reply, shared);
+    }
     if let Ok(Notified { method, params }) = serde_json::from_slice::<Notified>(line)
         && method == "process/event"
     {
@@ -422,8 +444,8 @@ fn take(line: &[u8], shared: &Shared) {
     let Ok(incoming) = serde_json::from_slice::<Incoming>(line) else {
         return;
     };
-    match incoming.method.as_deref() {
-        Some("session/event") => {
+    match incoming.method.as_str() {
+        "session/event" => {
             let Ok(event) = serde_json::from_value::<SessionEvent>(incoming.params) else {
                 return;
             };
@@ -439,53 +461,50 @@ fn take(line: &[u8], shared: &Shared) {
                 Some(None) => {}
             }
         }
-        Some("follow/gap") => {
+        "follow/gap" => {
             if let Ok(gap) = serde_json::from_value::<FollowGap>(incoming.params)
                 && let Some(follower) = shared.lock().followers.get(&gap.subscription)
             {
                 let _ = follower.send(Pushed::Gap(gap));
             }
         }
-        Some("input/lost") => {
+        "input/lost" => {
             if let (Ok(lost), Some(inputs)) =
                 (serde_json::from_value(incoming.params), &shared.lock().inputs)
             {
                 let _ = inputs.send(lost);
             }
         }
-        Some("follow/ended") => {
+        "follow/ended" => {
             if let Some(subscription) = incoming.params["subscription"].as_u64() {
                 shared.lock().followers.remove(&subscription);
             }
         }
-        Some(_) => {}
-        None => {
-            let rest = incoming.rest.into_iter().collect();
-            if let Ok(reply) = serde_json::from_value::<Reply>(Value::Object(rest)) {
-                answered(reply, shared);
-            }
-        }
+        _ => {}
     }
 }
 
-fn answered(reply: Reply, shared: &Shared) {
-    let Some(id) = reply.id.as_u64().or(reply.id.is_null().then_some(0)) else {
-        return;
-    };
+fn answered(reply: Replied, shared: &Shared) {
+    /// What begins to be followed, by itself or with a start.
+    #[derive(Deserialize)]
+    struct Subscribed {
+        subscription: Option<u64>,
+    }
+    // Where no id could be read, it was that of the first request.
+    let id = reply.id.unwrap_or(0);
     let mut state = shared.lock();
-    if let (Some(events), Some(subscription)) = (
-        state.followers.remove(&pending(id)),
-        reply
-            .result
-            .as_ref()
-            .and_then(|result| result.get("subscription")?.as_u64()),
-    ) {
+    if let Some(events) = state.followers.remove(&pending(id))
+        && let Some(result) = &reply.result
+        && let Ok(Subscribed {
+            subscription: Some(subscription),
+        }) = serde_json::from_str(result.get())
+    {
         state.followers.insert(subscription, events);
     }
     if let Some(waiting) = state.replies.remove(&id) {
-        let _ = waiting.send(match reply.error {
-            Some(error) => Err(error),
-            None => Ok(reply.result.unwrap_or_default()),
+        let _ = waiting.send(match (reply.error, reply.result) {
+            (Some(error), _) => Err(error),
+            (None, result) => Ok(result.unwrap_or_else(|| RawValue::NULL.to_owned())),
         });
     }
 }

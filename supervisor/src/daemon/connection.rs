@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use provost_actors::session::Holder;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -226,12 +226,12 @@ pub(super) struct Answered {
     jsonrpc: &'static str,
     id: Id,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
+    result: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<RpcError>,
 }
 
-pub(super) fn reply(id: Id, answer: Result<Value, RpcError>) -> Answered {
+pub(super) fn reply(id: Id, answer: Result<Box<RawValue>, RpcError>) -> Answered {
     let (result, error) = match answer {
         Ok(result) => (Some(result), None),
         Err(error) => (None, Some(error)),

@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 use provost_actors::ProcessCommand;
 use provost_sandbox::keeper::wire::SignalScope;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::connection::{Client, FOLLOWERS_MAX, notification};
@@ -24,7 +25,8 @@ use crate::protocol::{
     SessionClose, SessionFollow, SessionRef, Started, Told, Unfollow, Waited,
 };
 
-type Answer = Result<Value, RpcError>;
+/// Written as JSON already: a tree of values would be made to be taken apart again.
+type Answer = Result<Box<RawValue>, RpcError>;
 
 /// A request whose place in the order of its kind is taken.
 pub(super) struct Prepared {
@@ -129,7 +131,7 @@ pub(super) fn ack(client: &Client, request: &Line) -> Answer {
     if let Some(way) = &known {
         way.ack(asked.events);
     }
-    Ok(json!({ "following": known.is_some() }))
+    value(&json!({ "following": known.is_some() }))
 }
 
 /// Answers a request. What is to begin only behind the answer waits until `after` is dropped.
@@ -143,7 +145,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
     match request.method.as_str() {
         "session/open" => {
             let id = daemon.open_session(request.params()?, client.holder).await?;
-            Ok(json!({ "session": id }))
+            value(&json!({ "session": id }))
         }
         "session/detach" => {
             let asked: SessionRef = request.params()?;
@@ -212,7 +214,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             if let Some(way) = &known {
                 way.cancel();
             }
-            Ok(json!({ "was_following": known.is_some() }))
+            value(&json!({ "was_following": known.is_some() }))
         }
         "process/attach" => {
             let asked: ProcessAttach = request.params()?;
@@ -225,13 +227,13 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
         "process/detach" => {
             let asked: ProcessRef = request.params()?;
             let process = client.find(&asked.process)?;
-            Ok(json!({ "was_writer": daemon.detach_input(&process, client.holder) }))
+            value(&json!({ "was_writer": daemon.detach_input(&process, client.holder) }))
         }
         "process/resize" => {
             let asked: ProcessResize = request.params()?;
             let process = client.find(&asked.process)?;
             daemon.resize(&process, client.holder, &asked).await?;
-            Ok(json!({}))
+            value(&json!({}))
         }
         "process/signal" => {
             let asked: ProcessSignal = request.params()?;
@@ -286,14 +288,14 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             let asked: ProcessRef = request.params()?;
             let process = client.find(&asked.process)?;
             after.large = client.large.clone().acquire_owned().await.ok();
-            let mut info = value(&process.info())?;
+            let mut info = json!(process.info());
             info["retained_bytes"] = json!(process.retained());
-            info["record"] = value(&process.link.record().as_deref())?;
-            Ok(info)
+            info["record"] = json!(process.link.record().as_deref());
+            value(&info)
         }
         "process/prune" => {
             let asked: ProcessPrune = request.params()?;
-            Ok(json!({ "forgotten": daemon.prune(&asked)? }))
+            value(&json!({ "forgotten": daemon.prune(&asked)? }))
         }
         "approval/decide" => {
             daemon.decide(request.params()?, client.holder).await?;
@@ -322,8 +324,8 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             }
             let asked: Check = request.params()?;
             let loaded = daemon.policy(&asked.policy, std::path::Path::new(&asked.cwd))?;
-            Ok(
-                json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
+            value(
+                &json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
             )
         }
         "daemon/status" => value(&daemon.status()),
@@ -466,6 +468,5 @@ pub(super) fn signal(text: &str) -> Result<Signal, RpcError> {
 }
 
 fn value(answer: &impl Serialize) -> Answer {
-    serde_json::to_value(answer)
-        .map_err(|error| RpcError::new(ErrorKind::Internal, "answer", error.to_string()))
+    to_raw_value(answer).map_err(|error| RpcError::new(ErrorKind::Internal, "answer", error.to_string()))
 }
