@@ -1,6 +1,7 @@
 //! Passing a descriptor to another process of ours, over a socket that keeps packets apart.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::keeper::packet;
@@ -31,18 +32,17 @@ pub fn try_send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The socket cannot be read.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
-    let mut bytes = vec![0; PACKET_BYTES_MAX];
+    let mut buffer = vec![MaybeUninit::uninit(); PACKET_BYTES_MAX];
     let packet =
-        packet::receive(socket.as_raw_fd(), &mut bytes, 0).map_err(io::Error::from_raw_os_error)?;
-    if packet.bytes == 0 {
+        packet::receive(socket.as_raw_fd(), &mut buffer, 0).map_err(io::Error::from_raw_os_error)?;
+    if packet.bytes.is_empty() {
         return Ok(None);
     }
     if packet.is_cut {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is too long"));
     }
-    bytes.truncate(packet.bytes);
     let descriptor = packet.fds.into_iter().flatten().next();
-    Ok(Some((bytes, descriptor)))
+    Ok(Some((packet.bytes.to_vec(), descriptor)))
 }
 
 #[cfg(test)]

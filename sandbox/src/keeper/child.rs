@@ -6,7 +6,7 @@
 //!
 //! The steps, in order; the order is the documentation:
 //!
-//! 1. signals back to default (all still blocked)
+//! 1. nothing about signals: all are blocked, and at their defaults since the spawner began, which handles none
 //! 2. a session and process group of its own; its terminal, where it has one, becomes the controlling one
 //! 3. resource limits
 //! 4. working directory
@@ -62,7 +62,6 @@ fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     let image = &*attempt.image;
     let plan = &image.request.plan;
     attempt.pid = sys::pid_in(image.proc).unwrap_or(0);
-    sys::reset_signals();
     sys::setsid().map_err(|e| (Step::Session, e, 0))?;
     if image.terminal.is_some() {
         terminal::control(image.stdio[0]).map_err(|e| (Step::Terminal, e, 4))?;

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use super::sys::{self, Errno};
@@ -59,17 +60,22 @@ pub(crate) fn send(socket: RawFd, packet: &[u8], fds: &[RawFd], flags: i32) -> R
 }
 
 /// A packet that came.
-pub(crate) struct Packet {
-    /// Its length; 0 also when the peer has closed the socket.
-    pub(crate) bytes: usize,
+pub(crate) struct Packet<'a> {
+    /// What it says; nothing also when the peer has closed the socket.
+    pub(crate) bytes: &'a [u8],
     /// It was longer than the buffer.
     pub(crate) is_cut: bool,
     /// What came with it, as far as this process has room for descriptors.
     pub(crate) fds: [Option<OwnedFd>; DESCRIPTORS_MAX],
 }
 
-/// Receives one packet; every descriptor is close-on-exec.
-pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], flags: i32) -> Result<Packet, Errno> {
+/// Receives one packet; every descriptor is close-on-exec. Of the buffer only what came is written: the pages of a
+/// spawner that it has written to since its last fork are those that it has copied.
+pub(crate) fn receive(
+    socket: RawFd,
+    buffer: &mut [MaybeUninit<u8>],
+    flags: i32,
+) -> Result<Packet<'_>, Errno> {
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let mut control = [0u64; CONTROL_WORDS];
     // SAFETY: all zero is a valid msghdr.
@@ -119,6 +125,8 @@ pub(crate) fn receive(socket: RawFd, buffer: &mut [u8], flags: i32) -> Result<Pa
             }
         }
     }
+    // SAFETY: the kernel has written so many bytes, and it writes no more than there is room for.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), bytes) };
     Ok(Packet {
         bytes,
         is_cut: message.msg_flags & libc::MSG_TRUNC != 0,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -238,13 +239,13 @@ impl Tree {
 
     /// Reads what the init says. `None` when there is nothing (any more).
     pub(super) fn hear(&self) -> Option<(InitMessage, Vec<OwnedFd>)> {
-        let mut bytes = [0u8; MESSAGE_WORDS * 8];
+        let mut bytes = [const { MaybeUninit::uninit() }; MESSAGE_WORDS * 8];
         let packet = packet::receive(self.control.as_raw_fd(), &mut bytes, libc::MSG_DONTWAIT).ok()?;
-        if packet.bytes != bytes.len() {
+        if packet.bytes.len() != MESSAGE_WORDS * 8 {
             return None;
         }
         let mut words = [0u64; MESSAGE_WORDS];
-        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        for (word, chunk) in words.iter_mut().zip(packet.bytes.chunks_exact(8)) {
             *word = u64::from_ne_bytes(chunk.try_into().ok()?);
         }
         Some((

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -313,19 +314,18 @@ fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Resu
 /// cannot be read. A process that has no room for the descriptors gets those that fit: count them.
 pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     // On the stack: a block of this size from the allocator is given back and faulted in again for each message.
-    let mut buffer = [0u8; PACKET_BYTES_MAX];
+    let mut buffer = [const { MaybeUninit::uninit() }; PACKET_BYTES_MAX];
     let received =
         packet::receive(socket.as_raw_fd(), &mut buffer, 0).map_err(io::Error::from_raw_os_error)?;
     let mut fds: Vec<OwnedFd> = received.fds.into_iter().flatten().collect();
-    let bytes = received.bytes;
-    if bytes == 0 {
+    if received.bytes.is_empty() {
         return Ok(None);
     }
     if received.is_cut {
         return Err(invalid("a message was cut off"));
     }
     let body;
-    let mut packet = &buffer[..bytes];
+    let mut packet = received.bytes;
     if packet.len() == 2 {
         let file = fds
             .pop()
