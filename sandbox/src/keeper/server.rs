@@ -21,7 +21,7 @@ use super::oom::OomScore;
 use super::reserve::{self, Reserve};
 use super::tree::{Fixed, Tree};
 use super::warm::Warm;
-use super::wire::Started;
+use super::wire::{self, Started};
 use super::{Step, sys};
 use crate::observe::audit::AuditShare;
 
@@ -95,6 +95,7 @@ struct Server {
     /// There is no room for descriptors on their way, since then.
     short_since: Option<Instant>,
     reserve: Reserve,
+    buffer: Box<wire::Buffer>,
     next_key: u64,
     warm: Warm,
     ended: HashSet<Uuid>,
@@ -162,6 +163,7 @@ impl Server {
             pause: false,
             short_since: None,
             reserve: Reserve::default(),
+            buffer: wire::buffer(),
             next_key: LISTENER + 1,
             warm: Warm::default(),
             ended: HashSet::new(),

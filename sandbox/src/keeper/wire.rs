@@ -314,9 +314,25 @@ fn send_packet(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::Resu
 /// cannot be read. A process that has no room for the descriptors gets those that fit: count them.
 pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     // On the stack: a block of this size from the allocator is given back and faulted in again for each message.
-    let mut buffer = [const { MaybeUninit::uninit() }; PACKET_BYTES_MAX];
+    receive_into(socket, &mut [const { MaybeUninit::uninit() }; PACKET_BYTES_MAX])
+}
+
+/// A buffer for [`receive_into`].
+pub(crate) fn buffer() -> Box<Buffer> {
+    Box::new([const { MaybeUninit::uninit() }; PACKET_BYTES_MAX])
+}
+
+/// Room for any packet.
+pub(crate) type Buffer = [MaybeUninit<u8>; PACKET_BYTES_MAX];
+
+/// As [`receive`], for who forks: of a buffer on the stack every page is touched by the stack's probes, and after a fork
+/// each page that is touched is copied. Of this one only those are that the message fills.
+pub(crate) fn receive_into<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Buffer,
+) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let received =
-        packet::receive(socket.as_raw_fd(), &mut buffer, 0).map_err(io::Error::from_raw_os_error)?;
+        packet::receive(socket.as_raw_fd(), buffer, 0).map_err(io::Error::from_raw_os_error)?;
     let mut fds: Vec<OwnedFd> = received.fds.into_iter().flatten().collect();
     if received.bytes.is_empty() {
         return Ok(None);

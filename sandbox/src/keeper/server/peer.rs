@@ -72,8 +72,8 @@ impl Peer {
         })
     }
 
-    pub(super) fn receive(&self) -> Received {
-        super::request::receive(self.socket.as_fd())
+    pub(super) fn receive(&self, buffer: &mut wire::Buffer) -> Received {
+        wire::receive_into(self.socket.as_fd(), buffer)
     }
 
     pub(super) fn push(&mut self, word: Word) {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Account, Next, PEER, Role, Server};
 use crate::keeper::tree::Tree;
 use crate::keeper::warm::Found;
-use crate::keeper::wire::{self, Notice, Request, SpawnRequest};
+use crate::keeper::wire::{Notice, Request, SpawnRequest};
 use crate::keeper::{Step, probe, sys};
 use crate::observe::audit::AuditShare;
 
@@ -22,7 +22,7 @@ impl Server {
         }
         self.reserve.release();
         let received = match &self.peer {
-            Some(peer) => peer.receive(),
+            Some(peer) => peer.receive(&mut self.buffer),
             None => return Ok(Next::Turn),
         };
         let room = self.reserve.refill(&self.fixed.null);
@@ -177,7 +177,3 @@ impl Server {
 
 /// Requests and the descriptors that came with them.
 pub(super) type Received = io::Result<Option<(Request, Vec<OwnedFd>)>>;
-
-pub(super) fn receive(socket: std::os::fd::BorrowedFd<'_>) -> Received {
-    wire::receive(socket)
-}
