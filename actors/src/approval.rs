@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use provost_sandbox::observe::notify::{Grants, Question};
+use provost_sandbox::observe::notify::{Grant, Grants, Question};
 use tokio::time::Instant;
 
 use provost_sandbox::denial::DenialTarget;
@@ -103,6 +103,14 @@ impl Approvals {
         }
     }
 
+    /// Goes on where somebody else had to stop: with the number of the last request, and what was allowed.
+    pub(crate) fn go_on(&mut self, asked: u64, grants: Vec<(ApprovalScope, Grant)>) {
+        self.asked = asked;
+        for (scope, grant) in grants {
+            self.add(scope, grant);
+        }
+    }
+
     /// What the decider consults.
     pub(crate) fn grants(&self) -> Vec<Grants> {
         vec![self.process.clone(), self.session.clone()]
@@ -180,13 +188,13 @@ impl Approvals {
     }
 
     /// Remembers a permission as far as it reaches.
-    pub(crate) fn remember(&self, question: &Question, scope: ApprovalScope) {
+    pub(crate) fn add(&self, scope: ApprovalScope, grant: Grant) {
         let grants = match scope {
             ApprovalScope::Once => return,
             ApprovalScope::Process => &self.process,
             ApprovalScope::Session => &self.session,
         };
-        if !grants.add(question.grant().clone()) {
+        if !grants.add(grant) {
             tracing::warn!("no room for another permission; it will be asked about again");
         }
     }

@@ -5,7 +5,10 @@
 //! fence, and the channel says its last fact. The calls themselves are served in `server`.
 
 mod blocking;
+mod listener;
+mod recovery;
 mod server;
+mod witness;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,12 +22,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+pub(crate) use self::listener::SharedListener;
+pub(crate) use self::server::Answered;
 use self::server::Server;
-pub(crate) use self::server::{Answered, SharedListener};
+pub(crate) use self::witness::tell_all;
 use crate::audit::AuditMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
 use crate::proxy::ProxyPort;
+use crate::spool::{Calls, ProcessSpool};
 
 /// How long the channel may take to run dry once the tree is gone.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -58,6 +64,8 @@ pub(crate) struct DenialArgs {
     pub(crate) session_grants: Grants,
     /// Where its proxy is to be, if it has one.
     pub(crate) proxy: Option<ProxyPort>,
+    /// Where what is known of it is kept on disk, if it is.
+    pub(crate) spool: Option<Arc<ProcessSpool>>,
 }
 
 pub(crate) struct DenialState {
@@ -99,6 +107,11 @@ impl Actor for DenialActor {
                 sandbox: args.sandbox.clone(),
             });
         }
+        let mut unfinished = args
+            .spool
+            .as_ref()
+            .map(|spool| spool.take_unfinished())
+            .unwrap_or_default();
         let sandbox = &args.sandbox;
         let mut state = DenialState {
             process_id: args.process_id,
@@ -111,12 +124,22 @@ impl Actor for DenialActor {
         };
         // Without a listener nothing tells when the last task is gone; the end of the tree will.
         if let Some(fd) = args.listener.take() {
-            let listener = crate::readiness::watch(SharedListener::new(fd)?, Interest::READABLE)?;
+            let left = unfinished.calls.take();
+            let calls = args.spool.clone().map(|spool| {
+                let left = left.as_deref().unwrap_or_default();
+                Calls::new(spool, left)
+            });
+            let listener = SharedListener::new(fd, calls)?;
+            let listener = crate::readiness::watch(listener, Interest::READABLE)?;
             let (answers, answered) = mpsc::unbounded_channel();
-            let (server, proxy) = Server::new(&mut args, answers.clone())?;
+            let (mut server, proxy) = Server::new(&mut args, answers.clone())?;
+            server.go_on(&mut unfinished);
             state.answers = Some(answers);
             state.serve = Some(tokio::spawn(async move {
                 let names = server.outstanding_names();
+                if let Some(left) = left {
+                    server.take_up(listener.get_ref(), left, unfinished.answers).await;
+                }
                 server.serve(listener, answered).await;
                 let names = names.is_over()
                     || tokio::task::spawn_blocking(move || names.wait(DRAIN_MAX))

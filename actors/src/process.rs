@@ -63,6 +63,8 @@ pub(crate) enum ProcessMsg {
     Command(ProcessCommand),
     /// From a child actor, with the permit that bounds how many wait here.
     Fact(Fact, Option<OwnedSemaphorePermit>),
+    /// The same of a fact that was written down under this number.
+    Observed(u64, Fact, Option<OwnedSemaphorePermit>),
     /// From the spawner.
     Notice(Notice, Vec<OwnedFd>),
     /// The spawner is gone.
@@ -205,7 +207,7 @@ impl Drop for ProcessState {
         });
         last.push(Fact::SpawnerLost { reason });
         for fact in last {
-            for effect in self.args.take(&mut self.ledger, fact) {
+            for effect in self.args.take(&mut self.ledger, fact, None) {
                 match effect {
                     Effect::Append(draft) => self.args.log.append_event(draft),
                     Effect::Seal { time, record } => self.seal(time, *record),
@@ -267,6 +269,10 @@ impl Actor for ProcessActor {
                 state.fact(&myself, fact);
                 drop(permit);
             }
+            ProcessMsg::Observed(number, fact, permit) => {
+                state.observed(&myself, Some(number), fact);
+                drop(permit);
+            }
             ProcessMsg::Notice(notice, fds) => state.notice(&myself, notice, fds).await?,
             ProcessMsg::Command(command) => state.command(&myself, command),
             ProcessMsg::Timer(timer) => state.timer(&myself, timer),
@@ -295,11 +301,15 @@ impl Actor for ProcessActor {
 
 impl ProcessArgs {
     /// Takes a fact to the ledger: first it is written down, so that nobody sees what a crash could make undone.
-    fn take(&self, ledger: &mut Ledger, fact: Fact) -> Vec<Effect> {
+    fn take(&self, ledger: &mut Ledger, fact: Fact, number: Option<u64>) -> Vec<Effect> {
         let now = Timestamp::now();
         let Some(spool) = self.spool.as_ref().filter(|_| !ledger.is_sealed()) else {
             return ledger.apply(fact, now);
         };
+        if let Some(number) = number {
+            spool.write(now, &Entry::Took(number));
+            return ledger.apply(fact, now);
+        }
         let entry = Entry::Fact(fact);
         spool.write(now, &entry);
         match entry {
@@ -312,13 +322,18 @@ impl ProcessArgs {
 impl ProcessState {
     /// Takes a fact to the ledger and does what that asks for.
     fn fact(&mut self, myself: &ActorRef<ProcessMsg>, fact: Fact) {
+        self.observed(myself, None, fact);
+    }
+
+    /// The same of a fact that may have been written down already.
+    fn observed(&mut self, myself: &ActorRef<ProcessMsg>, number: Option<u64>, fact: Fact) {
         if let Fact::Output { .. } = fact {
             self.last_output = Instant::now();
         }
         let tree_ended = matches!(fact, Fact::TreeEmpty { .. } | Fact::SpawnerLost { .. });
         let closes = matches!(fact, Fact::StreamClosed { .. } | Fact::DenialsDrained { .. });
         let closes = (closes && self.args.spool.is_some()).then(|| fact.clone());
-        for effect in self.args.take(&mut self.ledger, fact) {
+        for effect in self.args.take(&mut self.ledger, fact, number) {
             self.perform(myself, effect);
         }
         if let Some(closed) = closes {
@@ -493,6 +508,7 @@ impl ProcessState {
                 ask_timeout: self.args.spec.ask_timeout,
                 session_grants: self.args.session_grants.clone(),
                 proxy: self.args.proxy.take(),
+                spool: self.args.spool.clone(),
             };
             let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
             self.denials = Some(denials);

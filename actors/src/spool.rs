@@ -3,6 +3,7 @@
 //! ```text
 //! <process>.journal              accepted, facts in order, the record      journal.rs
 //! <process>.sealed               the same, once it has its record
+//! <process>.calls                calls that wait for an answer            calls.rs
 //! <process>.<stream>.<offset>    raw output                                segments.rs
 //! ballast                        room that is given back to seal records when the disk is full
 //! ```
@@ -30,9 +31,11 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{ProcessId, StreamName};
+use crate::ledger::Fact;
 use crate::record::TerminalRecord;
 use crate::spawner::lock;
 
+mod calls;
 mod journal;
 mod load;
 mod segments;
@@ -41,9 +44,11 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::calls::{Calls, Slots};
 pub use self::journal::StdinProgress;
-pub(crate) use self::journal::{Entry, Journal};
+pub(crate) use self::journal::{Entry, Journal, Observed};
 pub use self::load::Loaded;
+pub(crate) use self::load::Unfinished;
 pub(crate) use self::segments::{
     Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, segment_bytes,
 };
@@ -321,6 +326,10 @@ pub(crate) struct ProcessSpool {
     spool: Arc<Spool>,
     process: ProcessId,
     journal: Mutex<Journal>,
+    /// There is a file of calls.
+    has_calls: AtomicBool,
+    /// What an earlier daemon was in the middle of.
+    unfinished: Mutex<Unfinished>,
 }
 
 impl ProcessSpool {
@@ -329,7 +338,20 @@ impl ProcessSpool {
             spool: Arc::clone(spool),
             process,
             journal: Mutex::new(journal),
+            has_calls: AtomicBool::new(false),
+            unfinished: Mutex::default(),
         })
+    }
+
+    /// What an earlier daemon was in the middle of; empty but for the first who asks.
+    pub(crate) fn take_unfinished(&self) -> Unfinished {
+        std::mem::take(&mut *lock(&self.unfinished))
+    }
+
+    fn open_calls(&self) -> io::Result<File> {
+        self.has_calls.store(true, Ordering::Relaxed);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+        self.spool.directory.open(&calls::name(self.process), flags)
     }
 
     /// The whole spool.
@@ -350,9 +372,27 @@ impl ProcessSpool {
         }
     }
 
+    /// Writes down what was observed, before the ledger takes it: each fact comes back with the number by which that is
+    /// said ([`Entry::Took`]), or without one where it could not be written.
+    pub(crate) fn observe(&self, observed: Observed) -> Vec<(Option<u64>, Fact)> {
+        let (written, observed) = lock(&self.journal).observe(Timestamp::now(), Box::new(observed));
+        if let Err(error) = &written {
+            // The ledger's entry may find room: it gives the ballast for that.
+            self.spool.is_full(error);
+        }
+        let first = written.is_ok().then_some(observed.number);
+        let facts = (0..).zip(observed.facts);
+        facts
+            .map(|(at, fact)| (first.map(|first| first + at), fact))
+            .collect()
+    }
+
     /// Writes the record down: the journal is complete.
     pub(crate) fn seal(&self, time: Timestamp, record: &TerminalRecord) {
         self.write(time, &Entry::Sealed(Box::new(record.clone())));
+        if self.has_calls.load(Ordering::Relaxed) {
+            self.spool.directory.remove(&calls::name(self.process));
+        }
         let directory = self.spool.directory.fd.as_fd();
         let (from, to) = (
             journal_name(self.process, LIVE),

@@ -15,11 +15,11 @@ const BLOCKING_MAX: usize = 64;
 pub(super) fn give(listener: &SharedListener, id: u64, open: HeldOpen) {
     let close_on_exec = open.close_on_exec();
     let given = match open.run() {
-        Ok(file) => listener.0.give(id, file.as_fd(), close_on_exec).map(drop),
+        Ok(file) => listener.give(id, file.as_fd(), close_on_exec),
         Err(errno) => Err(errno),
     };
     if let Err(errno) = given {
-        let _ = listener.0.respond(id, Response::Errno(errno as i32));
+        let _ = listener.respond(id, Response::Errno(errno as i32));
     }
 }
 

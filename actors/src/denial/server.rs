@@ -4,7 +4,6 @@
 //! another thread, and one that somebody is asked about on none; there are bounds on both, and past them the program is
 //! told to try again, or refused.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +13,9 @@ use nix::poll::PollTimeout;
 use provost_sandbox::compile::{PreparedSandbox, refused_syscalls};
 use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass};
 use provost_sandbox::observe::notify::{
-    Answer, Decider, DeciderSetup, Listener, Observation, OutstandingNames, Question, Received, Report,
-    Response, Tree,
+    Answer, Decider, DeciderSetup, Notification, Observation, OutstandingNames, Question, Received,
+    Report, Response, Tree,
 };
-use ractor::ActorRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -25,10 +23,12 @@ use tokio::time::Instant;
 
 use super::DenialArgs;
 use super::blocking::{Blocking, give, on_a_thread};
+use super::listener::SharedListener;
+use super::witness::Witness;
 use crate::approval::{ApprovalScope, Approvals, GrantRecord, Verdict, Waiting};
 use crate::ledger::Fact;
-use crate::process::ProcessMsg;
 use crate::proxy::Proxy;
+use crate::spool::{Entry, ProcessSpool};
 use crate::workers::Workers;
 
 /// Notifications answered before other work of the runtime gets its turn.
@@ -40,9 +40,6 @@ const BURST_MAX: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// How many such threads there may be. Who finds none free is served as everybody else.
 static CLOSE: Semaphore = Semaphore::const_new(16);
-/// Facts that may wait in the process's mailbox.
-const IN_FLIGHT_MAX: usize = 1024;
-
 /// What the server of the listener is told.
 pub(crate) enum Answered {
     One {
@@ -55,22 +52,6 @@ pub(crate) enum Answered {
     RefusePending,
     /// A name is to be asked about; the program waits for an answer to its message.
     Name(Box<Question>),
-}
-
-/// The listener, shared with threads that answer late.
-#[derive(Clone)]
-pub(crate) struct SharedListener(pub(super) Arc<Listener>);
-
-impl SharedListener {
-    pub(super) fn new(fd: OwnedFd) -> std::io::Result<Self> {
-        Ok(Self(Arc::new(Listener::new(fd)?)))
-    }
-}
-
-impl AsRawFd for SharedListener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
 }
 
 /// How far a look at the listener came.
@@ -90,15 +71,17 @@ pub(super) struct Server {
     taken: u64,
     burst: u32,
     burst_began: Instant,
-    approvals: Approvals,
+    pub(super) approvals: Approvals,
     /// Where the audit feed tells of file accesses, only what mounts refuse is taken from here.
     only_under: Option<Vec<PathBuf>>,
     /// What mounts hold read-only.
     read_only: Vec<PathBuf>,
-    process: ActorRef<ProcessMsg>,
+    witness: Witness,
+    spool: Option<Arc<ProcessSpool>>,
     blocking: Blocking,
     workers: Workers,
-    permits: Arc<Semaphore>,
+    /// A call may have been received before the next one, of which nobody knows.
+    pub(super) unsure: bool,
 }
 
 impl Server {
@@ -114,18 +97,17 @@ impl Server {
         let approvals = Approvals::new(args.ask_timeout, args.session_grants.clone());
         let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
         setup.grants = approvals.grants();
-        let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let witness = Witness::new(args.process.clone(), args.spool.clone());
         let proxy = match args.proxy.take() {
             Some(port) => {
                 let net = std::mem::replace(&mut setup.net, port.direct(&sandbox.policy.net));
-                let (process, permits) = (args.process.clone(), permits.clone());
-                Some(Proxy::serve(port, net, refusals(process, permits))?)
+                Some(Proxy::serve(port, net, refusals(witness.clone()))?)
             }
             None => None,
         };
         let server = Self {
             decider: Decider::new(setup).resolving(
-                reporter(args.process.clone(), permits.clone()),
+                reporter(witness.clone()),
                 Box::new(move |question| {
                     let sent = answers.send(Answered::Name(question));
                     sent.map_err(|unsent| match unsent.0 {
@@ -142,10 +124,11 @@ impl Server {
             burst_began: Instant::now(),
             only_under: sandbox.uses_audit().then(|| sandbox.held_by_mount.clone()),
             read_only: read_only(sandbox),
-            process: args.process.clone(),
+            witness,
+            spool: args.spool.clone(),
             blocking: Blocking::default(),
             workers: Workers::default(),
-            permits,
+            unsure: false,
         };
         Ok((server, proxy))
     }
@@ -219,7 +202,7 @@ impl Server {
         while let Ok(late) = answered.try_recv() {
             if let Answered::Name(question) = late {
                 let (answer, denial) = question.refuse();
-                self.say(Observation::Denial(denial)).await;
+                self.say(Observation::Denial(denial), None).await;
                 drop(answer);
             }
         }
@@ -264,22 +247,13 @@ impl Server {
     async fn take_calls(&mut self, listener: &SharedListener, wait: PollTimeout) -> Taken {
         // In batches, that other work of the runtime gets its turn, and answers are heard.
         for _ in 0..BATCH_MAX {
-            match listener.0.receive_within(wait) {
+            match listener.receive_within(wait) {
                 Ok(Received::Notification(notification)) => {
                     self.count();
-                    let decided = self.decider.decide(&listener.0, &notification);
-                    // Said before it is answered: the fact precedes whatever the program does next.
-                    if let Some(observation) = decided.observation
-                        && !self.is_told_by_audit(&observation)
-                    {
-                        self.say(observation).await;
+                    if self.unsure {
+                        self.interrupt_before(listener, notification.id).await;
                     }
-                    match decided.answer {
-                        Answer::Ask(question) => {
-                            self.ask(listener, Some(notification.id), question).await
-                        }
-                        answer => self.answer(listener, Some(notification.id), answer),
-                    }
+                    self.take_call(listener, &notification, false).await;
                 }
                 Ok(Received::Empty) => return Taken::AllThereWere,
                 Ok(Received::HungUp) => return Taken::Last,
@@ -290,6 +264,30 @@ impl Server {
             }
         }
         Taken::Batch
+    }
+
+    /// Decides about a call, perhaps one that somebody had received before.
+    pub(super) async fn take_call(
+        &mut self,
+        listener: &SharedListener,
+        call: &Notification,
+        again: bool,
+    ) {
+        let decided = match again {
+            false => self.decider.decide(listener.raw(), call),
+            true => self.decider.decide_again(listener.raw(), call),
+        };
+        // Said before it is answered: the fact precedes whatever the program does next.
+        if let Some(observation) = decided.observation
+            && !self.is_told_by_audit(&observation)
+        {
+            self.say(observation, answer_now(Some(call.id), &decided.answer))
+                .await;
+        }
+        match decided.answer {
+            Answer::Ask(question) => self.ask(listener, Some(call.id), question).await,
+            answer => self.answer(listener, Some(call.id), answer),
+        }
     }
 
     fn count(&mut self) {
@@ -307,17 +305,18 @@ impl Server {
                 let deadline = Timestamp::now()
                     .checked_add(self.approvals.timeout())
                     .unwrap_or(Timestamp::MAX);
-                self.tell(Fact::ApprovalRequested {
+                let asked = Fact::ApprovalRequested {
                     approval,
                     attempt,
                     deadline,
-                })
-                .await;
+                };
+                self.tell(asked, None).await;
             }
             Err((question, why)) => {
                 let (answer, mut denial) = question.refuse();
                 denial.rule = format!("{}; nobody was asked: {why}", denial.rule);
-                self.say(Observation::Denial(denial)).await;
+                self.say(Observation::Denial(denial), answer_now(call, &answer))
+                    .await;
                 self.answer(listener, call, answer);
             }
         }
@@ -335,8 +334,9 @@ impl Server {
                     let _ = reply.send(false);
                     return;
                 };
-                if waiting.call.is_some_and(|call| !listener.0.is_valid(call)) {
+                if let Some(call) = waiting.call.filter(|call| !listener.is_valid(*call)) {
                     // Whoever asked is gone: nothing is performed for it.
+                    listener.forget(call);
                     self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
                         .await;
                     let _ = reply.send(false);
@@ -345,7 +345,7 @@ impl Server {
                 match verdict {
                     Verdict::Deny => self.refuse(listener, approval, waiting, &by).await,
                     Verdict::Allow(scope) => {
-                        self.approvals.remember(&waiting.question, scope);
+                        self.remember(&waiting.question, scope);
                         self.permit(listener, approval, waiting, scope, &by).await;
                         // The same may have been asked more than once before the answer came.
                         while let Some((approval, waiting)) = self.approvals.take_granted() {
@@ -369,6 +369,17 @@ impl Server {
         }
     }
 
+    /// What is allowed is so before anybody hears of it.
+    fn remember(&self, question: &Question, scope: ApprovalScope) {
+        let grant = question.grant().clone();
+        if let Some(spool) = &self.spool
+            && scope != ApprovalScope::Once
+        {
+            spool.write(Timestamp::now(), &Entry::Granted(scope, grant.clone()));
+        }
+        self.approvals.add(scope, grant);
+    }
+
     async fn permit(
         &self,
         listener: &SharedListener,
@@ -386,7 +397,8 @@ impl Server {
         self.say_decided(approval, &waiting.question, Verdict::Deny, by)
             .await;
         let (answer, denial) = waiting.question.refuse();
-        self.say(Observation::Denial(denial)).await;
+        self.say(Observation::Denial(denial), answer_now(waiting.call, &answer))
+            .await;
         self.answer(listener, waiting.call, answer);
     }
 
@@ -403,21 +415,19 @@ impl Server {
             target: denial.target.clone(),
             by: by.to_owned(),
         });
-        self.tell(Fact::ApprovalDecided { grant, decision }).await;
+        self.tell(Fact::ApprovalDecided { grant, decision }, None).await;
     }
 
-    async fn say(&self, observation: Observation) {
-        self.tell(match observation {
+    async fn say(&self, observation: Observation, answered: Option<(u64, Response)>) {
+        let fact = match observation {
             Observation::Denial(denial) => Fact::Denied(self.as_the_program_saw_it(denial)),
             Observation::Probe(name) => Fact::Probed(name),
-        })
-        .await;
+        };
+        self.tell(fact, answered).await;
     }
 
-    async fn tell(&self, fact: Fact) {
-        // A program that is refused faster than the ledger counts waits for it.
-        let permit = self.permits.clone().acquire_owned().await.ok();
-        let _ = self.process.send_message(ProcessMsg::Fact(fact, permit));
+    pub(super) async fn tell(&self, fact: Fact, answered: Option<(u64, Response)>) {
+        self.witness.tell(fact, answered).await;
     }
 
     /// What a read-only mount refuses is refused with another error than Landlock's.
@@ -442,6 +452,12 @@ impl Server {
             && !path.is_some_and(|path| held.iter().any(|root| path.starts_with(root)))
     }
 
+    pub(super) fn respond(&self, listener: &SharedListener, id: u64, response: Response) {
+        if let Err(error) = listener.respond(id, response) {
+            tracing::warn!(%error, "cannot answer a seccomp notification");
+        }
+    }
+
     /// Answers a call, or, without one, a message.
     fn answer(&self, listener: &SharedListener, call: Option<u64>, answer: Answer) {
         let Some(id) = call else {
@@ -451,11 +467,7 @@ impl Server {
             }
             return;
         };
-        let respond = |response| {
-            if let Err(error) = listener.0.respond(id, response) {
-                tracing::warn!(%error, "cannot answer a seccomp notification");
-            }
-        };
+        let respond = |response| self.respond(listener, id, response);
         match answer {
             Answer::Now(response) => respond(response),
             Answer::Blocking(connect) => {
@@ -464,8 +476,8 @@ impl Server {
                 let late = listener.clone();
                 let started = slot.is_some_and(|slot| {
                     self.workers.run(Box::new(move || {
-                        let response = connect.run(&late.0);
-                        let _ = late.0.respond(id, response);
+                        let response = connect.run(late.raw());
+                        let _ = late.respond(id, response);
                         drop(slot);
                     }))
                 });
@@ -488,6 +500,14 @@ impl Server {
             // Asked about before it comes here, and of no call; refused, should that ever be otherwise.
             Answer::Ask(_) | Answer::Name(_) => respond(Response::Errno(nix::libc::EACCES)),
         }
+    }
+}
+
+/// How a call is answered, if it is now.
+fn answer_now(call: Option<u64>, answer: &Answer) -> Option<(u64, Response)> {
+    match (call, answer) {
+        (Some(call), Answer::Now(response)) => Some((call, *response)),
+        _ => None,
     }
 }
 
@@ -514,22 +534,16 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
 }
 
 /// What takes the refusals of names, on the resolver's own threads, which wait where the ledger is slower.
-fn reporter(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> Report {
+fn reporter(witness: Witness) -> Report {
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |denial| {
-        let permit = runtime.block_on(permits.clone().acquire_owned()).ok();
-        let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
-    })
+    Box::new(move |denial| witness.tell_blocking(&runtime, Fact::Denied(denial)))
 }
 
 /// The same for the proxy, which waits for it.
-fn refusals(process: ActorRef<ProcessMsg>, permits: Arc<Semaphore>) -> crate::proxy::Report {
+fn refusals(witness: Witness) -> crate::proxy::Report {
     Arc::new(move |denial| {
-        let (process, permits) = (process.clone(), permits.clone());
-        Box::pin(async move {
-            let permit = permits.acquire_owned().await.ok();
-            let _ = process.send_message(ProcessMsg::Fact(Fact::Denied(denial), permit));
-        })
+        let witness = witness.clone();
+        Box::pin(async move { witness.tell(Fact::Denied(denial), None).await })
     })
 }
 

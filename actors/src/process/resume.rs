@@ -18,8 +18,8 @@ use crate::record::Closed;
 pub(crate) struct Resumed {
     /// From its journal.
     pub(crate) ledger: Ledger,
-    /// Output that is there and of which its journal does not tell.
-    pub(crate) untold: Vec<Fact>,
+    /// What was observed and not taken by its ledger, and output of which its journal does not tell.
+    pub(crate) untold: Vec<(Option<u64>, Fact)>,
     /// What its keeper says, and the descriptors that go with it; or why nobody keeps it.
     pub(crate) held: Result<(HeldState, Vec<OwnedFd>), Unkept>,
     /// Why it must not go on.
@@ -44,8 +44,8 @@ impl ProcessState {
         myself: &ActorRef<ProcessMsg>,
         resumed: Resumed,
     ) -> Result<(), ActorProcessingErr> {
-        for fact in resumed.untold {
-            self.fact(myself, fact);
+        for (number, fact) in resumed.untold {
+            self.observed(myself, number, fact);
         }
         match resumed.held {
             Err(unkept) => self.resume_unkept(myself, unkept),

@@ -13,9 +13,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use jiff::Timestamp;
+use provost_sandbox::observe::notify::{Grant, Response};
 use serde::{Deserialize, Serialize};
 
 use super::stored::Accepted;
+use crate::approval::ApprovalScope;
 use crate::event::StreamName;
 use crate::ledger::Fact;
 use crate::record::TerminalRecord;
@@ -42,6 +44,26 @@ pub(crate) enum Entry {
     Sealed(Box<TerminalRecord>),
     /// Standard input: how far it was written for sure, and how far perhaps.
     Stdin(StdinProgress),
+    /// Facts that the ledger has not taken yet.
+    Observed(Box<Observed>),
+    /// The ledger took the observed fact of this number.
+    Took(u64),
+    /// What was allowed beyond one call.
+    Granted(ApprovalScope, Grant),
+}
+
+/// Facts that are written down before their program can go on, and what else is true as of then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Observed {
+    /// The number of the first; the others count on.
+    pub(crate) number: u64,
+    pub(crate) facts: Vec<Fact>,
+    /// Which of the listener's calls is answered now, and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) answered: Option<(u64, Response)>,
+    /// How many denials of which Landlock domains were told by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) domains: Vec<(u64, u64)>,
 }
 
 /// How far standard input was written, in bytes from its beginning.
@@ -61,6 +83,9 @@ enum Kind {
     Output = 3,
     Sealed = 4,
     Stdin = 5,
+    Observed = 6,
+    Took = 7,
+    Granted = 8,
 }
 
 /// A journal that is written.
@@ -70,6 +95,8 @@ pub(crate) struct Journal {
     /// The end of the last whole frame.
     length: u64,
     frame: Vec<u8>,
+    /// The number of the next fact that is observed.
+    observed: u64,
 }
 
 impl Journal {
@@ -85,7 +112,34 @@ impl Journal {
             file,
             length,
             frame: Vec::new(),
+            observed: 0,
         })
+    }
+
+    /// Goes on counting observed facts there.
+    pub(super) fn observed_from(&mut self, number: u64) {
+        self.observed = number;
+    }
+
+    /// Numbers facts and writes them.
+    ///
+    /// # Errors
+    /// As of [`Self::append`].
+    pub(super) fn observe(
+        &mut self,
+        time: Timestamp,
+        mut observed: Box<Observed>,
+    ) -> (io::Result<()>, Box<Observed>) {
+        observed.number = self.observed;
+        let entry = Entry::Observed(observed);
+        let written = self.append(time, &entry);
+        let Entry::Observed(observed) = entry else {
+            unreachable!("it was made here")
+        };
+        if written.is_ok() {
+            self.observed += observed.facts.len() as u64;
+        }
+        (written, observed)
     }
 
     /// Writes an entry. If that fails nothing of it stays.
@@ -134,6 +188,13 @@ fn encode(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()>
             return Ok(());
         }
         Entry::Fact(fact) => (Kind::Fact, serde_json::to_vec(fact)),
+        Entry::Observed(observed) => (Kind::Observed, serde_json::to_vec(observed)),
+        Entry::Granted(scope, grant) => (Kind::Granted, serde_json::to_vec(&(scope, grant))),
+        Entry::Took(number) => {
+            prefix(frame, Kind::Took, time);
+            frame.extend(number.to_le_bytes());
+            return Ok(());
+        }
         Entry::Sealed(record) => (Kind::Sealed, serde_json::to_vec(record)),
         Entry::Stdin(progress) => {
             prefix(frame, Kind::Stdin, time);
@@ -188,6 +249,12 @@ fn decode(body: &[u8]) -> Option<(Timestamp, Entry)> {
     let entry = match *kind {
         kind if kind == Kind::Accepted as u8 => Entry::Accepted(serde_json::from_slice(body).ok()?),
         kind if kind == Kind::Fact as u8 => Entry::Fact(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Observed as u8 => Entry::Observed(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Granted as u8 => {
+            let (scope, grant) = serde_json::from_slice(body).ok()?;
+            Entry::Granted(scope, grant)
+        }
+        kind if kind == Kind::Took as u8 => Entry::Took(u64::from_le_bytes(body.try_into().ok()?)),
         kind if kind == Kind::Sealed as u8 => Entry::Sealed(serde_json::from_slice(body).ok()?),
         kind if kind == Kind::Output as u8 => {
             let (stream, body) = body.split_first()?;

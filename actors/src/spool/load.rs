@@ -1,20 +1,27 @@
 //! A process as its journal tells it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
+use provost_sandbox::denial::{Decision, Denial};
+use provost_sandbox::observe::notify::{Grant, Response};
 
-use super::journal::{self, Entry, Journal, StdinProgress};
+use super::calls::{self, Slots};
+use super::journal::{self, Entry, Journal, Observed, StdinProgress};
 use super::segments::{Segment, Segments, StreamFiles};
 use super::{Accepted, LIVE, ProcessSpool, SEALED, Spool, SpoolError, journal_name};
+use crate::approval::{ApprovalScope, GrantRecord};
 use crate::event::{ProcessId, StreamName};
 use crate::ledger::{Effect, Fact, Ledger};
 use crate::log::Log;
 use crate::process::ledger_spec;
 use crate::record::TerminalRecord;
+use crate::spawner::lock;
 
 /// A process as it was when its journal was last written.
 #[derive(Debug)]
@@ -30,8 +37,25 @@ pub struct Loaded {
     pub(crate) ledger: Ledger,
     /// For going on.
     pub(crate) journal: Arc<ProcessSpool>,
-    /// Output of which no fact tells yet.
-    pub(crate) untold: Vec<Fact>,
+    /// What was observed, and output, that the ledger has not taken yet; the number where it was written down.
+    pub(crate) untold: Vec<(Option<u64>, Fact)>,
+}
+
+/// What an earlier daemon was in the middle of.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
+    /// Calls that it had received. Nothing if it never received one.
+    pub(crate) calls: Option<Slots>,
+    /// What it was about to answer to some of them, and had written down.
+    pub(crate) answers: HashMap<u64, Response>,
+    /// What had been allowed beyond one call.
+    pub(crate) grants: Vec<(ApprovalScope, Grant)>,
+    /// The number of the last request for an approval.
+    pub(crate) asked: u64,
+    /// The Landlock domains that are known to be the process's, and how many denials of each were told.
+    pub(crate) domains: BTreeMap<u64, u64>,
+    /// Nobody watched it for a while.
+    pub(crate) interrupted: bool,
 }
 
 impl Spool {
@@ -56,6 +80,14 @@ impl Spool {
             begun: None,
             record: None,
             stdin: StdinProgress::default(),
+            observed: BTreeMap::new(),
+            next: 0,
+            asking: BTreeMap::new(),
+            unfinished: Unfinished {
+                calls: calls::read(&self.directory, process).map_err(|e| error(e.to_string()))?,
+                interrupted: true,
+                ..Unfinished::default()
+            },
         };
         let length = journal::read(&bytes, |time, entry| replay.take(time, entry)).map_err(error)?;
         if length < bytes.len() as u64 {
@@ -72,6 +104,13 @@ struct Replay {
     begun: Option<(Accepted, Ledger, Vec<Effect>)>,
     record: Option<(Timestamp, TerminalRecord)>,
     stdin: StdinProgress,
+    /// What the ledger has not taken yet, by number.
+    observed: BTreeMap<u64, Fact>,
+    /// The number behind the last.
+    next: u64,
+    /// Requests for an approval that were not decided.
+    asking: BTreeMap<u64, Box<Denial>>,
+    unfinished: Unfinished,
 }
 
 impl Replay {
@@ -85,27 +124,70 @@ impl Replay {
             }
             (None, _) => return Err("it does not begin as a journal does".to_owned()),
             (Some(_), Entry::Accepted(_)) => return Err("it begins twice".to_owned()),
-            (Some((_, ledger, effects)), Entry::Fact(fact)) => {
-                if let Fact::Output { stream, offset, .. } = fact {
-                    look_for(
-                        &self.files[stream.index()],
-                        &mut self.known[stream.index()],
-                        offset,
-                    );
+            (Some(_), Entry::Fact(fact)) => self.fact(time, fact),
+            (Some(_), Entry::Observed(observed)) => self.observed(*observed),
+            (Some(_), Entry::Took(number)) => {
+                if let Some(fact) = self.observed.remove(&number) {
+                    self.fact(time, fact);
                 }
-                let told = ledger.apply(fact, time).into_iter();
-                effects.extend(told.filter(Effect::is_of_the_log));
             }
+            (Some(_), Entry::Granted(scope, grant)) => self.unfinished.grants.push((scope, grant)),
             (Some(_), Entry::Sealed(record)) => self.record = Some((time, *record)),
             (Some(_), Entry::Stdin(progress)) => self.stdin = progress,
         }
         Ok(())
     }
 
+    fn fact(&mut self, time: Timestamp, fact: Fact) {
+        let Some((_, ledger, effects)) = &mut self.begun else {
+            return;
+        };
+        if let Fact::Output { stream, offset, .. } = fact {
+            look_for(
+                &self.files[stream.index()],
+                &mut self.known[stream.index()],
+                offset,
+            );
+        }
+        if let Fact::ApprovalDecided { grant, .. } = &fact {
+            self.asking.remove(&grant.approval);
+        }
+        let told = ledger.apply(fact, time).into_iter();
+        effects.extend(told.filter(Effect::is_of_the_log));
+    }
+
+    fn observed(&mut self, observed: Observed) {
+        let unfinished = &mut self.unfinished;
+        if let Some((call, response)) = observed.answered {
+            let mut received = unfinished.calls.iter().flatten().flatten();
+            if received.any(|received| received.id == call) {
+                unfinished.answers.insert(call, response);
+            }
+        }
+        unfinished.domains.extend(observed.domains);
+        for (number, fact) in (observed.number..).zip(observed.facts) {
+            match &fact {
+                Fact::ApprovalRequested {
+                    approval, attempt, ..
+                } => {
+                    unfinished.asked = unfinished.asked.max(*approval);
+                    self.asking.insert(*approval, attempt.clone());
+                }
+                Fact::ApprovalDecided { grant, .. } => drop(self.asking.remove(&grant.approval)),
+                _ => {}
+            }
+            self.observed.insert(number, fact);
+            self.next = self.next.max(number + 1);
+        }
+    }
+
     fn finish(mut self, spool: &Arc<Spool>, file: File, length: u64) -> Result<Loaded, String> {
         let (accepted, ledger, effects) = self.begun.take().ok_or("it is empty")?;
         let process = accepted.process;
-        let mut untold = Vec::new();
+        let observed = std::mem::take(&mut self.observed).into_iter();
+        let mut untold: Vec<_> = observed.map(|(number, fact)| (Some(number), fact)).collect();
+        let asking = std::mem::take(&mut self.asking).into_iter();
+        untold.extend(asking.map(|(approval, attempt)| (None, asked_again(approval, &attempt))));
         for stream in StreamName::ALL {
             let (files, known) = (&self.files[stream.index()], &mut self.known[stream.index()]);
             let stated = ledger.stated(stream);
@@ -116,11 +198,13 @@ impl Replay {
                     .filter(|segment| segment.end > stated)
                     .map(|segment| {
                         let offset = segment.start.max(stated);
-                        Fact::Output {
+                        let length = segment.end - offset;
+                        let fact = Fact::Output {
                             stream,
                             offset,
-                            length: segment.end - offset,
-                        }
+                            length,
+                        };
+                        (None, fact)
                     }),
             );
         }
@@ -133,8 +217,12 @@ impl Replay {
         ];
         let limits = accepted.spec.restore().retention;
         let log = Arc::new(Log::in_files(process, limits, segments));
-        let journal = Journal::new(file, length).map_err(|error| error.to_string())?;
+        let mut journal = Journal::new(file, length).map_err(|error| error.to_string())?;
+        journal.observed_from(self.next);
         let journal = ProcessSpool::new(spool, process, journal);
+        let has_calls = self.unfinished.calls.is_some();
+        journal.has_calls.store(has_calls, Ordering::Relaxed);
+        *lock(&journal.unfinished) = self.unfinished;
         let was = self.record.take();
         let mut record = None;
         for effect in effects {
@@ -160,6 +248,21 @@ impl Replay {
             journal,
             untold,
         })
+    }
+}
+
+/// A request that nobody can answer any more: its call is decided afresh, and if it still waits it is asked about again.
+fn asked_again(approval: u64, attempt: &Denial) -> Fact {
+    let grant = GrantRecord {
+        approval,
+        scope: ApprovalScope::Once,
+        operation: attempt.operation.clone(),
+        target: attempt.target.clone(),
+        by: "restarted".to_owned(),
+    };
+    Fact::ApprovalDecided {
+        grant: Box::new(grant),
+        decision: Decision::Deny,
     }
 }
 

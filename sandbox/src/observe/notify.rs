@@ -98,6 +98,8 @@ pub struct Decider {
     root: OnceLock<Arc<paths::Root>>,
     /// Present where names are resolved.
     names: Option<Arc<names::Names>>,
+    /// The call may have been performed before.
+    again: bool,
 }
 
 /// What to do about one notification.
@@ -181,6 +183,7 @@ impl Decider {
             own_sockets: unix::OwnSockets::default(),
             root: OnceLock::new(),
             names: None,
+            again: false,
         }
     }
 
@@ -231,6 +234,20 @@ impl Decider {
             return call.refuse_syscall(Errno::EPERM, name, "not a call that the filter asks about");
         };
         self.handle(call, entry)
+    }
+
+    /// The same for a call that somebody received before, who can have performed it and cannot have answered it: what it
+    /// finds done already is what it wanted.
+    pub fn decide_again(&mut self, listener: &Listener, notification: &Notification) -> Decided {
+        self.again = true;
+        let mut decided = self.decide(listener, notification);
+        self.again = false;
+        match &mut decided.answer {
+            Answer::Blocking(connect) => connect.again(),
+            Answer::Ask(question) => question.again(),
+            Answer::Now(_) | Answer::Open(_) | Answer::Name(_) => {}
+        }
+        decided
     }
 
     fn handle(&mut self, call: Call<'_>, entry: &Entry) -> Decided {

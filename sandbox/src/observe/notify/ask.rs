@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::names::HeldName;
 use super::opening::HeldOpen;
 use super::{Answer, BlockingConnect, Response};
@@ -18,7 +20,8 @@ use crate::denial::Denial;
 const GRANTS_MAX: usize = 4096;
 
 /// What a permission that outlives one call covers.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Grant {
     /// TCP connections to this address and port.
     Connect {
@@ -126,6 +129,13 @@ impl Question {
     /// The denial that it will be if nobody allows it.
     pub fn denial(&self) -> &Denial {
         &self.denial
+    }
+
+    /// Whoever was asked before may have let it be done, and nobody knows whether it was.
+    pub(super) fn again(&mut self) {
+        if let Act::Connect(connect) = &mut self.act {
+            connect.again();
+        }
     }
 
     /// What a permission for more than this call would cover.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{Shutdown, SockaddrStorage, getpeername, shutdown};
 
 use super::address::{SocketAddress, effective};
 use super::receive::Receive;
@@ -25,6 +25,8 @@ use crate::policy::{NetMode, Protocol};
 pub struct BlockingConnect {
     socket: OwnedFd,
     work: Work,
+    /// It may have been performed before, by somebody who could not say so.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -42,7 +44,12 @@ impl BlockingConnect {
         Self {
             socket,
             work: Work::Connect { address, named },
+            again: false,
         }
+    }
+
+    pub(super) fn again(&mut self) {
+        self.again = true;
     }
 
     /// A receive from a socket that stands in for a UDP one, which may take its time, too.
@@ -50,6 +57,7 @@ impl BlockingConnect {
         Self {
             socket,
             work: Work::Receive(receive),
+            again: false,
         }
     }
 
@@ -67,7 +75,11 @@ impl BlockingConnect {
             }
         };
         drop(named);
-        response(result)
+        response(match result {
+            Err(Errno::EISCONN) if self.again && is_peer(&self.socket, &address) => Ok(()),
+            Err(Errno::EALREADY) if self.again => Err(Errno::EINPROGRESS),
+            result => result,
+        })
     }
 
     /// A handle that ends a waiting [`Self::run`].
@@ -93,6 +105,23 @@ impl Canceller {
     pub fn cancel(&self) {
         // It fails where nothing is connected or waiting: then there is nothing to end.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+/// Whether the socket is connected to this address. What cannot be compared is not.
+fn is_peer(socket: &OwnedFd, address: &SocketAddress) -> bool {
+    let Ok(peer) = getpeername::<SockaddrStorage>(socket.as_raw_fd()) else {
+        return false;
+    };
+    let peer = (peer.as_sockaddr_in().map(|v4| (IpAddr::from(v4.ip()), v4.port())))
+        .or_else(|| peer.as_sockaddr_in6().map(|v6| (v6.ip().into(), v6.port())));
+    match peer {
+        Some((ip, port)) => address.inet().is_ok_and(|(wanted, wanted_port)| {
+            // The kernel takes the unspecified address for the loopback one.
+            (effective(ip), port) == (effective(wanted), wanted_port)
+        }),
+        // A unix socket has one peer in its life.
+        None => address.family() == Some(libc::AF_UNIX),
     }
 }
 

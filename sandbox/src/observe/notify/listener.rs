@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 
 /// Wakes the answering thread on the asking thread's CPU: 48 → 5 µs for one notification.
 /// (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`)
@@ -31,7 +32,8 @@ pub struct Listener {
 /// One system call that waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notification {
-    /// What [`Listener::respond`] and [`Listener::is_valid`] want to know it by.
+    /// What [`Listener::respond`] and [`Listener::is_valid`] want to know it by. The kernel counts it up from call to call,
+    /// from a random beginning, and hands calls out in that order.
     pub id: u64,
     /// The *thread* that called, as this process numbers it; 0 if it has no number here.
     pub pid: i32,
@@ -55,7 +57,8 @@ pub enum Received {
 }
 
 /// The answer to a notification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Response {
     /// The call fails with this error number.
     Errno(i32),
@@ -130,14 +133,18 @@ impl Listener {
     /// # Errors
     /// The descriptor is no listener, or the kernel is out of memory.
     pub fn receive(&self) -> io::Result<Received> {
-        self.receive_within(PollTimeout::ZERO)
+        self.receive_within(PollTimeout::ZERO, || {})
     }
 
-    /// The same, but waits this long for one.
+    /// The same, but waits this long for one, and says when it is about to take it.
     ///
     /// # Errors
     /// As [`Self::receive`].
-    pub fn receive_within(&self, timeout: PollTimeout) -> io::Result<Received> {
+    pub fn receive_within(
+        &self,
+        timeout: PollTimeout,
+        mut about_to: impl FnMut(),
+    ) -> io::Result<Received> {
         loop {
             let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
@@ -153,6 +160,7 @@ impl Listener {
                     Received::Empty
                 });
             }
+            about_to();
             match self.take() {
                 Ok(notification) => return Ok(Received::Notification(notification)),
                 // ENOENT: its thread died between poll and here; look whether another one waits.

@@ -59,7 +59,12 @@ impl Decider {
             && kind.is_tcp()
             && self.may_serve(ip, port)
         {
-            return Decided::performed(listener::bind(socket.as_fd(), address.as_bytes()));
+            let bound = listener::bind(socket.as_fd(), address.as_bytes());
+            let done = |(at, is): (IpAddr, u16)| at == ip.to_canonical() && (port == 0 || is == port);
+            if self.again && bound == Err(Errno::EINVAL) && bound_to(socket.as_fd()).is_some_and(done) {
+                return Decided::performed(Ok(()));
+            }
+            return Decided::performed(bound);
         }
         if kind.is_tcp() && self.binds_to_connect() && is_anything(&address) {
             return Decided::now(Response::Value(0));
