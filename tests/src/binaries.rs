@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The helper programs of this package.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "escape",
     "listened",
+    "connecting",
     "flood",
     "daemonise",
     "forkbomb",

@@ -110,6 +110,15 @@ impl Served {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("it lives");
     }
 
+    /// Kills it at this instant (`SIGKILL`) and leaves everything else as it is: whoever is started next in this world takes
+    /// over, and has to be.
+    pub fn crash(mut self) {
+        self.child.kill().expect("it lives");
+        self.child.wait().expect("our own child");
+        // Its keeper lives on.
+        std::mem::forget(self);
+    }
+
     /// Tells it to stop, and waits until it has.
     pub fn stop(self) -> ExitStatus {
         self.signal(Signal::SIGTERM);

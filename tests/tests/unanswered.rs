@@ -1,0 +1,201 @@
+//! What a process is refused, asks and waits for survives the daemon's death.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use provost_tests::host::TcpServer;
+use provost_tests::{LineClient, Served, World, both_users, program};
+use serde_json::{Value, json};
+
+/// Some moment within this time.
+fn some_moment(most: Duration) {
+    let (_never, hears) = mpsc::channel::<()>();
+    let fraction = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+    let _ = hears.recv_timeout(most.mul_f64(fraction));
+}
+
+fn start(client: &mut LineClient, world: &World, more: Value, argv: &[&str]) -> String {
+    let mut params = json!({ "argv": argv, "cwd": world.work(), "policy": "workspace-write" });
+    let params_map = params.as_object_mut().expect("an object");
+    params_map.extend(more.as_object().expect("an object").clone());
+    let started = client.call("process/start", params).expect("it starts");
+    started["process"].as_str().expect("an id").to_owned()
+}
+
+fn output(client: &mut LineClient, process: &str) -> String {
+    let read = client
+        .call(
+            "process/read",
+            json!({ "process": process, "max_bytes": 1 << 20 }),
+        )
+        .expect("it can be read");
+    let events = read["events"].as_array().expect("events").iter();
+    let pieces = events.filter(|event| event["type"] == "output").map(|event| {
+        let text = event["data"].as_str().expect("base64");
+        base64_simd::STANDARD.decode_to_vec(text).expect("base64")
+    });
+    String::from_utf8_lossy(&pieces.collect::<Vec<_>>().concat()).into_owned()
+}
+
+/// Whether everything that happened was seen, or what was not is said.
+fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, count: &str) {
+    let mut daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let process = start(&mut client, world, json!({}), &[&program("denials"), kind, count]);
+    let mut crashes = 0;
+    loop {
+        some_moment(Duration::from_millis(60));
+        let described = client.call("process/inspect", json!({ "process": process }));
+        if !described.expect("it is known")["record"].is_null() {
+            break;
+        }
+        daemon.crash();
+        crashes += 1;
+        daemon = Served::start(world);
+        client = LineClient::connect(daemon.socket());
+    }
+    let record = client.wait(&process);
+    let said = output(&mut client, &process);
+    assert!(crashes > 2, "it was never interrupted: {record}");
+    assert_eq!(said.trim(), format!("refused: {count}"), "{record}");
+    assert_eq!(
+        record["denials"]["total"].to_string(),
+        count,
+        "{crashes} {record}"
+    );
+    println!("{crashes} crashes; {}", record["denials"]["unobserved"]);
+}
+
+fn i8_refused_connects_are_counted_exactly_over_crashes(world: &World) {
+    i8_no_refusal_is_lost_or_told_twice(world, "connect", "4000");
+}
+
+/// Waits until there are so many events of a type; they.
+fn events(client: &mut LineClient, process: &str, kind: &str, number: usize) -> Vec<Value> {
+    let (mut after, mut found) = (0, Vec::new());
+    while found.len() < number {
+        let params = json!({ "process": process, "after_seq": after, "wait_ms": 60_000 });
+        let read = client.call("process/read", params).expect("it can be read");
+        let events = read["events"].as_array().expect("events").iter();
+        found.extend(events.filter(|event| event["type"] == kind).cloned());
+        assert!(
+            read["ended"] == false || found.len() >= number,
+            "it ended: {found:?}"
+        );
+        after = read["next_seq"].as_u64().expect("a number");
+    }
+    found
+}
+
+fn policy(world: &World, text: &str) -> Value {
+    let path = world.file("home/policy.toml", &format!("version = 1\nextends = \"workspace-write\"\n{text}"));
+    json!({ "policy": path })
+}
+
+fn i8_connects_under_way_are_connected_after_a_crash(world: &World) {
+    // Nobody accepts, and there is room for two: the others wait.
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+    nix::sys::socket::listen(&server, nix::sys::socket::Backlog::new(1).expect("small"))
+        .expect("a listener");
+    let port = server.local_addr().expect("its address").port();
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let rule = policy(world, &format!("[net]\nallow = [\"127.0.0.1:{port}\"]\n"));
+    let argv = [&program("connecting")[..], "127.0.0.1", &port.to_string(), "32"];
+    let process = start(&mut client, world, rule, &argv);
+    // They are under way when what is in the kernel's table of connections says so.
+    while connecting_to(port) < 30 {
+        some_moment(Duration::from_millis(20));
+    }
+    daemon.crash();
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let accepting = std::thread::spawn(move || {
+        (0..32)
+            .map(|_| server.accept().expect("a connection").0)
+            .collect::<Vec<_>>()
+    });
+    let record = client.wait(&process);
+    let said = output(&mut client, &process);
+    assert_eq!(said.matches("connected").count(), 32, "{said}\n{record}");
+    assert_eq!(record["denials"]["total"], 0, "{record}");
+    drop(accepting.join().expect("no panic"));
+}
+
+/// How many sockets of this machine are about to be connected to this port of loopback.
+fn connecting_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the table");
+    let wanted = format!(" 0100007F:{port:04X} ");
+    let rows = table.lines().filter(|row| row.contains(&wanted));
+    // SYN_SENT
+    rows.filter(|row| row.split_whitespace().nth(3) == Some("02"))
+        .count()
+}
+
+fn i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not(world: &World) {
+    let server = TcpServer::start();
+    let other = TcpServer::start();
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let script = "read x; for port in $1 $1 $2 $1; do \"$0\" 127.0.0.1 $port 1; done";
+    let (port, next) = (server.port_text(), other.port_text());
+    let argv = ["sh", "-c", script, &program("connecting"), &port, &next];
+    let ask = policy(world, "[net]\nmode = \"ask\"\n");
+    let mut more = ask.clone();
+    more["stdin"] = true.into();
+    let process = start(&mut client, world, more, &argv);
+    let input = json!({ "process": process, "data": base64_simd::STANDARD.encode_to_string("\n") });
+    client.call("process/write", input).expect("it is taken");
+    let asked = events(&mut client, &process, "approval_requested", 1);
+    assert_eq!(asked[0]["approval"], 1, "{asked:?}");
+    daemon.crash();
+
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    // The old question is settled, the call waits for a new one.
+    let asked = events(&mut client, &process, "approval_requested", 2);
+    assert_eq!(asked[1]["approval"], 2, "{asked:?}");
+    let decided = events(&mut client, &process, "approval_decided", 1);
+    assert_eq!(
+        (&decided[0]["approval"], &decided[0]["by"]),
+        (&json!(1), &json!("restarted"))
+    );
+    let allow =
+        json!({ "process": process, "approval": 2, "allow": true, "scope": "process", "by": "me" });
+    assert_eq!(
+        client.call("approval/decide", allow).expect("it waits")["told"],
+        true
+    );
+    let asked = events(&mut client, &process, "approval_requested", 3);
+    assert_eq!(asked[2]["attempt"]["target"]["port"], other.port(), "{asked:?}");
+    daemon.crash();
+
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    events(&mut client, &process, "approval_requested", 4);
+    let deny = json!({ "process": process, "approval": 4, "allow": false, "by": "me" });
+    assert_eq!(
+        client.call("approval/decide", deny).expect("it waits")["told"],
+        true
+    );
+    let record = client.wait(&process);
+    let said = output(&mut client, &process);
+    assert_eq!(said.matches("connected").count(), 3, "{said}\n{record}");
+    assert_eq!(
+        said.matches("failed: Permission denied").count(),
+        1,
+        "{said}\n{record}"
+    );
+    assert_eq!(server.connections(), 3, "{record}");
+    assert_eq!(record["denials"]["total"], 1, "{record}");
+    let unobserved = record["denials"]["unobserved"].to_string();
+    assert!(!unobserved.contains("interrupted"), "{record}");
+}
+
+both_users!(
+    i8_refused_connects_are_counted_exactly_over_crashes,
+    i8_connects_under_way_are_connected_after_a_crash,
+    i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not,
+);
