@@ -18,9 +18,10 @@ use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::denial::DenialMsg;
+use crate::denial::{DenialMsg, tell_all};
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
+use crate::spool::{Observed, ProcessSpool};
 
 /// Records that are taken before other work of the runtime gets its turn: timers, too, wait for that.
 const BATCH_MAX: usize = 512;
@@ -46,6 +47,11 @@ pub(crate) enum AuditMsg {
         pid: i32,
         process: ActorRef<ProcessMsg>,
         sandbox: Arc<PreparedSandbox>,
+        /// Where what is told is written down first, if it is.
+        spool: Option<Arc<ProcessSpool>>,
+        /// Of a process that an earlier daemon watched: its domains, as far as that knew them, and how many denials of
+        /// each it had told.
+        earlier: Option<BTreeMap<u64, u64>>,
     },
     /// Forget a process.
     Unregister(Uuid),
@@ -64,9 +70,19 @@ struct Registered {
     pid: i32,
     process: ActorRef<ProcessMsg>,
     sandbox: Arc<PreparedSandbox>,
+    spool: Option<Arc<ProcessSpool>>,
+    /// Somebody watched it before.
+    resumed: bool,
     /// The lost counter when it came.
     lost_before: u64,
     told: Told,
+    /// What is to be told, and how many denials of each of its domains that makes.
+    facts: Vec<Fact>,
+    domains: BTreeMap<u64, u64>,
+    /// The latter as they were last written down.
+    written: Vec<(u64, u64)>,
+    /// Denials of which only the number is known.
+    uncounted: u64,
 }
 
 /// What a process was told of. A program can be refused faster than its ledger counts; nothing may pile up between
@@ -116,6 +132,8 @@ pub(crate) struct AuditState {
     strangers: HashMap<u64, Stranger>,
     fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
     lost: u64,
+    /// It goes on where an earlier daemon's feed ended.
+    continued: bool,
     /// Whose processes these are.
     uid: u32,
     /// When there was last no place for an unknown domain.
@@ -150,7 +168,9 @@ impl Actor for AuditFeed {
         myself: ActorRef<AuditMsg>,
         mut reader: AuditSource,
     ) -> Result<AuditState, ActorProcessingErr> {
-        let _ = reader.lost();
+        // What came while nobody read may be missing from the start.
+        let missing = reader.lost().unwrap_or(u64::MAX);
+        let continued = reader.is_continued();
         let watched = crate::readiness::watch(reader.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
         let told = myself.clone();
         let watch = tokio::spawn(async move {
@@ -169,7 +189,8 @@ impl Actor for AuditFeed {
             domains: HashMap::new(),
             strangers: HashMap::new(),
             fences: HashMap::new(),
-            lost: 0,
+            lost: if continued { missing } else { 0 },
+            continued,
             uid: nix::unistd::getuid().as_raw(),
             dropped_at: None,
             reconciling: HashMap::new(),
@@ -189,16 +210,29 @@ impl Actor for AuditFeed {
                 pid,
                 process,
                 sandbox,
+                spool,
+                earlier,
             } => {
-                let lost_before = state.lost_before();
+                let resumed = earlier.is_some();
+                let lost_before = match (resumed, state.continued) {
+                    (false, _) => state.lost_before(),
+                    (true, true) => 0,
+                    (true, false) => u64::MAX,
+                };
                 let registered = Registered {
                     pid,
                     process,
                     sandbox,
+                    spool,
+                    resumed,
                     lost_before,
                     told: Told::default(),
+                    facts: Vec::new(),
+                    domains: BTreeMap::new(),
+                    written: Vec::new(),
+                    uncounted: 0,
                 };
-                state.register(process_id, registered);
+                state.register(process_id, registered, earlier.unwrap_or_default());
             }
             AuditMsg::Unregister(process) => state.unregister(process),
             AuditMsg::Fence { process_id, reply } => state.fence(&myself, process_id, reply),
@@ -214,9 +248,12 @@ impl Actor for AuditFeed {
 }
 
 impl AuditState {
-    fn register(&mut self, process_id: Uuid, registered: Registered) {
+    fn register(&mut self, process_id: Uuid, registered: Registered, earlier: BTreeMap<u64, u64>) {
         let pid = registered.pid;
         self.processes.insert(process_id, registered);
+        for (domain, told) in earlier {
+            self.adopt(domain, process_id, told);
+        }
         let found: Vec<u64> = self
             .strangers
             .iter()
@@ -224,8 +261,9 @@ impl AuditState {
             .map(|(domain, _)| *domain)
             .collect();
         for domain in found {
-            self.adopt(domain, process_id);
+            self.adopt(domain, process_id, 0);
         }
+        self.flush(process_id);
     }
 
     fn unregister(&mut self, process: Uuid) {
@@ -272,7 +310,7 @@ impl AuditState {
             }
         }
         for registered in self.processes.values_mut() {
-            registered.tell_repeated();
+            registered.flush();
         }
     }
 
@@ -302,9 +340,7 @@ impl AuditState {
     /// Everything that was queued before the fence has been told. If records were lost, the kernel's own count of each
     /// domain, which it tells when the domain ends, says how many.
     fn fenced(&mut self, process: Uuid, reply: ActorRef<DenialMsg>) {
-        if let Some(registered) = self.processes.get_mut(&process) {
-            registered.tell_repeated();
-        }
+        self.flush(process);
         if self.nothing_lost(process) {
             let _ = reply.send_message(DenialMsg::AuditDrained { complete: true });
             return;
@@ -317,7 +353,7 @@ impl AuditState {
 
     fn gone(&mut self, id: u64, denials: u64) {
         let Some(domain) = self.domains.get_mut(&id) else {
-            if let Some(stranger) = self.strangers.get_mut(&id) {
+            if let Some(stranger) = self.stranger(id) {
                 stranger.gone = Some((Instant::now(), denials));
             }
             return;
@@ -325,26 +361,44 @@ impl AuditState {
         domain.counted = true;
         let process = domain.process;
         let untold = denials.saturating_sub(domain.told);
+        domain.told += untold;
+        let told = domain.told;
+        self.told(process, id, told);
         self.count(process, untold);
         self.reconcile(process);
     }
 
     /// Ends the waiting when every domain of the process was counted.
     fn reconcile(&mut self, process: Uuid) {
-        let mut own = self
-            .domains
-            .values()
-            .filter(|domain| domain.process == process)
-            .peekable();
-        if own.peek().is_some() && own.all(|domain| domain.counted) {
+        if self.domains.values().any(|domain| domain.process == process) && self.is_counted(process) {
             self.reconciled(process);
         }
     }
 
     /// The details of what was lost stay unknown, so the record is not complete even if the count is exact.
     fn reconciled(&mut self, process: Uuid) {
-        if let Some(reply) = self.reconciling.remove(&process) {
-            let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
+        let Some(reply) = self.reconciling.remove(&process) else {
+            return;
+        };
+        self.flush(process);
+        // Of a process that was not watched for a while the count says whether anything is missing.
+        let complete = self.continued
+            && self.processes.get(&process).is_some_and(|registered| {
+                registered.resumed && registered.uncounted == 0 && registered.lost_before == self.lost
+            })
+            && self.is_counted(process);
+        let _ = reply.send_message(DenialMsg::AuditDrained { complete });
+    }
+
+    /// Whether the kernel has said of every domain of the process how many denials there were.
+    fn is_counted(&self, process: Uuid) -> bool {
+        let own = |domain: &&Domain| domain.process == process;
+        self.domains.values().filter(own).all(|domain| domain.counted)
+    }
+
+    fn flush(&mut self, process: Uuid) {
+        if let Some(registered) = self.processes.get_mut(&process) {
+            registered.flush();
         }
     }
 
@@ -354,9 +408,11 @@ impl AuditState {
             Ok(lost) => self.lost += lost,
             Err(_) => return false,
         }
-        self.processes
-            .get(&process)
-            .is_some_and(|registered| registered.lost_before == self.lost)
+        self.processes.get(&process).is_some_and(|registered| {
+            // What an earlier daemon had read and not written down yet, only the count can tell.
+            let counts = registered.resumed && !registered.domains.is_empty();
+            registered.lost_before == self.lost && !counts
+        })
     }
 
     /// What the lost counter has to be for a process that registers now, if nothing of it was lost.
@@ -381,25 +437,33 @@ impl AuditState {
             .find(|(_, registered)| registered.pid == pid)
             .map(|(process, _)| *process);
         if let Some(process) = owner {
-            self.adopt(domain, process);
+            self.adopt(domain, process, 0);
         } else if let Some(stranger) = self.stranger(domain) {
             stranger.pid = Some(pid);
         }
     }
 
     /// The domain is this process's: what waited for that is delivered.
-    fn adopt(&mut self, domain: u64, process: Uuid) {
-        let (mut told, mut counted) = (0, false);
+    fn adopt(&mut self, domain: u64, process: Uuid, before: u64) {
+        if self.domains.contains_key(&domain) {
+            return; // said twice
+        }
+        let (mut told, mut counted) = (before, false);
+        self.told(process, domain, told);
         if let Some(stranger) = self.strangers.remove(&domain) {
             for denial in &stranger.waiting {
-                self.deliver(process, denial);
+                told += 1;
+                self.deliver(process, denial, told);
             }
+            told += stranger.uncounted;
             self.count(process, stranger.uncounted);
-            told = stranger.waiting.len() as u64 + stranger.uncounted;
             if let Some((_, denials)) = stranger.gone {
-                self.count(process, denials.saturating_sub(told));
+                let untold = denials.saturating_sub(told);
+                told += untold;
+                self.count(process, untold);
                 counted = true;
             }
+            self.told(process, domain, told);
         }
         self.domains.insert(
             domain,
@@ -414,8 +478,8 @@ impl AuditState {
     fn denied(&mut self, denial: LandlockDenial) {
         if let Some(domain) = self.domains.get_mut(&denial.domain) {
             domain.told += 1;
-            let process = domain.process;
-            self.deliver(process, &denial);
+            let (process, told) = (domain.process, domain.told);
+            self.deliver(process, &denial, told);
         } else if let Some(stranger) = self.stranger(denial.domain) {
             if stranger.foreign {
                 return;
@@ -445,39 +509,64 @@ impl AuditState {
         Some(self.strangers.entry(domain).or_default())
     }
 
-    fn deliver(&mut self, process: Uuid, denial: &LandlockDenial) {
+    fn deliver(&mut self, process: Uuid, denial: &LandlockDenial, told: u64) {
         let Some(registered) = self.processes.get_mut(&process) else {
             return;
         };
+        registered.domains.insert(denial.domain, told);
         if denial.is_moot() || !registered.told.is_to_be_told(denial) {
             return;
         }
         let sandbox = &registered.sandbox;
         let fact = denial.to_denial(|path, access| rule(sandbox, path, access));
-        let _ = registered
-            .process
-            .send_message(ProcessMsg::Fact(Fact::Denied(fact), None));
+        registered.facts.push(Fact::Denied(fact));
     }
 
-    fn count(&self, process: Uuid, extra: u64) {
-        if let Some(registered) = self.processes.get(&process) {
+    /// So many denials of this domain have been told, once what is to be told has been.
+    fn told(&mut self, process: Uuid, domain: u64, told: u64) {
+        if let Some(registered) = self.processes.get_mut(&process) {
+            registered.domains.insert(domain, told);
+        }
+    }
+
+    fn count(&mut self, process: Uuid, extra: u64) {
+        if let Some(registered) = self.processes.get_mut(&process) {
+            registered.uncounted += extra;
             registered.count(DenialClass::Filesystem, extra);
         }
     }
 }
 
 impl Registered {
-    fn count(&self, class: DenialClass, extra: u64) {
+    fn count(&mut self, class: DenialClass, extra: u64) {
         if extra > 0 {
-            let fact = Fact::DenialsCounted { class, extra };
-            let _ = self.process.send_message(ProcessMsg::Fact(fact, None));
+            self.facts.push(Fact::DenialsCounted { class, extra });
         }
     }
 
-    fn tell_repeated(&mut self) {
+    /// Tells everything there is, and first writes it down: all of it, or nothing.
+    fn flush(&mut self) {
         for (class, extra) in std::mem::take(&mut self.told.repeated) {
             self.count(class, extra);
         }
+        let facts = std::mem::take(&mut self.facts);
+        let domains: Vec<_> = self
+            .domains
+            .iter()
+            .map(|(domain, told)| (*domain, *told))
+            .collect();
+        let observed = match &self.spool {
+            Some(spool) if domains != self.written => {
+                self.written.clone_from(&domains);
+                spool.observe(Observed {
+                    facts,
+                    domains,
+                    ..Observed::default()
+                })
+            }
+            _ => facts.into_iter().map(|fact| (None, fact)).collect(),
+        };
+        tell_all(&self.process, observed, None);
     }
 }
 

@@ -99,19 +99,23 @@ impl Actor for DenialActor {
         myself: ActorRef<DenialMsg>,
         mut args: DenialArgs,
     ) -> Result<DenialState, ActorProcessingErr> {
+        let mut unfinished = args
+            .spool
+            .as_ref()
+            .map(|spool| spool.take_unfinished())
+            .unwrap_or_default();
         if let Some(audit) = &args.audit {
             let _ = audit.send_message(AuditMsg::Register {
                 process_id: args.process_id,
                 pid: args.pid,
                 process: args.process.clone(),
                 sandbox: args.sandbox.clone(),
+                spool: args.spool.clone(),
+                earlier: unfinished
+                    .interrupted
+                    .then(|| std::mem::take(&mut unfinished.domains)),
             });
         }
-        let mut unfinished = args
-            .spool
-            .as_ref()
-            .map(|spool| spool.take_unfinished())
-            .unwrap_or_default();
         let sandbox = &args.sandbox;
         let mut state = DenialState {
             process_id: args.process_id,

@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
@@ -466,7 +465,8 @@ impl ProcessState {
     ) -> Result<(), ActorProcessingErr> {
         let streams = if output { self.args.spec.streams() } else { &[] };
         let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
-        if fds.len() < 1 + streams.len() + others {
+        let relays = if started.relay { 2 } else { 0 };
+        if fds.len() < 1 + streams.len() + relays + others {
             // The kernel leaves out descriptors for which there is no room.
             let reason = "this process has no room for its descriptors (RLIMIT_NOFILE); raise the limit or \
                           run fewer at a time";
@@ -477,6 +477,10 @@ impl ProcessState {
         let mut next = || fds.next().ok_or("the spawner sent too few descriptors");
         let pidfd = next()?;
         let outputs = streams.iter().map(|_| next()).collect::<Result<Vec<_>, _>>()?;
+        let mut relay = match started.relay {
+            true => Some((next()?, next()?)),
+            false => None,
+        };
         if started.stdin_pipe {
             self.args.stdin.open(pipe::Sender::from_owned_fd(next()?)?);
         }
@@ -523,7 +527,7 @@ impl ProcessState {
                 log: self.args.log.clone(),
                 process: myself.clone(),
                 spool: self.args.spool.as_ref().map(|spool| spool.spool()),
-                relay: self.relay(stream)?,
+                relay: relay.take().filter(|_| self.args.spool.is_some()),
             };
             let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;
             self.streams.push((stream, actor));
@@ -537,14 +541,6 @@ impl ProcessState {
         }
         self.watch_disk(myself);
         Ok(())
-    }
-
-    /// A terminal's bytes go into files by way of a pipe.
-    fn relay(&self, stream: StreamName) -> nix::Result<Option<(OwnedFd, OwnedFd)>> {
-        if self.args.spool.is_none() || stream != StreamName::Pty {
-            return Ok(None);
-        }
-        nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map(Some)
     }
 
     fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {

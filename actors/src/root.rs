@@ -38,6 +38,9 @@ use crate::supervisor::{ProcessLink, SessionLink, SupervisorActor, SupervisorMsg
 /// Compiled sandboxes that are kept for the next process with the same policy.
 const PREPARED_MAX: usize = 16;
 
+/// The keeper's name for the socket of audit records.
+const AUDIT: &str = "audit";
+
 struct RootActor;
 
 enum RootMsg {
@@ -206,10 +209,13 @@ impl Tree {
                 let mut kernel = self.found.clone();
                 let head_start = lock(&self.head_start).take();
                 let broker = lock(&self.audit_broker).take();
-                let (audit, head_start) = match head_start {
-                    Some(ready) => ready.split(),
-                    None => (open_audit(broker).await, None),
+                let earlier = lock(&self.inventory).named.remove(AUDIT);
+                let (audit, head_start) = match (head_start, earlier) {
+                    (Some(ready), _) => ready.split(),
+                    (None, Some(socket)) if broker.is_none() => (AuditSource::go_on(socket), None),
+                    (None, _) => (open_audit(broker).await, None),
                 };
+                self.keep_audit(audit.as_ref().ok());
                 let feed = match audit {
                     Ok(reader) => self.start_feed(reader).await,
                     Err(unavailable) => {
@@ -226,6 +232,17 @@ impl Tree {
                 (kernel, feed)
             })
             .await
+    }
+
+    /// Has the keeper keep the socket, with what comes while nobody reads.
+    fn keep_audit(&self, audit: Option<&AuditSource>) {
+        let socket = audit.and_then(AuditSource::socket);
+        if let (Some(_), Some(socket)) = (&self.keeping, socket)
+            && let Ok(copy) = socket.try_clone_to_owned()
+        {
+            let name = AUDIT.to_owned();
+            lock(&self.link).post(Request::Hold { name }, None, Some(copy));
+        }
     }
 
     /// Where audit records of this user's processes are to be had: a socket of an

@@ -25,32 +25,39 @@ fn start(client: &mut LineClient, world: &World, more: Value, argv: &[&str]) -> 
 }
 
 fn output(client: &mut LineClient, process: &str) -> String {
-    let read = client
-        .call(
-            "process/read",
-            json!({ "process": process, "max_bytes": 1 << 20 }),
-        )
-        .expect("it can be read");
-    let events = read["events"].as_array().expect("events").iter();
-    let pieces = events.filter(|event| event["type"] == "output").map(|event| {
-        let text = event["data"].as_str().expect("base64");
-        base64_simd::STANDARD.decode_to_vec(text).expect("base64")
-    });
-    String::from_utf8_lossy(&pieces.collect::<Vec<_>>().concat()).into_owned()
+    let (mut after, mut bytes) = (0, Vec::new());
+    loop {
+        let params = json!({ "process": process, "after_seq": after });
+        let read = client.call("process/read", params).expect("it can be read");
+        for event in read["events"].as_array().expect("events") {
+            assert_ne!(event["type"], "gap", "{event}");
+            if event["type"] == "output" {
+                let text = event["data"].as_str().expect("base64");
+                bytes.extend(base64_simd::STANDARD.decode_to_vec(text).expect("base64"));
+            }
+        }
+        if read["ended"] == true {
+            return String::from_utf8(bytes).expect("text");
+        }
+        after = read["next_seq"].as_u64().expect("a number");
+    }
 }
 
-/// Whether everything that happened was seen, or what was not is said.
-fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, count: &str) {
+/// Whether it has ended by some moment soon.
+fn has_ended(client: &mut LineClient, process: &str) -> bool {
+    some_moment(Duration::from_millis(60));
+    let described = client.call("process/inspect", json!({ "process": process }));
+    !described.expect("it is known")["record"].is_null()
+}
+
+fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, runs: usize) {
     let mut daemon = Served::start(world);
     let mut client = LineClient::connect(daemon.socket());
-    let process = start(&mut client, world, json!({}), &[&program("denials"), kind, count]);
+    let script = "for run in $(seq $2); do \"$0\" $1 200; done";
+    let argv = ["sh", "-c", script, &program("denials"), kind, &runs.to_string()];
+    let process = start(&mut client, world, json!({}), &argv);
     let mut crashes = 0;
-    loop {
-        some_moment(Duration::from_millis(60));
-        let described = client.call("process/inspect", json!({ "process": process }));
-        if !described.expect("it is known")["record"].is_null() {
-            break;
-        }
+    while !has_ended(&mut client, &process) {
         daemon.crash();
         crashes += 1;
         daemon = Served::start(world);
@@ -59,17 +66,17 @@ fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, count: &str) {
     let record = client.wait(&process);
     let said = output(&mut client, &process);
     assert!(crashes > 2, "it was never interrupted: {record}");
-    assert_eq!(said.trim(), format!("refused: {count}"), "{record}");
-    assert_eq!(
-        record["denials"]["total"].to_string(),
-        count,
-        "{crashes} {record}"
-    );
+    assert_eq!(said, "refused: 200\n".repeat(runs), "{record}");
+    assert_eq!(record["denials"]["total"], runs * 200, "{crashes} {record}");
     println!("{crashes} crashes; {}", record["denials"]["unobserved"]);
 }
 
 fn i8_refused_connects_are_counted_exactly_over_crashes(world: &World) {
-    i8_no_refusal_is_lost_or_told_twice(world, "connect", "4000");
+    i8_no_refusal_is_lost_or_told_twice(world, "connect", 20);
+}
+
+fn i8_refused_writes_are_counted_exactly_over_crashes(world: &World) {
+    i8_no_refusal_is_lost_or_told_twice(world, "write", 100);
 }
 
 /// Waits until there are so many events of a type; they.
@@ -89,8 +96,34 @@ fn events(client: &mut LineClient, process: &str, kind: &str, number: usize) -> 
     found
 }
 
+/// Lines are numbered: each has to be there once.
+fn i8_no_byte_of_a_terminal_is_lost(world: &World) {
+    let mut daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let more = json!({ "terminal": { "rows": 30, "cols": 100 }, "max_output": 8 << 20 });
+    let process = start(&mut client, world, more, &["seq", "1", "1000000"]);
+    let mut crashes = 0;
+    while !has_ended(&mut client, &process) {
+        daemon.crash();
+        crashes += 1;
+        daemon = Served::start(world);
+        client = LineClient::connect(daemon.socket());
+    }
+    assert!(crashes > 2, "it was never interrupted");
+    let said = output(&mut client, &process);
+    for (at, line) in said.split_terminator("\r\n").enumerate() {
+        assert_eq!(line, (at + 1).to_string(), "after {crashes} crashes");
+    }
+    let lines = said.matches("\r\n").count();
+    assert_eq!(lines, 1_000_000, "after {crashes} crashes");
+    println!("{crashes} crashes");
+}
+
 fn policy(world: &World, text: &str) -> Value {
-    let path = world.file("home/policy.toml", &format!("version = 1\nextends = \"workspace-write\"\n{text}"));
+    let path = world.file(
+        "home/policy.toml",
+        &format!("version = 1\nextends = \"workspace-write\"\n{text}"),
+    );
     json!({ "policy": path })
 }
 
@@ -196,6 +229,8 @@ fn i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not(world: &World) {
 
 both_users!(
     i8_refused_connects_are_counted_exactly_over_crashes,
+    i8_refused_writes_are_counted_exactly_over_crashes,
+    i8_no_byte_of_a_terminal_is_lost,
     i8_connects_under_way_are_connected_after_a_crash,
     i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not,
 );

@@ -93,7 +93,8 @@ impl ProcessState {
             0
         };
         let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
-        if fds.len() < 1 + outputs + others {
+        let relays = if started.relay { 2 } else { 0 };
+        if fds.len() < 1 + outputs + relays + others {
             let reason = "there was no room for the descriptors of a process (RLIMIT_NOFILE)".to_owned();
             self.kill_tree(myself);
             self.resume_unkept(myself, Unkept::KeeperLost { reason, exit: None });

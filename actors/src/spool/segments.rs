@@ -191,7 +191,8 @@ pub(crate) struct SegmentWriter {
     current: Option<(File, u64)>,
     end: u64,
     segment_bytes: u64,
-    /// For terminals, which cannot be spliced into files: a pipe in between, its reading end first.
+    /// For terminals, which cannot be spliced into files: a pipe in between, its reading end first. What is in it is kept by
+    /// whoever keeps the terminal.
     relay: Option<(OwnedFd, OwnedFd)>,
 }
 
@@ -264,6 +265,25 @@ impl SegmentWriter {
         let end = self.end;
         let segment = Segment { start, end };
         Ok(Moved::Bytes { segment, from })
+    }
+
+    /// Bytes go by way of a pipe.
+    pub(crate) fn has_relay(&self) -> bool {
+        self.relay.is_some()
+    }
+
+    /// Reads what would be moved next.
+    ///
+    /// # Errors
+    /// As of read(2).
+    pub(crate) fn read(&self, source: impl AsFd, bytes: &mut [u8]) -> nix::Result<usize> {
+        if let Some((reader, _)) = &self.relay {
+            match nix::unistd::read(reader, bytes) {
+                Err(Errno::EAGAIN) => {}
+                read => return read,
+            }
+        }
+        nix::unistd::read(source, bytes)
     }
 
     /// The next bytes go to no file: they were read and dropped.

@@ -196,7 +196,7 @@ fn i8_output_that_nobody_was_told_of_is_found_behind_what_was() {
     drop(process);
     let mut loaded = spool.load(id).expect("a journal");
     assert!(loaded.untold.len() > 1, "{:?}", loaded.untold);
-    for fact in std::mem::take(&mut loaded.untold) {
+    for (_, fact) in std::mem::take(&mut loaded.untold) {
         for effect in loaded.ledger.apply(fact, Timestamp::now()) {
             if let Effect::Append(draft) = effect {
                 loaded.log.append_event(draft);

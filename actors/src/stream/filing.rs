@@ -52,9 +52,15 @@ impl Filing {
             return Closed::Abandoned;
         };
         let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        // Something may be on its way already, of which the source says nothing.
+        let mut on_its_way = self.writer.has_relay();
         loop {
+            let at_once = std::mem::take(&mut on_its_way);
             let more = async {
-                let ready = source.readable().await.ok()?;
+                let ready = match at_once {
+                    true => None,
+                    false => Some(source.readable().await.ok()?),
+                };
                 self.log.room(self.stream, WINDOW_BYTES).await;
                 Some((ready, permits.clone().acquire_owned().await.ok()?))
             };
@@ -62,8 +68,7 @@ impl Filing {
                 more = more => more,
                 () = abandon.cancelled() => None,
             };
-            let (mut ready, permit) =
-                more.map_or((None, None), |(ready, permit)| (Some(ready), Some(permit)));
+            let (mut ready, permit) = more.map_or((None, None), |(ready, permit)| (ready, Some(permit)));
             let (permits, abandon) = (permits.clone(), abandon.clone());
             let moved = tokio::task::spawn_blocking(move || {
                 let pause = match permit {
@@ -167,7 +172,7 @@ impl Filing {
             let _ = self.process.send_message(ProcessMsg::Fact(fact, None));
         }
         let mut dropped = [0; DROP_BYTES];
-        let bytes = match nix::unistd::read(&*self.source, &mut dropped) {
+        let bytes = match self.writer.read(&*self.source, &mut dropped) {
             Ok(0) => return Ok(None),
             Ok(bytes) => bytes as u64,
             Err(errno) if is_hang_up(self.stream, Some(errno as i32)) => return Ok(None),

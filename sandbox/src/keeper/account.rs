@@ -19,7 +19,7 @@ pub(super) struct Account {
     status: Option<i32>,
     end: Option<TreeEnd>,
     stdin: Option<OwnedFd>,
-    /// stdout and stderr, or the terminal's master.
+    /// stdout and stderr, or the terminal's master and both ends of its relay.
     output: Vec<OwnedFd>,
     told: Told,
     /// It waits to be told something.
@@ -81,10 +81,10 @@ impl Account {
         &mut self,
         started: Started,
         pidfd: OwnedFd,
-        master: Option<OwnedFd>,
+        terminal: impl IntoIterator<Item = OwnedFd>,
         listener: Option<OwnedFd>,
     ) {
-        self.output.extend(master);
+        self.output.extend(terminal);
         self.start = Start::Running(Box::new(Running {
             started,
             pidfd,
@@ -267,6 +267,7 @@ impl Account {
     /// Who runs, with the descriptors that there are now.
     fn now(&self, running: &Running) -> Started {
         Started {
+            relay: running.started.relay && !self.output.is_empty(),
             stdin_pipe: self.stdin.is_some(),
             listener: running.listener.is_some(),
             ..running.started

@@ -126,6 +126,7 @@ mod tests {
                 init_pid: 299,
                 pid_namespace: 4_026_532_000,
                 terminal: false,
+                relay: false,
                 stdin_pipe: true,
                 listener: true,
             },

@@ -13,7 +13,7 @@ use super::wire::{LimitHits, Started, Usage};
 pub enum Kept {
     /// The writing end of stdin: the command sees the end of its input when nobody has it open.
     Stdin,
-    /// The reading ends of stdout and stderr, or the terminal's master.
+    /// The reading ends of stdout and stderr, or the terminal's master and its relay.
     Output,
     /// The seccomp listener: refused calls wait for it as long as anybody has it open.
     Listener,
@@ -49,10 +49,10 @@ pub enum HeldState {
 }
 
 /// A command that was started. Descriptors beside it, in order: the command's pidfd; if `output`, the terminal's master
-/// or stdout and stderr; then stdin's writing end if `started.stdin_pipe`, then the listener if `started.listener`.
+/// or stdout and stderr; both ends of its relay if `started.relay`; then stdin's writing end if `started.stdin_pipe`, then the listener if `started.listener`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldTree {
-    /// Who runs. `stdin_pipe` and `listener` say which of those are still kept, not what it had at its start.
+    /// Who runs. `relay`, `stdin_pipe` and `listener` say which of those are still kept, not what it had at its start.
     pub started: Started,
     /// Its output is still kept.
     pub output: bool,

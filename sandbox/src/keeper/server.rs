@@ -10,9 +10,11 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::pipe2;
 use uuid::Uuid;
 
 use super::account::Account;
@@ -341,18 +343,33 @@ impl Server {
         }
         tree.command = Some(pid);
         let listener = if listener { fds.pop() } else { None };
-        let master = if terminal { fds.pop() } else { None };
+        let mut output = Vec::new();
+        if terminal {
+            output.extend(fds.pop());
+        }
+        let relay = terminal && matches!(self.role, Role::Keeper { .. });
+        if relay {
+            match pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
+                Ok((reader, writer)) => output.extend([reader, writer]),
+                Err(errno) => {
+                    tree.refused = Some((Step::Descriptors, errno as i32, 0));
+                    tree.kill();
+                    return;
+                }
+            }
+        }
         let started = Started {
             process,
             pid,
             init_pid: tree.init_pid,
             pid_namespace,
             terminal,
+            relay,
             stdin_pipe: false,
             listener: false,
         };
         if let (Some(account), Some(pidfd)) = (self.accounts.get_mut(&process), fds.pop()) {
-            account.started(started, pidfd, master, listener);
+            account.started(started, pidfd, output, listener);
             self.say(process);
         }
     }

@@ -242,7 +242,7 @@ pub struct LimitHits {
 }
 
 /// A command that runs. Descriptors beside it, in order: the command's pidfd; the terminal's master if `terminal`, else
-/// stdout and stderr; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
+/// stdout and stderr; the reading and the writing end of a pipe if `relay`; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Which.
@@ -255,6 +255,9 @@ pub struct Started {
     pub pid_namespace: u64,
     /// A terminal comes with it, and no pipe.
     pub terminal: bool,
+    /// With the terminal comes an empty, non-blocking pipe, through which its bytes can be moved into files: a keeper keeps
+    /// what is in it, too.
+    pub relay: bool,
     /// A stdin pipe comes with it.
     pub stdin_pipe: bool,
     /// A seccomp listener comes with it.

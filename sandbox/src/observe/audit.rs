@@ -39,7 +39,7 @@ mod tests;
 mod wire;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -145,6 +145,7 @@ pub struct AuditReader {
     missed: u64,
     /// The kernel's lost counter when it was last looked at.
     lost_seen: u32,
+    is_continued: bool,
     /// Held where audit is on because of us. Let go of in `drop`.
     switch: Option<Switch>,
 }
@@ -159,15 +160,37 @@ impl AuditReader {
     /// Without the privilege, in a PID, user or network namespace, on a kernel whose Landlock writes no
     /// records, or where someone else's configuration forbids it. Nothing is left changed then.
     pub fn open() -> Result<Self, AuditUnavailable> {
-        Self::open_with(Path::new(LOCK_DIR), RECEIVE_BUFFER_BYTES)
+        Self::open_with(Path::new(LOCK_DIR), RECEIVE_BUFFER_BYTES, None)
     }
 
-    fn open_with(lock_dir: &Path, receive_buffer_bytes: usize) -> Result<Self, AuditUnavailable> {
+    /// The same, at the socket of an earlier reader that somebody kept open: what came meanwhile is read first. An overflow
+    /// meanwhile is in [`Self::lost`].
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn go_on(socket: OwnedFd) -> Result<Self, AuditUnavailable> {
+        Self::open_with(Path::new(LOCK_DIR), RECEIVE_BUFFER_BYTES, Some(socket))
+    }
+
+    /// It goes on where an earlier one stopped.
+    pub fn is_continued(&self) -> bool {
+        self.is_continued
+    }
+
+    fn open_with(
+        lock_dir: &Path,
+        receive_buffer_bytes: usize,
+        earlier: Option<OwnedFd>,
+    ) -> Result<Self, AuditUnavailable> {
         landlock_writes_records()?;
         in_initial_network()?;
         let mut control = Control::open()?;
+        let is_continued = earlier.is_some();
         // Bound before anything is switched on: from the first record on, none is missed.
-        let feed = Feed::open(receive_buffer_bytes)?;
+        let feed = match earlier {
+            Some(socket) => Feed::at(socket),
+            None => Feed::open(receive_buffer_bytes)?,
+        };
         let fences = Fences::new().map_err(|error| {
             AuditUnavailable::new(format!("no random bytes for the fences: {error}"))
         })?;
@@ -180,6 +203,7 @@ impl AuditReader {
             stash: Vec::new(),
             missed: 0,
             lost_seen: 0,
+            is_continued,
             switch,
         };
         reader.lost_seen = reader
@@ -297,13 +321,17 @@ impl AuditReader {
                 // Later ones may be on their way still: nobody waits for them.
                 events.remove(at);
                 self.fences.forget();
-                events.retain(|event| *event != AuditEvent::Overflow);
+                if !self.is_continued {
+                    events.retain(|event| *event != AuditEvent::Overflow);
+                    self.missed = 0;
+                }
                 self.stash = events;
-                self.missed = 0;
                 return Ok(());
             }
-            // Nobody can have been promised a record before this reader was open.
-            events.truncate(READ_RECORDS_MAX);
+            // Nobody can have been promised a record before this reader was open, or the earlier one.
+            if !self.is_continued {
+                events.truncate(READ_RECORDS_MAX);
+            }
             if Instant::now() >= deadline {
                 return Err(AuditUnavailable::new(NO_RECORD_ARRIVES));
             }

@@ -62,10 +62,15 @@ impl Feed {
         attach_filter(&socket).map_err(|errno| {
             AuditUnavailable::new(format!("no filter on the socket: {}", errno.desc()))
         })?;
-        Ok(Self {
+        Ok(Self::at(socket))
+    }
+
+    /// Goes on at the socket of an earlier one.
+    pub(super) fn at(socket: OwnedFd) -> Self {
+        Self {
             socket,
             buffer: vec![0; RECORD_BYTES_MAX].into_boxed_slice(),
-        })
+        }
     }
 
     /// Takes one record, without waiting.

@@ -26,6 +26,31 @@ impl AuditSource {
         }
     }
 
+    /// Goes on at the socket of an earlier reader of the kernel's records ([`AuditSource::as_fd`]), which somebody kept open
+    /// meanwhile, or begins anew where that cannot be.
+    ///
+    /// # Errors
+    /// As of [`AuditReader::open`].
+    pub fn go_on(socket: OwnedFd) -> Result<Self, AuditUnavailable> {
+        AuditReader::go_on(socket).map(|reader| Self::Kernel(Box::new(reader)))
+    }
+
+    /// Where the kernel is read, the socket, for [`AuditSource::go_on`].
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Kernel(reader) => Some(reader.as_fd()),
+            Self::Broker(_) => None,
+        }
+    }
+
+    /// Nothing was missed since an earlier reader stopped, but for what [`AuditSource::lost`] says.
+    pub fn is_continued(&self) -> bool {
+        match self {
+            Self::Kernel(reader) => reader.is_continued(),
+            Self::Broker(_) => false,
+        }
+    }
+
     /// As [`AuditReader::read`].
     ///
     /// # Errors

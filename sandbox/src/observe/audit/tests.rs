@@ -251,7 +251,7 @@ fn i4_fifty_thousand_denials_are_counted_exactly() {
 fn i4_an_overflow_is_said_and_the_count_stays_exact() {
     require_root!();
     let _alone = among_tests(Path::new(LOCK_DIR), true);
-    let mut small = AuditReader::open_with(Path::new(LOCK_DIR), 4096).unwrap();
+    let mut small = AuditReader::open_with(Path::new(LOCK_DIR), 4096, None).unwrap();
     let mut large = AuditReader::open().unwrap();
     let (_directory, path) = secret();
     let thread = confined(move || {

@@ -34,7 +34,7 @@ fn setting(control: &mut Control) -> (u32, u32, bool, bool) {
 }
 
 fn open_in(directory: &Path) -> AuditReader {
-    AuditReader::open_with(directory, RECEIVE_BUFFER_BYTES).unwrap()
+    AuditReader::open_with(directory, RECEIVE_BUFFER_BYTES, None).unwrap()
 }
 
 fn files_in(directory: &Path) -> Vec<String> {
@@ -123,7 +123,7 @@ fn who_takes_audit_over_keeps_it() {
     assert_eq!(setting(&mut control), (1, limit.max(8192), false, true));
     // They switch it off but leave their rules: then it is not ours to switch on.
     control.set_enabled(0).unwrap();
-    let refused = AuditReader::open_with(directory.path(), RECEIVE_BUFFER_BYTES).unwrap_err();
+    let refused = AuditReader::open_with(directory.path(), RECEIVE_BUFFER_BYTES, None).unwrap_err();
     assert!(refused.reason.contains("somebody's rules"), "{refused}");
     drop(off);
     control.set_backlog_limit(limit).unwrap();
@@ -181,7 +181,7 @@ fn plays_a_role() {
     };
     let reader = match role.to_str() {
         Some("open") => AuditReader::open(),
-        _ => AuditReader::open_with(Path::new(&role), RECEIVE_BUFFER_BYTES),
+        _ => AuditReader::open_with(Path::new(&role), RECEIVE_BUFFER_BYTES, None),
     };
     match &reader {
         Ok(_) => println!("\nRESULT open"),
