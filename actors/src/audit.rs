@@ -29,6 +29,8 @@ const BATCH_MAX: usize = 512;
 const STRANGERS_MAX: usize = 1024;
 /// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
 const RECONCILE_MAX: Duration = Duration::from_secs(1);
+/// The same for a process of which an earlier daemon may have read all there was without a trace.
+const COUNT_MAX: Duration = Duration::from_millis(200);
 /// Denials of one process that are told one by one: the first, and then those unlike any before, as many of them as
 /// its ledger tells apart.
 const ANYWAY_MAX: u64 = 1000;
@@ -122,6 +124,14 @@ struct Stranger {
     /// The domain has ended, when, and how many denials the kernel counted. A short command may be over before its
     /// supervisor has heard that it started.
     gone: Option<(Instant, u64)>,
+}
+
+impl Stranger {
+    /// It was refused something, and who entered it was said to somebody else.
+    fn is_orphan(&self) -> bool {
+        let refused = self.gone.is_some_and(|(_, denials)| denials > 0) || !self.waiting.is_empty();
+        refused && self.pid.is_none() && !self.foreign
+    }
 }
 
 pub(crate) struct AuditState {
@@ -301,6 +311,9 @@ impl AuditState {
             for event in events {
                 self.event(event);
             }
+            for registered in self.processes.values_mut() {
+                registered.flush();
+            }
             if drain == Drain::Empty {
                 break;
             }
@@ -308,9 +321,6 @@ impl AuditState {
                 let _ = myself.send_message(AuditMsg::Readable);
                 break;
             }
-        }
-        for registered in self.processes.values_mut() {
-            registered.flush();
         }
     }
 
@@ -345,9 +355,14 @@ impl AuditState {
             let _ = reply.send_message(DenialMsg::AuditDrained { complete: true });
             return;
         }
+        // Of a process without denials no count comes.
+        let patience = match self.processes.get(&process) {
+            Some(registered) if registered.resumed && registered.domains.is_empty() => COUNT_MAX,
+            _ => RECONCILE_MAX,
+        };
         self.reconciling.insert(process, reply);
         self.myself
-            .send_after(RECONCILE_MAX, move || AuditMsg::ReconcileExpired(process));
+            .send_after(patience, move || AuditMsg::ReconcileExpired(process));
         self.reconcile(process);
     }
 
@@ -386,7 +401,8 @@ impl AuditState {
             && self.processes.get(&process).is_some_and(|registered| {
                 registered.resumed && registered.uncounted == 0 && registered.lost_before == self.lost
             })
-            && self.is_counted(process);
+            && self.is_counted(process)
+            && !self.strangers.values().any(Stranger::is_orphan);
         let _ = reply.send_message(DenialMsg::AuditDrained { complete });
     }
 
@@ -410,8 +426,7 @@ impl AuditState {
         }
         self.processes.get(&process).is_some_and(|registered| {
             // What an earlier daemon had read and not written down yet, only the count can tell.
-            let counts = registered.resumed && !registered.domains.is_empty();
-            registered.lost_before == self.lost && !counts
+            registered.lost_before == self.lost && !registered.resumed
         })
     }
 

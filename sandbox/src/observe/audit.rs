@@ -63,8 +63,9 @@ use crate::kernel::Probe;
 
 /// What the reader asks for as its receive buffer: 50,000 denials in a quarter of a second fit.
 const RECEIVE_BUFFER_BYTES: usize = 64 << 20;
-/// How many records one call of [`AuditReader::read`] takes at most.
-const READ_RECORDS_MAX: usize = 16_384;
+/// How many records one call of [`AuditReader::read`] takes at most: so many are lost if whoever called dies before it has
+/// written them down.
+const READ_RECORDS_MAX: usize = 256;
 /// How many bytes of record text one call of [`AuditReader::read`] takes at most.
 const READ_BYTES_MAX: usize = 8 << 20;
 /// How long opening waits for its own fence before it concludes that nothing arrives here.
