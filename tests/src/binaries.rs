@@ -19,6 +19,7 @@ const PROGRAMS: [&str; 9] = [
     "orphans",
     "denials",
     "ignore_term",
+    "teller",
 ];
 
 /// The `provost` binary, where every user may execute it.

@@ -80,6 +80,22 @@ impl LineClient {
         }
     }
 
+    /// Everything that it still says until the connection ends. A line that it could not finish is none.
+    pub fn last_words(mut self) -> Vec<Value> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            match self.reader.read_until(b'\n', &mut line) {
+                Ok(_) if line.ends_with(b"\n") => {
+                    lines.push(serde_json::from_slice(&line).expect("the daemon speaks JSON"));
+                }
+                Ok(_) => return lines,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return lines,
+                Err(error) => panic!("the daemon says nothing: {error}"),
+            }
+        }
+    }
+
     /// The next line as it is written.
     pub fn hear_text(&mut self) -> String {
         let mut line = String::new();

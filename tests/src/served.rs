@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -31,6 +33,22 @@ impl Served {
 
     /// The same with more flags.
     pub fn start_with(world: &World, flags: &[&str]) -> Self {
+        let (served, listens) = Self::begin(world, flags);
+        if listens.recv_timeout(crate::DEADLINE).is_err() {
+            panic!("the daemon does not listen:\n{}", served.said());
+        }
+        served
+    }
+
+    /// One that is killed after so long, wherever it is then: not yet listening, perhaps.
+    pub fn start_to_die(world: &World, after: Duration) {
+        let (served, listens) = Self::begin(world, &[]);
+        let _ = listens.recv_timeout(after);
+        served.crash();
+    }
+
+    /// Starts one, and does not wait until it listens, which the receiver tells.
+    fn begin(world: &World, flags: &[&str]) -> (Self, Receiver<()>) {
         let socket = world.path("work/provost.sock");
         let mut command = Command::new(provost());
         command
@@ -50,7 +68,7 @@ impl Served {
         }
         let mut child = command.spawn().expect("provost serve starts");
         let said = Arc::<Mutex<String>>::default();
-        let (listening, listens) = std::sync::mpsc::channel();
+        let (listening, listens) = mpsc::channel();
         let stderr = child.stderr.take().expect("a pipe");
         let heard = said.clone();
         std::thread::spawn(move || {
@@ -63,17 +81,13 @@ impl Served {
                 said.push('\n');
             }
         });
-        let state = world.path("state");
         let served = Self {
             child,
             socket,
-            state,
+            state: world.path("state"),
             said,
         };
-        if listens.recv_timeout(crate::DEADLINE).is_err() {
-            panic!("the daemon does not listen:\n{}", served.said());
-        }
-        served
+        (served, listens)
     }
 
     /// Its socket.

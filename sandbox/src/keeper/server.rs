@@ -227,6 +227,9 @@ impl Server {
             return Ok(Next::End);
         }
         if is(LISTENER) {
+            if self.hear_out()? == Next::End {
+                return Ok(Next::End);
+            }
             self.accept();
         }
         self.write_exits();

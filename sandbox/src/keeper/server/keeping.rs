@@ -17,6 +17,10 @@ use crate::keeper::exits::ExitsFile;
 use crate::keeper::sys;
 use crate::keeper::wire::{NAME_BYTES_MAX, NAMES_MAX, Notice};
 
+/// Requests that wait in a connection when another takes its place: more than its socket has room for, but not what somebody
+/// can send who goes on sending.
+const UNHEARD_MAX: usize = 4096;
+
 /// What is kept beside the processes.
 #[derive(Default)]
 pub(super) struct Keeping {
@@ -73,6 +77,23 @@ impl Server {
         for unused in self.warm.clear() {
             self.throw_away(unused);
         }
+    }
+
+    /// What the connection there is has asked for and was not read yet is done, before another one takes its place: its
+    /// supervisor, who may be dead by now, has told others that it would be.
+    pub(super) fn hear_out(&mut self) -> io::Result<Next> {
+        for _ in 0..UNHEARD_MAX {
+            self.reserve.release();
+            let received = self.peer.as_ref().map(Peer::receive);
+            let room = self.reserve.refill(&self.fixed.null);
+            let Some(Ok(Some((request, fds)))) = received else {
+                break;
+            };
+            if self.request(request, fds, room)? == Next::End {
+                return Ok(Next::End);
+            }
+        }
+        Ok(Next::Turn)
     }
 
     /// A new connection takes the place of the one there is.

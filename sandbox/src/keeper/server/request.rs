@@ -42,7 +42,7 @@ impl Server {
     }
 
     /// `room` says whether there is any for more descriptors.
-    fn request(
+    pub(super) fn request(
         &mut self,
         request: Request,
         fds: Vec<OwnedFd>,
