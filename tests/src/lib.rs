@@ -8,6 +8,7 @@
 //! - [`Wanted`]: what a denial in a record should look like.
 //! - [`Witness`]: a FIFO that tells whether anything that opened it still lives.
 //! - [`host`]: sockets and processes outside of the sandbox that must stay untouched.
+//! - [`Load`]: many processes of which everything is known, under a daemon that dies again and again.
 //! - [`require!`]: what a test needs from the machine. With `MUST_HAVE=all` in the environment a test that
 //!   lacks it fails instead of being skipped.
 //!
@@ -18,6 +19,7 @@ mod binaries;
 mod denial;
 mod finished;
 pub mod host;
+pub mod keeper;
 mod line_client;
 mod live;
 mod load;

@@ -152,6 +152,40 @@ impl LineClient {
         started["process"].as_str().expect("an id").to_owned()
     }
 
+    /// Everything that a process has written to its standard output, and every event.
+    pub fn read_all(&mut self, process: &str) -> (Vec<u8>, Vec<Value>) {
+        let (mut bytes, mut all) = (Vec::new(), Vec::new());
+        loop {
+            let after = all.last().map_or(json!(0), |event: &Value| event["seq"].clone());
+            let params = json!({ "process": process, "after_seq": after });
+            let read = self.call("process/read", params).expect("it is known");
+            let events = read["events"].as_array().expect("events");
+            for event in events.iter().filter(|event| event["stream"] == "stdout") {
+                let data = event["data"].as_str().unwrap_or_default();
+                bytes.extend(base64_simd::STANDARD.decode_to_vec(data).expect("base64"));
+            }
+            all.extend(events.iter().cloned());
+            if events.is_empty() {
+                return (bytes, all);
+            }
+        }
+    }
+
+    /// Waits until so many bytes of a process's standard output are there; all its events so far.
+    pub fn read_until(&mut self, process: &str, bytes: usize) -> Vec<Value> {
+        loop {
+            let (out, events) = self.read_all(process);
+            if out.len() >= bytes {
+                return events;
+            }
+            let last = events.last().map_or(json!(0), |event| event["seq"].clone());
+            let params =
+                json!({ "process": process, "after_seq": last, "wait_ms": 60_000, "max_bytes": 1 });
+            let waited = self.call("process/read", params).expect("it is known");
+            assert_ne!(waited["events"], json!([]), "it says nothing");
+        }
+    }
+
     /// Waits until a process has ended; its record.
     pub fn wait(&mut self, process: &str) -> Value {
         let waited = self.call("process/wait", json!({ "process": process }));

@@ -1,7 +1,6 @@
 //! A daemon of the test's own.
 
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,9 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::Pid;
-use provost_sandbox::keeper::wire::{self, Notice, Request};
 
 use crate::{World, provost};
 
@@ -149,28 +146,8 @@ impl Drop for Served {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        stop_keeper(&self.state);
+        crate::keeper::stop(&self.state);
     }
-}
-
-/// Ends the keeper of a state directory, with everything that it holds, if there is one.
-fn stop_keeper(state: &Path) {
-    let Ok(address) = UnixAddr::new(&state.join("keeper.sock")) else {
-        return;
-    };
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    );
-    let socket = socket.expect("a socket");
-    if connect(socket.as_raw_fd(), &address).is_err() {
-        return;
-    }
-    let _ = wire::send(socket.as_fd(), &Request::Stop, &[]);
-    // It closes the connection when it ends.
-    while let Ok(Some(_)) = wire::receive::<Notice>(socket.as_fd()) {}
 }
 
 /// Lets everybody connect to a socket.

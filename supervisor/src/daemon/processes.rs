@@ -232,6 +232,10 @@ impl Supervised {
             writes.taken
         };
         let rest = match offset {
+            // How much an earlier daemon wrote to it is not known any more, and nothing will be.
+            Some(offset) if offset > taken && !self.is_live() => {
+                return Err(RpcError::new(ErrorKind::Ended, what(), "it has ended"));
+            }
             Some(offset) if offset > taken => {
                 let why = format!("bytes {taken} to {offset} were not written");
                 return Err(RpcError::new(ErrorKind::Conflict, what(), why)

@@ -86,8 +86,11 @@ impl Server {
             self.reserve.release();
             let received = self.peer.as_ref().map(Peer::receive);
             let room = self.reserve.refill(&self.fixed.null);
-            let Some(Ok(Some((request, fds)))) = received else {
-                break;
+            let (request, fds) = match received {
+                Some(Ok(Some(request))) => request,
+                // It died with something unread, which is told first.
+                Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => continue,
+                _ => break,
             };
             if self.request(request, fds, room)? == Next::End {
                 return Ok(Next::End);

@@ -30,8 +30,8 @@ impl Server {
             Ok(Some((request, fds))) => self.request(request, fds, room),
             Ok(None) => self.peer_gone(),
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(Next::Turn),
-                io::ErrorKind::ConnectionReset => self.peer_gone(),
+                // A peer that died with something unread is told of once, before what it had sent; its end comes last.
+                io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset => Ok(Next::Turn),
                 _ => {
                     // Not our host's language: better to end it than to guess.
                     tracing::error!(%error, "cannot read a request");

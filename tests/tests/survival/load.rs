@@ -1,4 +1,4 @@
-//! Nothing is lost when the daemon dies (I8): real daemons, killed at any moment, and an oracle that knows the truth.
+//! Fifty processes at a time, and a daemon that is killed again and again.
 
 use provost_tests::random::Random;
 use provost_tests::{Load, Served, World, both_users};

@@ -1,0 +1,7 @@
+//! Nothing is lost when the daemon dies, or its keeper (I8): real ones, killed at any moment, and tests that know the truth.
+
+mod input;
+mod keepers;
+mod load;
+mod starts;
+mod stops;
