@@ -36,6 +36,7 @@
 //! | `packet` | packets with descriptors |
 //! | `probe` | what namespaces can be had here, found out by trying |
 //! | `reserve` | descriptors kept back, and the limit on their number |
+//! | `spare` | memory that an init gives back |
 //! | `cgroup` | groups for containment and limits |
 
 mod account;
@@ -57,6 +58,7 @@ mod probe;
 mod program;
 mod reserve;
 mod server;
+mod spare;
 pub(crate) mod sys;
 mod terminal;
 mod tree;

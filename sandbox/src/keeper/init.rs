@@ -21,7 +21,7 @@ use super::image::Image;
 use super::sys;
 use super::terminal;
 use super::wire::Usage;
-use super::{AFTER_FORK, Step, children, mounts, packet};
+use super::{AFTER_FORK, Step, children, mounts, packet, spare};
 use crate::report::Containment;
 
 /// What an init says to its spawner: one packet of these words.
@@ -117,12 +117,20 @@ pub(super) fn run(image: &mut Image) -> ! {
     let mut keep = [control, signals, slave.unwrap_or(control)];
     keep.sort_unstable();
     let _ = sys::close_all_but(&keep);
+    let namespaced = image.request.plan.containment == Containment::PidNamespace;
+    // SAFETY: `image` was the last that pointed to the heap, and is not used any more; nothing allocates here, and what never
+    // returns drops nothing.
+    // WHY: an init lives as long as its command, and there may be thousands.
+    unsafe {
+        image.program.give_back();
+        spare::give_back(CHILD_STACK_BYTES);
+    }
     Reaper {
         control,
         signals,
         slave,
         command,
-        namespaced: image.request.plan.containment == Containment::PidNamespace,
+        namespaced,
         exited: false,
         killing: false,
         killed: 0,
@@ -194,7 +202,9 @@ fn set_up(image: &mut Image) -> Result<(RawFd, Option<RawFd>), mounts::Failure> 
     Ok((signals, master))
 }
 
-/// Forks the command and tells the spawner; returns its pid as this namespace numbers it.
+/// Forks the command and tells the spawner; returns its pid as this namespace numbers it. Not inlined: the stack that it
+/// makes room for is given back when this has returned.
+#[inline(never)]
 fn start_command(image: &mut Image, master: Option<RawFd>) -> Result<i32, mounts::Failure> {
     let control = image.control;
     let mut stack = [const { MaybeUninit::uninit() }; CHILD_STACK_BYTES];

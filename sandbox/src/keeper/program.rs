@@ -131,6 +131,15 @@ impl Program {
         Ok(())
     }
 
+    /// Does without this process's mapping; that of others stays.
+    ///
+    /// # Safety
+    /// This is neither used nor dropped any more.
+    pub(super) unsafe fn give_back(&self) {
+        // SAFETY: promised by the caller.
+        let _ = unsafe { munmap(self.block.cast(), self.bytes.get()) };
+    }
+
     /// What was written, for the child.
     pub(super) fn read(&self) -> Written {
         // SAFETY: memory from the kernel is zero until it is written; then the table is whole.

@@ -24,7 +24,7 @@ use super::reserve::{self, Reserve};
 use super::tree::{Fixed, Tree};
 use super::warm::Warm;
 use super::wire::{self, Started};
-use super::{Step, sys};
+use super::{Step, spare, sys};
 use crate::observe::audit::AuditShare;
 
 use keeping::Keeping;
@@ -113,6 +113,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 impl Server {
     fn new(role: Role) -> io::Result<Self> {
+        spare::note_heap();
         let descriptors_soft = reserve::raise_limit();
         // Nothing of the host's is kept: descriptors that were not close-on-exec, its session, its terminal.
         sys::close_range(3, u32::MAX).map_err(io::Error::from_raw_os_error)?;

@@ -553,6 +553,22 @@ pub(crate) fn pid_in(proc: RawFd) -> Option<i32> {
     })
 }
 
+/// Where the heap of `brk` ends.
+pub(crate) fn heap_end() -> usize {
+    // SAFETY: asks for an impossible end, which changes nothing and answers with the real one.
+    unsafe { syscall!(libc::SYS_brk, 0usize) }.unwrap_or(0)
+}
+
+/// Gives private memory back to the kernel; what is read there afterwards is zero. Where nothing is mapped nothing is done.
+///
+/// # Safety
+/// Nobody relies on what is there.
+pub(crate) unsafe fn forget_memory(from: usize, bytes: usize) {
+    // SAFETY: promised by the caller.
+    // WHY: there is no safe way to do without memory that something may point to.
+    let _ = unsafe { syscall!(libc::SYS_madvise, from, bytes, libc::MADV_DONTNEED) };
+}
+
 pub(crate) fn getpid() -> i32 {
     // SAFETY: no arguments.
     unsafe { libc::syscall(libc::SYS_getpid) as i32 }
