@@ -154,7 +154,7 @@ impl Daemon {
             }
             None => (None, Vec::new()),
         };
-        let _place = self.place(request.name.clone(), settings.processes_max, &what)?;
+        let place = self.place(request.name.clone(), settings.processes_max, &what)?;
         let confined_peers = confined.then_some(&settings.confined_peers);
         let spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
         let decider = self.decider(request.ask_command.as_ref(), &spec, confined, &what)?;
@@ -197,6 +197,8 @@ impl Daemon {
         self.keep_record(&process);
         {
             let mut state = self.state();
+            // From here on it counts as living, not as starting: what is yet to come may take long.
+            state.starting.remove(&place.number);
             state.know(process.clone());
             state.tell_of_process(&process);
         }
