@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The helper programs of this package.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "escape",
     "listened",
     "connecting",

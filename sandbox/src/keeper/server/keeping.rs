@@ -84,7 +84,8 @@ impl Server {
     pub(super) fn hear_out(&mut self) -> io::Result<Next> {
         for _ in 0..UNHEARD_MAX {
             self.reserve.release();
-            let received = self.peer.as_ref().map(Peer::receive);
+            let buffer = &mut self.buffer;
+            let received = self.peer.as_ref().map(|peer| peer.receive(buffer));
             let room = self.reserve.refill(&self.fixed.null);
             let (request, fds) = match received {
                 Some(Ok(Some(request))) => request,
