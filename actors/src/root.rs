@@ -4,6 +4,7 @@
 //! goes, everything goes.
 
 mod adopt;
+mod hold;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

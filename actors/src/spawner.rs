@@ -238,6 +238,11 @@ impl SpawnerLink {
         lock(&self.routes).gone.clone()
     }
 
+    /// Everything that was asked for has been sent.
+    pub(crate) fn is_idle(&self) -> bool {
+        lock(&self.queue).is_empty()
+    }
+
     /// Forgets a process.
     pub(crate) fn remove_route(&self, process: Uuid) {
         lock(&self.routes).routes.remove(&process);

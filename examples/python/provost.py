@@ -25,7 +25,6 @@ import uuid
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 PROTOCOL = 1
-RETRIES = 5
 WINDOW = 256
 
 Json = Dict[str, Any]
@@ -147,17 +146,19 @@ class _Connection:
 class Provost:
     """A daemon. Methods may be called from several threads."""
 
-    def __init__(self, open_streams: Callable[[], Streams], reconnects: bool) -> None:
+    def __init__(self, open_streams: Callable[[], Streams], reconnect: float) -> None:
         self._open = open_streams
-        self._reconnects = reconnects
+        self._reconnects = reconnect > 0
+        self._patience = reconnect
+        self._held: List[str] = []
         self._lock = threading.Lock()
         self._connection: Optional[_Connection] = None
         self.server: Json = {}
         self._connected()
 
     @classmethod
-    def connect(cls, path: str) -> "Provost":
-        """Connects to the socket of a daemon."""
+    def connect(cls, path: str, reconnect: float = 30) -> "Provost":
+        """Connects to the socket of a daemon, which may take so many seconds to come back when it was replaced or died."""
 
         def streams() -> Streams:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -172,7 +173,7 @@ class Provost:
 
             return connection.makefile("rb"), connection.makefile("wb"), close
 
-        return cls(streams, reconnects=True)
+        return cls(streams, reconnect)
 
     @classmethod
     def spawn(cls, provost: str = "provost") -> "Provost":
@@ -189,7 +190,7 @@ class Provost:
 
             return child.stdout, child.stdin, close
 
-        return cls(streams, reconnects=False)
+        return cls(streams, reconnect=0)
 
     def __enter__(self) -> "Provost":
         return self
@@ -214,19 +215,27 @@ class Provost:
             connection = _Connection(self._open())
             hello = {"protocol": PROTOCOL, "client": "provost.py"}
             self.server = connection.call("initialize", hello)
+            if self._held:
+                connection.call("session/attach", {"sessions": self._held})
             self._connection = connection
             return connection
 
     def _retrying(self, do: Callable[[_Connection], Any]) -> Any:
         """Does what may be done twice, over new connections where the old one is lost."""
-        for attempt in range(RETRIES + 1):
+        deadline, pause = time.monotonic() + self._patience, 0.01
+        while True:
+            connection = None
             try:
-                return do(self._connected())
+                connection = self._connected()
+                return do(connection)
             except (ConnectionLost, OSError):
-                if not self._reconnects or attempt == RETRIES:
+                if not self._reconnects or time.monotonic() + pause > deadline:
                     raise
-                time.sleep(0.05 * 2**attempt)
-        raise AssertionError("unreachable")
+                if connection is not None:
+                    # It was there: the time begins anew.
+                    deadline, pause = time.monotonic() + self._patience, 0.01
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
 
     def call(self, method: str, **params: Any) -> Any:
         """Asks once. After `ConnectionLost` it may or may not have been done."""
@@ -271,8 +280,9 @@ class Provost:
         return waiting
 
     def open_session(self, **params: Any) -> str:
-        """Opens a session, held by this connection; its id."""
+        """Opens a session, held by this connection and those after it; its id."""
         session: str = self.call("session/open", **params)["session"]
+        self._held.append(session)
         return session
 
 

@@ -12,6 +12,7 @@ mod man;
 mod output;
 mod policy;
 mod records;
+mod replace;
 mod report_file;
 mod run;
 mod screen;

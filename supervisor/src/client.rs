@@ -4,12 +4,14 @@
 //! some were taken: one that takes none holds up nothing but itself.
 
 mod followed;
+mod lasting;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use provost_actors::session::SessionId;
 use serde::de::DeserializeOwned;
@@ -22,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub use followed::{Followed, Pushed};
+pub use lasting::{Lasting, RECONNECT};
 
 use crate::protocol::{
     ErrorKind, EventNotification, FRAME_BYTES_MAX, FollowGap, Following, Initialize, Initialized,
@@ -56,6 +59,19 @@ pub enum ClientError {
         /// Why not.
         #[source]
         error: io::Error,
+    },
+    /// The connection ended, and no other one could be made in time.
+    #[error(
+        "the connection to the daemon is lost, and within {} it did not come back at {path}: {why}; what it supervises goes on, if it kept anything, with the next `provost serve`: ask again then",
+        humantime::format_duration(*.patience)
+    )]
+    NotBack {
+        /// The socket.
+        path: String,
+        /// How long was tried.
+        patience: Duration,
+        /// Why not, at last.
+        why: String,
     },
     /// The connection ended. What was asked for may have been done.
     #[error("the connection to the daemon is lost")]
@@ -186,6 +202,10 @@ impl Client {
         }
     }
 
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the connection has ended.
     pub(crate) fn is_lost(&self) -> bool {
         self.0.shared.lock().ended
@@ -267,11 +287,15 @@ impl Client {
     /// Who takes over inputs that this connection has attached. One receiver at a time.
     pub fn lost_inputs(&self) -> mpsc::UnboundedReceiver<InputLost> {
         let (sender, receiver) = mpsc::unbounded_channel();
+        self.tell_lost_inputs(sender);
+        receiver
+    }
+
+    fn tell_lost_inputs(&self, sender: mpsc::UnboundedSender<InputLost>) {
         let mut state = self.0.shared.lock();
         if !state.ended {
             state.inputs = Some(sender);
         }
-        receiver
     }
 }
 

@@ -19,6 +19,7 @@ mod follow;
 pub mod fuzzing;
 mod input;
 mod instance;
+mod leave;
 mod line;
 pub mod listen;
 mod live;
@@ -55,6 +56,8 @@ use tokio_util::task::TaskTracker;
 pub use self::broker::Broker;
 use self::follow::watch::Watcher;
 pub use self::instance::become_instance;
+use self::leave::Leaving;
+pub use self::leave::Place;
 use self::live::Live;
 use self::metrics::Metrics;
 use self::outbox::Outbox;
@@ -165,6 +168,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     /// What survives us, if anything does.
     kept: Option<Kept>,
+    leaving: Leaving,
 }
 
 /// What is needed of the state directory while the daemon runs.
@@ -231,6 +235,7 @@ impl Daemon {
                 _lock: lock,
                 records: TaskTracker::new(),
             }),
+            leaving: Leaving::default(),
         })))
     }
 

@@ -165,6 +165,14 @@ impl From<ClientError> for Error {
                 "the socket's owner can open it to a group (`provost serve --group`), or start a daemon of your own",
             )),
             ClientError::Lost => Self::lost("ask the daemon"),
+            ClientError::NotBack { path, patience, why } => Self::Lost(Reason::new(
+                format!("connect to {path} again"),
+                format!(
+                    "within {} nobody answered: {why}",
+                    humantime::format_duration(patience)
+                ),
+                "what the daemon kept goes on with the next `provost serve`: look for it by its id then",
+            )),
             ClientError::Refused(error) => Self::said(*error),
             ClientError::Answer(why) => Self::Protocol(Reason::new("understand the daemon", why, "")),
         }

@@ -22,7 +22,7 @@ use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::kernel::KernelSupport;
 use tokio::task::JoinSet;
 
-use crate::client::Client;
+use crate::client::{Client, Lasting, RECONNECT};
 use crate::error::Reason;
 use crate::protocol::ProcessInfo;
 use crate::{Builder, Error, EventStream, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
@@ -70,12 +70,24 @@ impl Supervisor {
     /// Nobody listens there ([`Error::NoDaemon`]), the daemon does not serve this user ([`Error::Forbidden`]) or so many
     /// connections ([`Error::Limit`]).
     pub async fn connect(socket: impl AsRef<Path>) -> Result<Self, Error> {
-        Ok(Self::over(Client::connect(socket.as_ref()).await?))
+        Self::connect_lasting(socket, RECONNECT).await
     }
 
-    /// That of a daemon, over a connection that is there.
+    /// The same, for a daemon that may take so long to come back after it has died or was replaced ([`RECONNECT`] by default;
+    /// zero for a daemon whose end is an error at once). Meanwhile what was asked waits, events go on behind the last one
+    /// that was told, and sessions that were opened here are attached again. What may not be done twice and was under way is
+    /// [`Error::Lost`]: signals, sessions that were being opened.
+    ///
+    /// # Errors
+    /// As of [`Supervisor::connect`].
+    pub async fn connect_lasting(socket: impl AsRef<Path>, reconnect: Duration) -> Result<Self, Error> {
+        let daemon = Lasting::connect(socket.as_ref(), reconnect, None).await?;
+        Ok(Self(There(Remote::new(daemon))))
+    }
+
+    /// That of a daemon, over a connection that is there. When that is lost there is no other.
     pub fn over(client: Client) -> Self {
-        Self(There(Remote::new(client)))
+        Self(There(Remote::new(Lasting::once(client))))
     }
 
     pub(crate) fn embedded(embedded: Embedded) -> Self {
@@ -91,8 +103,8 @@ impl Supervisor {
         }
     }
 
-    /// The connection to the daemon, for what only a daemon has; `None` if this is embedded.
-    pub fn client(&self) -> Option<&Client> {
+    /// The connection to the daemon that there is now, for what only a daemon has; `None` if this is embedded.
+    pub fn client(&self) -> Option<Client> {
         match &self.0 {
             Here(_) => None,
             There(remote) => Some(remote.client()),

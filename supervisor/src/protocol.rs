@@ -755,3 +755,30 @@ pub struct Status {
     /// Bytes of output that are kept.
     pub retained_bytes: u64,
 }
+
+/// `daemon/leave`: end, and leave everything to another daemon on the same state directory. From the same user or root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DaemonLeave {
+    /// The process id of the daemon that takes over.
+    pub pid: u32,
+    /// Which version of the keeper's protocol that one speaks.
+    pub keeper_protocol: u16,
+    /// Which version of the database it reads.
+    pub schema: u32,
+    /// Where it will look for everything: the same directory.
+    pub state_dir: String,
+}
+
+/// The answer to `daemon/leave`: it ends now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DaemonLeaves {
+    /// The process id of the daemon that leaves.
+    pub pid: u32,
+    /// Where a service manager listens that is to be told how its service does (`NOTIFY_SOCKET`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify_socket: Option<String>,
+    /// How often it wants to hear of it, in microseconds (`WATCHDOG_USEC`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog_usec: Option<u64>,
+}

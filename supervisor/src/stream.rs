@@ -34,7 +34,8 @@ impl EventStream {
     /// The next event; `None` after the terminal one, and only then. Cancelling loses nothing.
     ///
     /// # Errors
-    /// Of a daemon's process: the connection is lost ([`Error::Lost`]), or the daemon refuses to tell its events. Nothing
+    /// Of a daemon's process: the connection is lost and the daemon does not come back ([`Error::Lost`]), or it refuses to tell
+    /// its events. Nothing
     /// comes after an error; [`crate::ProcessHandle::events_after`] goes on behind the last event on another connection.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         std::future::poll_fn(|cx| self.poll_event(cx)).await.transpose()

@@ -41,7 +41,8 @@ fn the_services_say_what_the_daemon_relies_on() {
                 ("Service.NotifyAccess", "main"),
                 ("Service.ExecStart", "/usr/bin/provost serve"),
                 ("Service.WatchdogSec", "30s"),
-                ("Service.KillMode", "mixed"),
+                // The keeper must outlive a daemon that dies.
+                ("Service.KillMode", "process"),
                 ("Service.Delegate", "yes"),
                 // The leaf that the daemon would move itself to.
                 ("Service.DelegateSubgroup", "provost-supervisor"),
@@ -49,10 +50,12 @@ fn the_services_say_what_the_daemon_relies_on() {
                 // The socket's unit has its socket in it.
                 ("Service.RuntimeDirectory", "provost"),
                 ("Service.RuntimeDirectoryPreserve", "yes"),
-                ("Service.StateDirectoryMode", "0700"),
             ],
         );
     }
+    // Users' own state lies below the system's, and is theirs.
+    assert_says("provost.service", &[("Service.StateDirectoryMode", "0711")]);
+    assert_says("provost-user.service", &[("Service.StateDirectoryMode", "0700")]);
     assert_says("provost.service", &[("Service.LimitNOFILE", "1024:65536")]);
 }
 

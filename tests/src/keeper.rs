@@ -21,7 +21,7 @@ fn reach(state: &Path) -> Option<OwnedFd> {
 }
 
 /// Ends the keeper of a state directory, with everything that it holds, if there is one.
-pub(crate) fn stop(state: &Path) {
+pub fn end_keeper(state: &Path) {
     let Some(socket) = reach(state) else { return };
     let _ = wire::send(socket.as_fd(), &Request::Stop, &[]);
     // It closes the connection when it ends.

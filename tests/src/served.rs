@@ -146,7 +146,7 @@ impl Drop for Served {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        crate::keeper::stop(&self.state);
+        crate::end_keeper(&self.state);
     }
 }
 

@@ -68,15 +68,18 @@ fn without_a_daemon_every_verb_says_how_to_start_one(world: &World) {
 fn i10_a_connection_that_is_lost_is_never_success(world: &World) {
     let mut service = Service::start(world);
     let id = service.say(&["start", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
-    let mut logs = service.live(&["logs", "-f", &id]);
+    let mut logs = service.live(&["logs", "-f", "--reconnect", "0", &id]);
     logs.wait_for("ready\n");
-    let mut events = service.live(&["events", "-f", &id]);
+    let mut events = service.live(&["events", "-f", "--reconnect", "0", &id]);
     events.wait_for("output");
-    let mut run = service.run(["sh", "-c", "echo ready; exec sleep 1000"]).start();
+    let mut run = service
+        .run(["sh", "-c", "echo ready; exec sleep 1000"])
+        .with(["--reconnect", "0"])
+        .start();
     run.wait_for("ready\n");
     let mut holder = service.live(&["session", "open", "--hold"]);
     holder.wait_for("\n");
-    let waiting = service.live(&["wait", &id]);
+    let waiting = service.live(&["wait", "--reconnect", "100ms", &id]);
     service.clients(5);
     service.die();
     for client in [logs, events, run, holder, waiting] {

@@ -79,7 +79,7 @@ fn a_run_through_the_daemon_can_have_a_terminal(world: &World) {
 fn i10_an_attached_terminal_is_put_back_when_the_daemon_dies(world: &World) {
     let mut service = Service::start(world);
     let id = service.say(&["start", "--tty", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
-    let mut client = service.at_terminal(&["attach", &id], 24, 80);
+    let mut client = service.at_terminal(&["attach", "--reconnect", "0", &id], 24, 80);
     client.wait_for("ready");
     service.die();
     let done = client.finish();

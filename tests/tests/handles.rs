@@ -471,7 +471,9 @@ scenarios! {
 async fn i10_the_end_of_a_connection_is_an_error_and_never_the_end_of_a_process() {
     let Some(world) = world() else { return };
     let served = Served::start(&world);
-    let supervisor = remote(&served).await;
+    let supervisor = Supervisor::connect_lasting(served.socket(), Duration::ZERO)
+        .await
+        .expect("a daemon");
     let process = supervisor
         .spawn(script(&world, "echo up; exec sleep 1000"))
         .await

@@ -610,6 +610,7 @@ ask('initialize', protocol=1)
 other = sys.argv[2]
 answers = [ask('process/wait', process=other), ask('process/write', process=other, data=''), ask('process/kill', process=other),
     ask('process/list'), ask('session/open'), ask('session/attach', steal=True), ask('daemon/status'),
+    ask('daemon/leave', pid=1, keeper_protocol=1, schema=1, state_dir='/'),
     ask('approval/decide', process=other, approval=1, allow=True), ask('approval/list'), ask('approval/follow'),
     ask('process/start', argv=['true'], cwd='/', ask_command={'argv': ['true'], 'cwd': '/'})]
 started = ask('process/start', argv=['sh', '-c', 'echo x > made'], cwd=sys.argv[3], policy='unconfined')
@@ -643,7 +644,7 @@ fn a_confined_client_gets_the_policy_that_is_set_and_what_such_clients_started(w
     let (missing, no) = ("not_found", "forbidden");
     assert_eq!(
         told[0],
-        json!([missing, missing, missing, no, no, no, no, no, no, no, no]),
+        json!([missing, missing, missing, no, no, no, no, no, no, no, no, no]),
         "{told}"
     );
     assert_eq!(told[1], "read-only");

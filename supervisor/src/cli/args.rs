@@ -6,8 +6,9 @@ pub(crate) use spec::{AskArg, ObserveArg, OnDenialArg, SpecArgs, TreeArg};
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use super::client::ClientVerb;
+use super::client::{ClientVerb, patience};
 use super::db::DbArgs;
 use super::records::RecordsArgs;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -82,6 +83,9 @@ pub(crate) struct ServeArgs {
     /// Take over from the daemon that runs now, with its processes and sessions, which go on
     #[arg(long, conflicts_with = "stdio")]
     pub(crate) replace: bool,
+    /// Only say whether it could serve, and take over from the daemon that runs now: nothing is changed
+    #[arg(long)]
+    pub(crate) check: bool,
     /// What is logged: off, error, warn, info, debug, trace, or directives like info,provost_actors=debug [default: info;
     /// PROVOST_LOG]
     #[arg(long, value_name = "FILTER")]
@@ -145,6 +149,10 @@ pub(crate) struct RunArgs {
     /// The daemon's socket [default: that of `provost serve`]
     #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET", help_heading = "Daemon")]
     pub(crate) socket: Option<PathBuf>,
+
+    /// Go on where it was when the daemon is back within this time, after it has died or was replaced; 0 for never
+    #[arg(long, value_name = "DURATION", value_parser = patience, default_value = "30s", help_heading = "Daemon")]
+    pub(crate) reconnect: Duration,
 
     /// Write events as JSON lines to stdout instead of the command's output
     #[arg(long, help_heading = "Reporting")]

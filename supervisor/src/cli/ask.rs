@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::policy::Seen;
 use super::{output, summary};
-use crate::client::{Client, ClientError};
+use crate::client::{ClientError, Lasting};
 use crate::decider::{BY, DECIDERS_MAX, Decider};
 use crate::protocol::{ApprovalDecide, ErrorKind, Told};
 use crate::{ApprovalRequest, EventBody, ProcessHandle};
@@ -117,7 +117,7 @@ pub(super) async fn answer(asked: Asked, tree: Arc<Tree>, process: ProcessHandle
 /// Answers what a daemon's process asks, as long as nobody else does. Dropped, it asks no more.
 pub(super) struct AnsweringThere {
     answerer: Arc<Answerer>,
-    client: Client,
+    client: Lasting,
     process: ProcessId,
     answers: JoinSet<()>,
     /// Those who are being asked, by the number of the request.
@@ -125,7 +125,7 @@ pub(super) struct AnsweringThere {
 }
 
 impl AnsweringThere {
-    pub(super) fn new(answerer: Answerer, client: Client, process: ProcessId) -> Self {
+    pub(super) fn new(answerer: Answerer, client: Lasting, process: ProcessId) -> Self {
         Self {
             answerer: Arc::new(answerer),
             client,
@@ -190,7 +190,7 @@ impl AnsweringThere {
     }
 }
 
-async fn decide(client: &Client, process: ProcessId, approval: u64, verdict: Verdict, by: &str) {
+async fn decide(client: &Lasting, process: ProcessId, approval: u64, verdict: Verdict, by: &str) {
     let (allow, scope) = match verdict {
         Verdict::Allow(scope) => (true, Some(scope)),
         Verdict::Deny => (false, None),

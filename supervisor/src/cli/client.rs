@@ -17,9 +17,10 @@ pub(super) mod table;
 mod tail;
 mod wait;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
@@ -27,7 +28,8 @@ use tokio::io::Interest;
 use tokio::net::unix::pipe::Sender;
 
 use super::{CliResult, misspelt_option, serve};
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Lasting};
+use crate::units::duration;
 
 /// What a client can ask a daemon for.
 #[derive(Debug, Subcommand)]
@@ -84,11 +86,40 @@ pub(crate) struct Connection {
 
 impl Connection {
     async fn open(&self) -> Result<Client, String> {
-        let path = match &self.socket {
-            Some(path) => path.clone(),
-            None => serve::default_socket()?,
-        };
-        Client::connect(&path).await.map_err(said)
+        Client::connect(&self.path()?).await.map_err(said)
+    }
+
+    /// One that is made again when it is lost.
+    async fn open_lasting(&self, reconnect: Duration) -> Result<Lasting, String> {
+        let note: fn(&str) = super::output::note;
+        let note = std::io::stderr().is_terminal().then_some(note);
+        Lasting::connect(&self.path()?, reconnect, note)
+            .await
+            .map_err(said)
+    }
+
+    fn path(&self) -> Result<PathBuf, String> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => serve::default_socket(),
+        }
+    }
+}
+
+/// What becomes of whoever waits or follows when the daemon dies or is replaced.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Reconnect {
+    /// Go on where it was when the daemon is back within this time, after it has died or was replaced; 0 for never
+    #[arg(long, value_name = "DURATION", value_parser = patience, default_value = "30s")]
+    pub(crate) reconnect: Duration,
+}
+
+/// A time, or none.
+pub(crate) fn patience(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        Ok(Duration::ZERO)
+    } else {
+        duration(text)
     }
 }
 

@@ -11,22 +11,23 @@ use tokio::sync::mpsc::Receiver;
 
 use super::CliResult;
 use super::args::ServeArgs;
+use super::replace::{self, Program};
 use crate::Supervisor;
 use crate::daemon::config::{Flags, ServeConfig, Surroundings};
-use crate::daemon::listen::{self, ListenError};
+use crate::daemon::listen::{self, ListenError, Listening};
 use crate::daemon::lock::InstanceLock;
 use crate::daemon::logging::{self, LogLevel};
 use crate::daemon::metrics;
 use crate::daemon::notify::Notifier;
 use crate::daemon::signals::{self, Order};
 use crate::daemon::state::StateDir;
-use crate::daemon::{Broker, Daemon, Recovered, Settings, become_instance};
+use crate::daemon::{Broker, Daemon, Place, Recovered, Settings, become_instance};
 use crate::store;
 
 /// How long a graceful end may still take once somebody has asked a second time.
 const AT_ONCE: Duration = Duration::from_millis(1);
-/// How long the daemon that is replaced may take to leave.
-const REPLACE_MAX: Duration = Duration::from_secs(30);
+/// How long a daemon that has just left may take until nothing is left of it.
+const LAST_LOCK: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
     if let Some(uid) = args.instance_of {
@@ -35,7 +36,8 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     }
     // What is removed from the environment can be removed only before there are threads, and must be before anything is
     // started.
-    let notifier = Notifier::take().map_err(|error| error.to_string())?;
+    let program = Program::this().map_err(|error| format!("cannot find this program: {error}"))?;
+    let mut notifier = Notifier::take().map_err(|error| error.to_string())?;
     let passed = listen::passed().map_err(|error| error.to_string())?;
     let surroundings = Surroundings::here();
     let flags = flags(&args);
@@ -45,6 +47,9 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         false => ServeConfig::resolve(&flags, &surroundings),
     };
     let config = config.map_err(|error| error.to_string())?;
+    if args.check {
+        return super::client::print_line(&replace::check(&config)?);
+    }
     let level = logging::set_up(&config.log, config.log_format)?;
     settle_in_leaf();
     // Whoever serves one client on stdin and stdout ends with it, unless it is told where to keep things.
@@ -60,7 +65,14 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             );
         }
         (true, Some(path)) => {
-            let patience = if args.replace { REPLACE_MAX } else { Duration::ZERO };
+            if args.replace {
+                notifier = replace::ask_to_leave(&config, notifier)?;
+            }
+            let patience = if args.replace {
+                replace::LEAVE_MAX
+            } else {
+                Duration::ZERO
+            };
             let ended_max = config.settings.ended_max;
             let state = StateDir::open(path, config.disk_full, ended_max, patience);
             Some(state.map_err(|error| error.to_string())?)
@@ -99,16 +111,30 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         }
         // From here on a signal is an order, also one that comes while this starts.
         let orders = signals::watch().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let listening = match passed {
-            Some(passed) => passed,
-            None => listen::open(config.socket.as_deref(), config.group.as_deref())
-                .map_err(|error| error.to_string())?,
-        };
+        let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
+        // Nothing is taken up before there is a place to serve at: who gives up here leaves everything with the keeper.
+        let listening = listening(&supervisor, passed, &config, args.replace)?;
         // The file, if it is ours, goes when everything has stopped.
         let (socket, made) = listening.split();
+        let kept = socket
+            .try_clone()
+            .map_err(|error| format!("cannot listen: {error}"))?;
         let socket =
             UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
-        let daemon = start(supervisor, config.settings.clone(), state).await?;
+        let daemon = begin(&supervisor, config.settings.clone(), state).await?;
+        if let (Some(tree), true) = (supervisor.tree(), durable) {
+            tree.let_go(listen::HELD_MADE);
+            tree.let_go(listen::HELD_PASSED);
+        }
+        if let (true, Some(state_dir)) = (durable, &config.state_dir) {
+            daemon.may_leave(Place {
+                state_dir: state_dir.clone(),
+                notify_socket: notifier
+                    .socket()
+                    .and_then(|socket| socket.to_str().map(str::to_owned)),
+                watchdog: notifier.watchdog(),
+            });
+        }
         let broker = match nix::unistd::geteuid().is_root() {
             true => {
                 let executable = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -135,6 +161,8 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             surroundings,
             config,
             place,
+            program,
+            kept: Some((kept, made.is_some())),
         };
         running.serve(socket, orders, &notifier).await;
         Ok(0)
@@ -171,6 +199,32 @@ type State = Option<(store::Opened, InstanceLock)>;
 
 async fn start(supervisor: crate::Builder, settings: Settings, state: State) -> Result<Daemon, String> {
     let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
+    begin(&supervisor, settings, state).await
+}
+
+/// What to listen on: what was passed, what the daemon before had, or what is made here.
+fn listening(
+    supervisor: &Supervisor,
+    passed: Option<Listening>,
+    config: &ServeConfig,
+    replaces: bool,
+) -> Result<Listening, String> {
+    let held = |name| {
+        let held = supervisor.tree().and_then(|tree| tree.take_held(name));
+        held.map(std::os::unix::net::UnixListener::from)
+    };
+    if let Some(passed) = passed {
+        return Ok(passed);
+    }
+    if let Some(held) = held(listen::HELD_PASSED) {
+        return listen::passed_before(held).map_err(|error| format!("cannot listen: {error}"));
+    }
+    let patience = if replaces { LAST_LOCK } else { Duration::ZERO };
+    let (path, group) = (config.socket.as_deref(), config.group.as_deref());
+    listen::open(path, group, held(listen::HELD_MADE), patience).map_err(|error| error.to_string())
+}
+
+async fn begin(supervisor: &Supervisor, settings: Settings, state: State) -> Result<Daemon, String> {
     let (kept, loaded) = match state {
         Some((database, lock)) => {
             if let Some(aside) = &database.moved_aside {
@@ -181,7 +235,7 @@ async fn start(supervisor: crate::Builder, settings: Settings, state: State) -> 
         }
         None => (None, store::Loaded::default()),
     };
-    let daemon = Daemon::new(&supervisor, settings, kept).map_err(|error| error.to_string())?;
+    let daemon = Daemon::new(supervisor, settings, kept).map_err(|error| error.to_string())?;
     let recovered = daemon.recover(loaded).await;
     if recovered != Recovered::default() {
         tracing::info!(?recovered, "taken up from an earlier daemon");
@@ -201,6 +255,10 @@ struct Running {
     config: ServeConfig,
     /// What it does, in words.
     place: String,
+    /// What it is.
+    program: Program,
+    /// The socket, for whoever comes next, and whether it was made here. Nobody comes next when this one stops.
+    kept: Option<(std::os::unix::net::UnixListener, bool)>,
 }
 
 impl Running {
@@ -220,27 +278,81 @@ impl Running {
         let checked = self.daemon.clone();
         let alive = notifier.keep_alive(async || checked.is_healthy().await);
         tokio::pin!(alive);
+        let asked = self.daemon.clone();
         loop {
             let order = tokio::select! {
+                successor = asked.asked_to_leave() => {
+                    tracing::info!(successor = successor.pid, "leaving to another daemon");
+                    notifier.main_pid(successor.pid);
+                    self.leave().await;
+                    std::process::exit(0);
+                }
                 () = &mut serving => return,
                 () = &mut alive, if notifier.is_watched() => continue,
                 order = orders.recv() => order,
             };
             match order {
                 Some(Order::Reload) => self.reload(notifier),
+                Some(Order::Replace) if self.kept.is_some() && self.can_replace(notifier).await => {
+                    self.leave().await;
+                    let error = self.program.exec(notifier);
+                    tracing::error!(%error, "the new program cannot be started; everything waits for the next daemon");
+                    std::process::exit(1);
+                }
+                // Refused, or everything stops already.
+                Some(Order::Replace) => {}
                 Some(Order::Stop) => {
                     tracing::info!("stopping");
                     notifier.stopping("waiting for processes to stop");
+                    self.kept = None;
                     self.daemon.stop();
                 }
                 Some(Order::StopNow) | None => {
                     tracing::warn!("stopping at once");
                     notifier.stopping("killing processes");
+                    self.kept = None;
                     self.config.settings.stop_timeout = AT_ONCE;
                     self.reconfigure();
                     return self.daemon.stop_now().await;
                 }
             }
+        }
+    }
+
+    /// Whether the program on disk can take over. If not, everything stays as it is.
+    async fn can_replace(&self, notifier: &Notifier) -> bool {
+        notifier.reloading();
+        let program = self.program.clone();
+        let durable = self.config.durable && self.config.state_dir.is_some();
+        let checked = match durable {
+            true => tokio::task::spawn_blocking(move || program.check()).await,
+            false => Ok(Err(
+                "what runs would end with the daemon, which keeps nothing".to_owned()
+            )),
+        };
+        match checked.map_err(|error| error.to_string()).flatten() {
+            Ok(()) => {
+                tracing::info!("becoming the program that is on disk");
+                true
+            }
+            Err(why) => {
+                tracing::error!(why, "the daemon stays as it is");
+                notifier.ready(&format!("{}; it cannot be replaced: {why}", self.place));
+                false
+            }
+        }
+    }
+
+    /// Leaves everything as it is, for whoever comes next. Nothing may be dropped behind this: the process has to end.
+    async fn leave(&self) {
+        match &self.broker {
+            Some(broker) => broker.leave().await,
+            None => self.daemon.leave().await,
+        }
+        let Some((socket, made)) = &self.kept else { return };
+        match socket.as_fd().try_clone_to_owned() {
+            Ok(socket) => self.daemon.leave_socket(socket, *made),
+            Err(error) => tracing::warn!(%error, "the socket cannot be handed over"),
         }
     }
 

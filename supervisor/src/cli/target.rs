@@ -1,14 +1,13 @@
 //! The process that signals, keys and sizes go to: ours, or a daemon's.
 
-use base64_simd::STANDARD;
-use provost_sandbox::keeper::wire::SignalScope;
+use std::sync::Arc;
 
-use crate::client::{Client, ClientError};
+use provost_sandbox::keeper::wire::SignalScope;
+use tokio::sync::Mutex;
+
+use crate::client::{ClientError, Lasting};
 use crate::protocol::{ProcessResize, ProcessSignal, ProcessStop, ProcessWrite, Told, Written};
 use crate::{ProcessHandle, TerminalSize};
-
-/// Bytes of one write.
-const PIECE: usize = 64 << 10;
 
 /// The process. What a daemon does not take because it is gone is noticed where its events are read.
 #[derive(Debug, Clone)]
@@ -18,9 +17,11 @@ pub(super) enum Target {
     /// A daemon's, which goes on without us.
     Daemon {
         /// The way to it.
-        client: Client,
+        client: Lasting,
         /// Its id or name.
         process: String,
+        /// Where the next byte of its input comes, as far as that is known. Held by whoever writes.
+        place: Arc<Mutex<Option<u64>>>,
     },
 }
 
@@ -28,13 +29,13 @@ impl Target {
     pub(super) async fn signal(&self, signal: i32, scope: SignalScope) {
         match self {
             Self::Here(process) => drop(process.signal(signal, scope).await),
-            Self::Daemon { client, process } => {
+            Self::Daemon { client, process, .. } => {
                 let asked = ProcessSignal {
                     process: process.clone(),
                     signal: signal.to_string(),
                     scope: Some(scope),
                 };
-                let _: Result<Told, _> = client.call("process/signal", &asked).await;
+                let _: Result<Told, _> = client.call_once("process/signal", &asked).await;
             }
         }
     }
@@ -44,7 +45,7 @@ impl Target {
         match self {
             Self::Here(process) if kill => drop(process.kill(reason).await),
             Self::Here(process) => drop(process.stop(reason).await),
-            Self::Daemon { client, process } => {
+            Self::Daemon { client, process, .. } => {
                 let asked = ProcessStop {
                     process: process.clone(),
                     reason: Some(reason),
@@ -60,14 +61,21 @@ impl Target {
     pub(super) async fn write_stdin(&self, bytes: &[u8]) -> bool {
         match self {
             Self::Here(process) => process.write_stdin(bytes).await.is_ok(),
-            Self::Daemon { client, process } => write(client, process, bytes, false).await.is_ok(),
+            Self::Daemon {
+                client,
+                process,
+                place,
+            } => {
+                let mut place = place.lock().await;
+                client.write(process, &mut place, bytes, false).await.is_ok()
+            }
         }
     }
 
     pub(super) async fn close_stdin(&self) {
         match self {
             Self::Here(process) => drop(process.close_stdin().await),
-            Self::Daemon { client, process } => drop(close(client, process, false).await),
+            Self::Daemon { client, process, .. } => drop(close(client, process, false).await),
         }
     }
 
@@ -75,7 +83,7 @@ impl Target {
     pub(super) async fn resize(&self, size: TerminalSize, redraw: bool) -> bool {
         match self {
             Self::Here(process) => process.resize(size).await.is_ok(),
-            Self::Daemon { client, process } => {
+            Self::Daemon { client, process, .. } => {
                 let asked = ProcessResize {
                     process: process.clone(),
                     rows: size.rows,
@@ -89,27 +97,8 @@ impl Target {
     }
 }
 
-/// Writes to the standard input of a daemon's process.
-pub(super) async fn write(
-    client: &Client,
-    process: &str,
-    bytes: &[u8],
-    force: bool,
-) -> Result<(), ClientError> {
-    for piece in bytes.chunks(PIECE) {
-        let request = ProcessWrite {
-            process: process.to_owned(),
-            data: STANDARD.encode_to_string(piece),
-            force,
-            ..ProcessWrite::default()
-        };
-        client.call::<Written>("process/write", &request).await?;
-    }
-    Ok(())
-}
-
 /// Ends it.
-pub(super) async fn close(client: &Client, process: &str, force: bool) -> Result<(), ClientError> {
+pub(super) async fn close(client: &Lasting, process: &str, force: bool) -> Result<(), ClientError> {
     let request = ProcessWrite {
         process: process.to_owned(),
         close: true,

@@ -70,6 +70,11 @@ impl Followed {
         Poll::Ready(pushed)
     }
 
+    /// The connection has ended, and so this tells nothing of an end.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.client.is_lost()
+    }
+
     /// The process waits for this follower.
     pub(crate) fn is_paced(&self) -> bool {
         self.following.paced

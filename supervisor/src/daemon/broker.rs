@@ -29,7 +29,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::instance::{AUDIT, CONNECTION, COUNTS, Configuration, Identity, STOP};
+use super::instance::{AUDIT, CONNECTION, COUNTS, Configuration, Identity, LEAVE, STOP};
 use super::metrics::Counts;
 use super::{Daemon, Settings, lock};
 
@@ -133,8 +133,18 @@ impl Broker {
         }
         drop(listener);
         let broker = self.clone();
-        let instances = tokio::task::spawn_blocking(move || broker.stop_instances());
+        let instances = tokio::task::spawn_blocking(move || broker.stop_instances(STOP));
         self.own.stop_everything().await;
+        let _ = instances.await;
+        let audit = lock(&self.audit).take();
+        let _ = tokio::task::spawn_blocking(move || drop(audit)).await;
+    }
+
+    /// Leaves, with every instance; see [`Daemon::leave`].
+    pub async fn leave(&self) {
+        let broker = self.clone();
+        let instances = tokio::task::spawn_blocking(move || broker.stop_instances(LEAVE));
+        self.own.leave().await;
         let _ = instances.await;
         let audit = lock(&self.audit).take();
         let _ = tokio::task::spawn_blocking(move || drop(audit)).await;
@@ -320,13 +330,14 @@ impl Broker {
         sum
     }
 
-    fn stop_instances(&self) {
+    /// Tells every instance how to end, and waits until it has.
+    fn stop_instances(&self, how: u8) {
         let mut instances: Vec<Instance> = lock(&self.instances)
             .drain()
             .map(|(_, instance)| instance)
             .collect();
         for instance in &instances {
-            let _ = handover::send(instance.control.as_fd(), &[STOP], None);
+            let _ = handover::send(instance.control.as_fd(), &[how], None);
         }
         // Each has the same time to stop, and kills what is left. One that its user has stopped does neither.
         let deadline = Instant::now() + self.own.settings().stop_timeout + LATENESS;

@@ -15,6 +15,7 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::task::TaskTracker;
 
 use super::follow::Way;
+use super::leave;
 use super::line::{Id, Line};
 use super::outbox::Outbox;
 use super::peer::ConfinedPeers;
@@ -104,11 +105,17 @@ pub(super) async fn talk(
         large: Arc::new(Semaphore::new(LARGE_ANSWERS_MAX)),
     });
     let ended = daemon.0.ended.clone();
-    tokio::select! {
-        () = listen(&client, reader) => {}
-        () = client.outbox.closed() => {}
-        () = ended.cancelled() => {}
-    }
+    let leaving = daemon.0.leaving.begun.clone();
+    let answers = TaskTracker::new();
+    let patience = tokio::select! {
+        () = listen(&client, &answers, reader) => super::GOODBYE,
+        () = client.outbox.closed() => super::GOODBYE,
+        () = ended.cancelled() => super::GOODBYE,
+        () = leaving.cancelled() => {
+            leave::say_goodbye(&client, &answers).await;
+            leave::last_words()
+        }
+    };
     // What it held is given up first: whoever waits for that sees it at once.
     daemon.disconnect(holder);
     for (_, way) in super::lock(&client.followers).drain() {
@@ -117,12 +124,12 @@ pub(super) async fn talk(
     client.tasks.close();
     drop(client);
     // The last replies are written, if the client still reads. Requests that wait would keep the socket open for longer.
-    if tokio::time::timeout(super::GOODBYE, &mut writing).await.is_err() {
+    if tokio::time::timeout(patience, &mut writing).await.is_err() {
         writing.abort();
     }
 }
 
-async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
+async fn listen(client: &Arc<Client>, answers: &TaskTracker, reader: impl AsyncRead + Unpin) {
     let settings = client.daemon.settings();
     let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(settings.frame_bytes_max));
     let in_flight = Arc::new(Semaphore::new(settings.requests_max));
@@ -205,17 +212,24 @@ async fn listen(client: &Arc<Client>, reader: impl AsyncRead + Unpin) {
             }
             continue;
         };
+        let waits = leave::waits(&request.method);
         // What must be in the order of the lines is taken before the requests part.
         let prepared = requests::prepare(client, request);
         let working = client.clone();
+        let finished = (!waits).then(|| answers.token());
         client.tasks.spawn(async move {
             let mut after = After::default();
-            let answer = requests::answer(&working, prepared, &mut after).await;
+            let leaving = working.daemon.0.leaving.begun.clone();
+            let answer = tokio::select! {
+                answer = requests::answer(&working, prepared, &mut after) => answer,
+                // Whoever waits goes on waiting elsewhere.
+                () = leaving.cancelled(), if waits => return,
+            };
             working.daemon.settle(working.holder);
             if let Some(id) = id {
                 working.outbox.send(&reply(id, answer)).await;
             }
-            drop((after, place, room));
+            drop((after, place, room, finished));
         });
     }
 }

@@ -25,6 +25,8 @@ pub(super) const CONNECTION: u8 = b'c';
 pub(super) const CONFIGURATION: u8 = b's';
 pub(super) const AUDIT: u8 = b'a';
 pub(super) const STOP: u8 = b'q';
+/// Leave everything to the instance of the broker that comes next.
+pub(super) const LEAVE: u8 = b'l';
 
 /// What an instance says to the broker: what it has counted.
 pub(super) const COUNTS: u8 = b'm';
@@ -171,6 +173,15 @@ impl Daemon {
                 },
                 (Some((&AUDIT, _)), Some(descriptor)) => self.0.tree.use_audit_broker(descriptor),
                 (Some((&STOP, _)), _) => break,
+                (Some((&LEAVE, _)), _) => {
+                    // What is in memory alone ends with us, by its stop rules.
+                    if self.is_durable() {
+                        tell(self);
+                        self.leave().await;
+                        std::process::exit(0);
+                    }
+                    break;
+                }
                 _ => tracing::error!("a packet of the broker's that is not understood"),
             }
         }

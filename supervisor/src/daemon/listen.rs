@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use nix::errno::Errno;
@@ -30,6 +31,11 @@ const SYSTEM_DIRECTORY: &str = "/run/provost";
 
 /// The uid that stands for all those that a user namespace does not know.
 const OVERFLOW_UID: u32 = 65_534;
+
+/// Under which names the keeper keeps the socket for the next daemon: one that was made here, one that was passed.
+pub const HELD_MADE: &str = "listener";
+/// See [`HELD_MADE`].
+pub const HELD_PASSED: &str = "listener-passed";
 
 /// Why there is nothing to listen on.
 #[derive(Debug, thiserror::Error)]
@@ -155,21 +161,37 @@ pub fn passed() -> Result<Option<Listening>, ListenError> {
 
 /// Makes the socket, for this user alone or for a group too, and the lock beside it (`PATH.lock`).
 ///
+/// With `held`, the socket of the daemon before this one, that one is taken if it is the right one: clients that wait in it
+/// are not lost. Else it refuses from now on. The lock may be held for `patience` by a daemon that is just leaving. Blocks.
+///
 /// # Errors
 /// See [`ListenError`].
-pub fn open(path: Option<&Path>, group: Option<&str>) -> Result<Listening, ListenError> {
+pub fn open(
+    path: Option<&Path>,
+    group: Option<&str>,
+    held: Option<UnixListener>,
+    patience: Duration,
+) -> Result<Listening, ListenError> {
     let path = path.ok_or(ListenError::NoPath)?;
     let group = group.map(find_group).transpose()?;
     prepare_directory(path.parent().unwrap_or(Path::new("/")))?;
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let lock = InstanceLock::take(Path::new(&lock_path))?;
-    remove_stale(path)?;
+    let lock = InstanceLock::take_within(Path::new(&lock_path), patience)?;
     let io = |error: io::Error| ListenError::Io {
         path: path.to_owned(),
         error,
     };
-    let (socket, identity) = bind_and_listen(path, group.as_ref()).map_err(io)?;
+    let (socket, identity) = match held.map(|held| take_over(held, path)).transpose().map_err(io)? {
+        Some(Some(held)) => {
+            let dressed = dress(path, group.as_ref()).and_then(|()| identity(path));
+            (held, dressed.map_err(io)?)
+        }
+        _ => {
+            remove_stale(path)?;
+            bind_and_listen(path, group.as_ref()).map_err(io)?
+        }
+    };
     let made = Made {
         path: path.to_owned(),
         identity,
@@ -297,10 +319,7 @@ fn bind_and_listen(path: &Path, group: Option<&Group>) -> io::Result<(UnixListen
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     let finish = || {
-        let gid: Option<Gid> = group.map(|group| group.gid);
-        fchownat(AT_FDCWD, path, None, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+        dress(path, group)?;
         listen(&socket, Backlog::MAXCONN)?;
         identity(path)
     };
@@ -311,6 +330,43 @@ fn bind_and_listen(path: &Path, group: Option<&Group>) -> io::Result<(UnixListen
             Err(error)
         }
     }
+}
+
+/// Gives the socket its group and mode.
+fn dress(path: &Path, group: Option<&Group>) -> io::Result<()> {
+    let gid: Option<Gid> = group.map(|group| group.gid);
+    fchownat(AT_FDCWD, path, None, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    fs::set_permissions(path, PermissionsExt::from_mode(mode))
+}
+
+/// The socket of the daemon before us, if it is the one that clients find at this path.
+fn take_over(held: UnixListener, path: &Path) -> io::Result<Option<UnixListener>> {
+    let bound = held.local_addr()?.as_pathname().map(Path::to_owned);
+    let is_ours = |path: &Path| {
+        let found = path.symlink_metadata();
+        found.is_ok_and(|found| found.file_type().is_socket() && found.uid() == geteuid().as_raw())
+    };
+    let listens = getsockopt(&held, sockopt::AcceptConn)?;
+    if bound.as_deref() == Some(path) && is_ours(path) && listens {
+        held.set_nonblocking(true)?;
+        return Ok(Some(held));
+    }
+    // Nobody may wait in it for ever.
+    nix::sys::socket::shutdown(held.as_raw_fd(), nix::sys::socket::Shutdown::Both)?;
+    if let Some(bound) = bound.filter(|bound| is_ours(bound)) {
+        let _ = fs::remove_file(bound);
+    }
+    Ok(None)
+}
+
+/// The socket that the service manager once passed to a daemon before us.
+pub fn passed_before(held: UnixListener) -> io::Result<Listening> {
+    held.set_nonblocking(true)?;
+    Ok(Listening {
+        socket: held,
+        made: None,
+    })
 }
 
 /// Which file it is, whatever it is called.

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
 use nix::unistd::geteuid;
@@ -41,7 +42,28 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct InstanceLock(File);
 
+/// Between two looks whether the holder has gone.
+const LOOK: Duration = Duration::from_millis(5);
+
 impl InstanceLock {
+    /// Takes the lock, waiting at most so long for its holder to leave. Blocks.
+    ///
+    /// # Errors
+    /// As of [`InstanceLock::take`].
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a lock with a deadline: nothing tells when it is free"
+    )]
+    pub fn take_within(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::take(path) {
+                Err(LockError::Held { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                taken => return taken,
+            }
+        }
+    }
+
     /// Takes the lock, or says who has it; does not wait.
     ///
     /// # Errors
@@ -84,6 +106,14 @@ impl InstanceLock {
                 return Ok(Self(file));
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl InstanceLock {
+    /// As the death of its holder does.
+    pub(super) fn give_up_for_tests(&self) {
+        self.0.unlock().unwrap();
     }
 }
 

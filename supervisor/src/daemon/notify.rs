@@ -3,7 +3,7 @@
 //! The variables are read once and removed, so that nothing that is started inherits them; a program that knew the socket
 //! could try to speak for the daemon.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +17,8 @@ use tokio::time::MissedTickBehavior;
 /// The way to the service manager; one to nobody where there is none.
 #[derive(Debug, Default)]
 pub struct Notifier {
+    /// As it was given.
+    socket: Option<OsString>,
     manager: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
 }
@@ -49,9 +51,36 @@ impl Notifier {
         // A manager that reads nothing must not hold the daemon up.
         own.set_nonblocking(true)?;
         Ok(Self {
+            socket: Some(socket),
             manager: Some((own, address)),
             watchdog,
         })
+    }
+
+    /// The one of the daemon before this one, which left to this; its own, if it has one.
+    ///
+    /// # Errors
+    /// The socket's address makes no sense.
+    pub fn or_that_of(self, socket: Option<OsString>, watchdog: Option<Duration>) -> io::Result<Self> {
+        match (&self.manager, socket) {
+            (None, Some(socket)) => Self::new(Some(socket), watchdog),
+            _ => Ok(self),
+        }
+    }
+
+    /// Where the service manager listens.
+    pub fn socket(&self) -> Option<&OsStr> {
+        self.socket.as_deref()
+    }
+
+    /// How often it wants to hear that the daemon is alive.
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// Another process is the service from now on.
+    pub fn main_pid(&self, pid: u32) {
+        self.send(&[NotifyState::MainPid(pid)]);
     }
 
     /// Clients can connect: at the start, and after a reload.

@@ -328,6 +328,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
                 &json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
             )
         }
+        "daemon/leave" => value(&daemon.ask_to_leave(request.params()?)?),
         "daemon/status" => value(&daemon.status()),
         "initialize" => Err(RpcError::new(
             ErrorKind::InvalidRequest,

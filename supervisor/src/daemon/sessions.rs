@@ -318,6 +318,10 @@ impl Daemon {
         let left = {
             let mut state = self.state();
             state.holders.remove(&holder);
+            // The daemon goes, not the client, which will be back.
+            if self.0.leaving.begun.is_cancelled() {
+                return;
+            }
             state.inputs.retain(|_, held| *held != holder);
             state.leases.disconnect(holder, Instant::now())
         };

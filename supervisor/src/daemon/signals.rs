@@ -1,7 +1,7 @@
 //! Signals to `provost serve`, passed on as what they mean.
 
 use futures_util::StreamExt;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
 
@@ -14,18 +14,20 @@ pub enum Order {
     StopNow,
     /// Read the configuration again.
     Reload,
+    /// Become the program that is on disk now; what is supervised goes on.
+    Replace,
 }
 
 /// How many orders may wait; signals of a kind become one while they wait, and none is lost.
 const ORDERS_WAITING: usize = 4;
 
-/// Begins to listen for signals: TERM and INT stop, HUP reloads. From here on they end nothing by themselves. The channel
+/// Begins to listen for signals: TERM and INT stop, HUP reloads, USR2 replaces. From here on they end nothing by themselves. The channel
 /// closes only with the runtime.
 ///
 /// # Errors
 /// The handlers cannot be installed.
 pub fn watch() -> std::io::Result<mpsc::Receiver<Order>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
     let (orders, received) = mpsc::channel(ORDERS_WAITING);
     tokio::spawn(async move {
         let mut meaning = Meaning::default();
@@ -48,6 +50,7 @@ impl Meaning {
     fn of(&mut self, signal: i32) -> Order {
         match signal {
             SIGHUP => Order::Reload,
+            SIGUSR2 => Order::Replace,
             _ if std::mem::replace(&mut self.is_stopping, true) => Order::StopNow,
             _ => Order::Stop,
         }
@@ -78,6 +81,7 @@ mod tests {
         let mut orders = watch().unwrap();
         for (signal, order) in [
             (SIGHUP, Order::Reload),
+            (SIGUSR2, Order::Replace),
             (SIGTERM, Order::Stop),
             (SIGINT, Order::StopNow),
         ] {

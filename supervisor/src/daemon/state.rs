@@ -10,19 +10,17 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::unistd::geteuid;
 use provost_actors::Keeping;
 use provost_actors::spool::{SpoolError, WhenFull};
 use provost_sandbox::spawn::SpawnerSource;
 
 use super::lock::{InstanceLock, LockError};
-use crate::store::{self, Store, StoreError};
-
-/// Between two looks whether the daemon that is to be replaced has gone.
-const LOOK: Duration = Duration::from_millis(5);
+use crate::store::{self, Reader, Store, StoreError};
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +28,15 @@ pub enum StateError {
     /// It cannot be made.
     #[error("cannot make the state directory {}: {error}; name another one with --state-dir", .path.display())]
     Make {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// What is there cannot be used.
+    #[error("cannot use the state directory {}: {error}; name another one with --state-dir", .path.display())]
+    Use {
         /// The directory.
         path: PathBuf,
         /// Why not.
@@ -63,10 +70,6 @@ impl StateDir {
     ///
     /// # Errors
     /// It cannot be made or used, or another daemon has it.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a lock with a deadline: nothing tells when it is free"
-    )]
     pub fn open(
         path: &Path,
         when_full: WhenFull,
@@ -78,17 +81,36 @@ impl StateDir {
             path: path.to_owned(),
             error,
         })?;
-        let deadline = Instant::now() + patience;
-        let lock = loop {
-            match InstanceLock::take(&path.join("lock")) {
-                Err(LockError::Held { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK),
-                taken => break taken?,
-            }
-        };
+        let lock = InstanceLock::take_within(&path.join("lock"), patience)?;
         Ok(Self {
             keeping: Keeping::open(path, SpawnerSource::Auto, when_full)?,
             database: Store::open(path, ended_max)?,
             lock,
         })
+    }
+
+    /// Sees whether it could be opened, while another daemon may have it. Changes nothing. Blocks.
+    ///
+    /// # Errors
+    /// It is somebody else's, or its database is damaged or of a newer program.
+    pub fn check(path: &Path) -> Result<(), StateError> {
+        let used = |error| StateError::Use {
+            path: path.to_owned(),
+            error,
+        };
+        let found = match path.metadata() {
+            Ok(found) => found,
+            // It will be made.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(used(error)),
+        };
+        if !found.is_dir() || found.uid() != geteuid().as_raw() {
+            return Err(used(io::Error::other("it is no directory of this user's")));
+        }
+        match Reader::open(path) {
+            // An older one is brought up to date by whoever takes it.
+            Ok(_) | Err(StoreError::OlderSchema { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use base64_simd::STANDARD;
 use nix::sys::signal::Signal;
 use provost_actors::ShutdownReport;
 use provost_actors::approval::Verdict;
@@ -17,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, ClientError, Followed, Pushed};
+use crate::client::{Client, ClientError, Followed, Lasting, Pushed};
 use crate::error::Reason;
 use crate::protocol::{
     ApprovalDecide, ErrorKind, ProcessFollow, ProcessInfo, ProcessList, ProcessRef, ProcessResize,
@@ -25,9 +24,6 @@ use crate::protocol::{
     SessionsMoved, Started, Told, Waited, Written,
 };
 use crate::{Error, Event, EventBody, ProcessId, ProcessSpec, TerminalRecord, TerminalSize};
-
-/// Bytes of one write.
-const PIECE: usize = 64 << 10;
 
 /// A daemon, or one session of it.
 #[derive(Debug, Clone)]
@@ -40,7 +36,7 @@ pub(super) struct Remote {
 /// wait for their turn; writes, which wait for processes, do not wait for other processes.
 #[derive(Debug)]
 struct Link {
-    client: Client,
+    daemon: Lasting,
     prompt: Semaphore,
     writes: Semaphore,
     runtime: Handle,
@@ -53,20 +49,30 @@ impl Link {
         params: &impl Serialize,
     ) -> Result<T, Error> {
         let _turn = self.prompt.acquire().await;
-        Ok(self.client.call(method, params).await?)
+        Ok(self.daemon.call(method, params).await?)
+    }
+
+    /// What may not be done twice.
+    async fn call_once<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: &impl Serialize,
+    ) -> Result<T, Error> {
+        let _turn = self.prompt.acquire().await;
+        Ok(self.daemon.call_once(method, params).await?)
     }
 
     async fn follow(&self, asked: &ProcessFollow) -> Result<Followed, Error> {
         let _turn = self.prompt.acquire().await;
-        Ok(self.client.follow("process/follow", asked).await?)
+        Ok(self.daemon.follow(asked).await?)
     }
 }
 
 impl Remote {
-    pub(super) fn new(client: Client) -> Self {
-        let half = (client.server().limits.requests_in_flight / 2).max(1);
+    pub(super) fn new(daemon: Lasting) -> Self {
+        let half = (daemon.client().server().limits.requests_in_flight / 2).max(1);
         let link = Link {
-            client,
+            daemon,
             prompt: Semaphore::new(half),
             writes: Semaphore::new(half),
             runtime: Handle::current(),
@@ -77,8 +83,8 @@ impl Remote {
         }
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.link.client
+    pub(super) fn client(&self) -> Client {
+        self.link.daemon.client()
     }
 
     pub(super) fn session_id(&self) -> Option<SessionId> {
@@ -92,7 +98,10 @@ impl Remote {
     pub(super) async fn spawn(&self, spec: ProcessSpec) -> Result<Arc<RemoteProcess>, Error> {
         let mut start = super::request(spec)?;
         start.session = self.session_text();
-        let (server, own) = (&self.link.client.server().version, env!("CARGO_PKG_VERSION"));
+        // Said again, it starts nothing.
+        start.request_id = Some(ProcessId::new().to_string());
+        let (client, own) = (self.client(), env!("CARGO_PKG_VERSION"));
+        let server = &client.server().version;
         if server != own {
             // Read by another version, a policy might mean something else.
             let why = format!("the daemon is of version {server}, and this library of {own}");
@@ -102,10 +111,10 @@ impl Remote {
         let started: Result<(Started, Option<Followed>), Error> = async {
             let _turn = self.link.prompt.acquire().await;
             Ok(if start.follow {
-                let (started, followed) = self.link.client.start_following(&start).await?;
+                let (started, followed) = self.link.daemon.start_following(&start).await?;
                 (started, Some(followed))
             } else {
-                (self.link.client.call("process/start", &start).await?, None)
+                (self.link.daemon.call("process/start", &start).await?, None)
             })
         }
         .await;
@@ -114,7 +123,12 @@ impl Remote {
             Error::NotFound(reason) => Error::Closed(reason),
             error => error,
         })?;
-        Ok(RemoteProcess::new(self.link.clone(), started.process, followed))
+        Ok(RemoteProcess::new(
+            self.link.clone(),
+            started.process,
+            followed,
+            Some(0),
+        ))
     }
 
     pub(super) async fn process(&self, id: ProcessId) -> Result<Arc<RemoteProcess>, Error> {
@@ -124,7 +138,7 @@ impl Remote {
         }
         let process = id.to_string();
         let inspected: Inspected = self.link.call("process/inspect", &ProcessRef { process }).await?;
-        let process = RemoteProcess::new(self.link.clone(), id, None);
+        let process = RemoteProcess::new(self.link.clone(), id, None, None);
         if let Some(record) = inspected.record {
             let _ = process.record.set(Arc::from(record));
         }
@@ -152,11 +166,14 @@ impl Remote {
             parent: self.session_text(),
             ..SessionOpen::default()
         };
-        match self.link.call::<Opened>("session/open", &asked).await {
-            Ok(opened) => Ok(Self {
-                link: self.link.clone(),
-                session: Some(opened.session),
-            }),
+        match self.link.call_once::<Opened>("session/open", &asked).await {
+            Ok(opened) => {
+                self.link.daemon.holds(opened.session);
+                Ok(Self {
+                    link: self.link.clone(),
+                    session: Some(opened.session),
+                })
+            }
             // Nothing but its parent can be missing.
             Err(Error::NotFound(reason)) => Err(Error::Closed(reason)),
             Err(error) => Err(error),
@@ -177,7 +194,8 @@ impl Remote {
             kill: false,
         };
         // Answered when everything has ended: no place among prompt requests is taken for that.
-        let closing = self.link.client.call::<SessionsMoved>("session/close", &asked);
+        self.link.daemon.gives_up(session);
+        let closing = self.link.daemon.call::<SessionsMoved>("session/close", &asked);
         tokio::pin!(closing);
         let (graceful, closed) = match tokio::time::timeout(deadline, &mut closing).await {
             Ok(closed) => (true, closed),
@@ -214,7 +232,7 @@ impl Remote {
         let live: Vec<ProcessInfo> = self.link.call("process/list", &live).await?;
         let within = |info: &&ProcessInfo| info.session.is_some_and(|id| sessions.contains(&id));
         for info in live.iter().filter(within) {
-            let process = RemoteProcess::new(self.link.clone(), info.process, None);
+            let process = RemoteProcess::new(self.link.clone(), info.process, None, None);
             process
                 .end("process/kill", "its session was closed".to_owned())
                 .await?;
@@ -229,8 +247,9 @@ pub(super) struct RemoteProcess {
     link: Arc<Link>,
     id: ProcessId,
     record: OnceCell<Arc<TerminalRecord>>,
-    /// Held while something is written, so that the pieces of two writes do not mix.
-    writing: tokio::sync::Mutex<()>,
+    /// Held while something is written, so that the pieces of two writes do not mix. The place of the next byte, as far as it
+    /// is known.
+    writing: tokio::sync::Mutex<Option<u64>>,
     /// No further write begins.
     closing: AtomicBool,
     /// What follows it since its start, until somebody takes it.
@@ -238,12 +257,12 @@ pub(super) struct RemoteProcess {
 }
 
 impl RemoteProcess {
-    fn new(link: Arc<Link>, id: ProcessId, paced: Option<Followed>) -> Arc<Self> {
+    fn new(link: Arc<Link>, id: ProcessId, paced: Option<Followed>, place: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             link,
             id,
             record: OnceCell::new(),
-            writing: tokio::sync::Mutex::default(),
+            writing: tokio::sync::Mutex::new(place),
             closing: AtomicBool::new(false),
             paced: Mutex::new(paced),
         })
@@ -264,26 +283,30 @@ impl RemoteProcess {
         };
         let source = match since_start {
             Some(followed) => Source::Following(followed),
-            None => {
-                let (link, process) = (self.link.clone(), self.text());
-                // Asked for at once, so that the pace is taken now and not with the first read.
-                Source::Asked(self.link.runtime.spawn(async move {
-                    let asked = ProcessFollow {
-                        process,
-                        after_seq,
-                        paced,
-                        window: None,
-                    };
-                    link.follow(&asked).await
-                }))
-            }
+            // Asked for at once, so that the pace is taken now and not with the first read.
+            None => self.ask(after_seq, paced),
         };
         RemoteEvents {
             process: self.clone(),
             source,
+            seen: after_seq,
+            wants_pace: paced,
             complete: after_seq > 0,
             paced: false,
         }
+    }
+
+    fn ask(&self, after_seq: u64, paced: bool) -> Source {
+        let (link, process) = (self.link.clone(), self.text());
+        Source::Asked(self.link.runtime.spawn(async move {
+            let asked = ProcessFollow {
+                process,
+                after_seq,
+                paced,
+                window: None,
+            };
+            link.follow(&asked).await
+        }))
     }
 
     pub(super) async fn record(&self) -> Result<Arc<TerminalRecord>, Error> {
@@ -295,8 +318,13 @@ impl RemoteProcess {
                 after_seq: u64::MAX,
                 ..ProcessFollow::default()
             };
-            let mut end = self.link.follow(&end).await?;
-            while end.next().await.is_some() {}
+            loop {
+                let mut followed = self.link.follow(&end).await?;
+                while followed.next().await.is_some() {}
+                if !followed.is_lost() {
+                    break;
+                }
+            }
             let asked = ProcessWait {
                 process: self.text(),
                 timeout_ms: Some(0),
@@ -327,7 +355,7 @@ impl RemoteProcess {
             signal: signal.to_string(),
             scope: Some(scope),
         };
-        Ok(self.link.call::<Told>("process/signal", &asked).await?.told)
+        Ok(self.link.call_once::<Told>("process/signal", &asked).await?.told)
     }
 
     pub(super) async fn decide(
@@ -348,7 +376,7 @@ impl RemoteProcess {
             steal: false,
         };
         let _turn = self.link.prompt.acquire().await;
-        match self.link.client.call::<Told>("approval/decide", &asked).await {
+        match self.link.daemon.call::<Told>("approval/decide", &asked).await {
             Ok(told) => Ok(told.told),
             // Decided already, or never asked, or so long ago that the process is forgotten: it does not wait.
             Err(ClientError::Refused(error))
@@ -364,7 +392,7 @@ impl RemoteProcess {
         if self.closing.load(Ordering::Acquire) {
             return Err(self.closed());
         }
-        let _turn = self.writing.lock().await;
+        let mut place = self.writing.lock().await;
         if self.closing.load(Ordering::Acquire) {
             return Err(self.closed());
         }
@@ -377,15 +405,8 @@ impl RemoteProcess {
                 hint,
             )));
         };
-        for piece in bytes.chunks(PIECE) {
-            let asked = ProcessWrite {
-                process: self.text(),
-                data: STANDARD.encode_to_string(piece),
-                ..ProcessWrite::default()
-            };
-            self.link.client.call::<Written>("process/write", &asked).await?;
-        }
-        Ok(())
+        let id = self.text();
+        Ok(self.link.daemon.write(&id, &mut place, bytes, false).await?)
     }
 
     fn closed(&self) -> Error {
@@ -413,7 +434,7 @@ impl RemoteProcess {
             close: true,
             ..ProcessWrite::default()
         };
-        self.link.client.call::<Written>("process/write", &asked).await?;
+        self.link.daemon.call::<Written>("process/write", &asked).await?;
         Ok(())
     }
 
@@ -434,6 +455,9 @@ impl RemoteProcess {
 pub(crate) struct RemoteEvents {
     process: Arc<RemoteProcess>,
     source: Source,
+    /// The last event that was told, behind which it goes on after a connection was lost.
+    seen: u64,
+    wants_pace: bool,
     /// The terminal event was told, or may lie before the place where this began: their end is no loss.
     complete: bool,
     paced: bool,
@@ -475,14 +499,18 @@ impl RemoteEvents {
                     if let Some(event) = event {
                         // Whatever comes, the terminal event comes last.
                         self.complete = false;
+                        self.seen = event.seq;
                         if let EventBody::Terminal { record } = &event.body {
                             let _ = self.process.record.set(Arc::from(record.clone()));
                             self.source = Source::Over;
                         }
                         return Poll::Ready(Some(Ok(event)));
                     }
+                    let lost = followed.is_lost();
                     self.source = Source::Over;
-                    if !self.complete || self.process.link.client.is_lost() {
+                    if lost && self.process.link.daemon.lasts() {
+                        self.source = self.process.ask(self.seen, self.wants_pace);
+                    } else if lost || !self.complete {
                         return Poll::Ready(Some(Err(self.process.lost())));
                     }
                 }

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use super::history::{Ended, Since, follow, read};
 use super::logs::Printer;
 use super::tail::{cut, lead};
-use super::{Connection, Reader, said, write};
+use super::{Connection, Reader, Reconnect, said, write};
 use crate::cli::args::StdinArg;
 use crate::cli::run::exit_code;
 use crate::cli::screen::Screen;
@@ -36,7 +36,7 @@ const TAIL_BYTES: u64 = 32 << 10;
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
   the process's own, once it has ended; 0 left with Ctrl-P Ctrl-Q, or Ctrl-C where the input is another's; 125 the connection
-  was lost
+  was lost and the daemon did not come back (--reconnect)
 
 Examples:
   provost start --tty --name sh -- bash && provost attach sh
@@ -45,6 +45,8 @@ Examples:
 pub(crate) struct AttachArgs {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    again: Reconnect,
     /// Take the input over from whoever has it
     #[arg(long, conflicts_with = "read_only")]
     steal: bool,
@@ -63,7 +65,7 @@ pub(crate) struct AttachArgs {
 }
 
 pub(super) async fn run(args: AttachArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(args.again.reconnect).await?;
     let (stdin, _) = config::stdin(StdinArg::Auto)?;
     let attached = Arc::new(Attached::new(StdinArg::Auto, stdin)?.that_can_be_left());
     let process = args.process.as_str();
@@ -78,8 +80,9 @@ pub(super) async fn run(args: AttachArgs) -> CliResult {
     let there: ProcessAttached = client.call("process/attach", &asked).await.map_err(said)?;
     let both = attached.is_terminal() && there.terminal.is_some();
     let mut signals = signals::register(both).map_err(|error| format!("signal handlers: {error}"))?;
-    if !there.writer {
-        attached.set_read_only();
+    match there.writer {
+        true => client.has_input(process),
+        false => attached.set_read_only(),
     }
     if let (true, Some(by)) = (wants_input, &there.held_by) {
         let leaves = leaves(both);
@@ -121,7 +124,11 @@ pub(super) async fn run(args: AttachArgs) -> CliResult {
             let (client, process) = (client.clone(), args.process.clone());
             tokio::spawn(Attached::tie(
                 attached.clone(),
-                Target::Daemon { client, process },
+                Target::Daemon {
+                    client,
+                    process,
+                    place: Arc::default(),
+                },
             ));
         }
         follow(&client, process, seq, |event| shown.take(event)).await

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::history::{Ended, Since, follow, read};
-use super::{Connection, line, write};
+use super::{Connection, Reconnect, line, write};
 use crate::Event;
 use crate::cli::CliResult;
 
@@ -16,10 +16,12 @@ use crate::cli::CliResult;
   provost events -f web | jq -r 'select(.type == \"denial\").rule'
   provost events --since 120 web      # what came behind event 120
 
-With --follow the exit code is 0 once the terminal event is there, and 125 if the connection ends before.")]
+With --follow the exit code is 0 once the terminal event is there, and 125 if the connection ends before and the daemon does not come back (--reconnect).")]
 pub(crate) struct EventsArgs {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    again: Reconnect,
     /// Go on with what comes, until the process has ended
     #[arg(long, short)]
     follow: bool,
@@ -32,7 +34,7 @@ pub(crate) struct EventsArgs {
 }
 
 pub(super) async fn run(args: EventsArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(args.again.reconnect).await?;
     let mut stdout = std::io::stdout().lock();
     let mut take = |event: Event| write(&mut stdout, line(&event)?.as_bytes());
     let ended = read(&client, &args.process, args.since, &mut take).await?;

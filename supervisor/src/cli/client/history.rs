@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Reader, reader_gone, said};
 use crate::Event;
-use crate::client::Client;
+use crate::client::Lasting;
 use crate::protocol::{Events, ProcessFollow, ProcessRead};
 use crate::units;
 
@@ -45,7 +45,7 @@ pub(super) enum Ended {
 
 /// Reads what is there now. A process that writes all the time is read up to this moment.
 pub(super) async fn read(
-    client: &Client,
+    client: &Lasting,
     process: &str,
     since: Since,
     mut take: impl FnMut(Event) -> Result<Reader, String>,
@@ -89,33 +89,39 @@ pub(super) async fn read(
 
 /// Reads what comes behind an event until the terminal one. That it does not come is an error.
 pub(super) async fn follow(
-    client: &Client,
+    client: &Lasting,
     process: &str,
     after_seq: u64,
     mut take: impl FnMut(Event) -> Result<Reader, String>,
 ) -> Result<(), String> {
-    let request = ProcessFollow {
+    let mut asked = ProcessFollow {
         process: process.to_owned(),
         after_seq,
         ..ProcessFollow::default()
     };
-    let mut events = client.follow("process/follow", &request).await.map_err(said)?;
     let mut gone = pin!(reader_gone());
     loop {
-        let event = tokio::select! {
-            biased;
-            event = events.next() => event,
-            () = &mut gone => return Ok(()),
-        };
-        let Some(event) = event else { break };
-        let terminal = matches!(event.body, crate::EventBody::Terminal { .. });
-        if take(event)? == Reader::Gone || terminal {
-            return Ok(());
+        let mut events = client.follow(&asked).await.map_err(said)?;
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.next() => event,
+                () = &mut gone => return Ok(()),
+            };
+            let Some(event) = event else { break };
+            asked.after_seq = event.seq;
+            let terminal = matches!(event.body, crate::EventBody::Terminal { .. });
+            if take(event)? == Reader::Gone || terminal {
+                return Ok(());
+            }
+        }
+        // What was told is told no more.
+        if !(events.is_lost() && client.lasts()) {
+            return Err(format!(
+                "the connection to the daemon is lost before {process} has ended; it may go on: ask again when the daemon is back"
+            ));
         }
     }
-    Err(format!(
-        "the connection to the daemon is lost before {process} has ended"
-    ))
 }
 
 #[cfg(test)]

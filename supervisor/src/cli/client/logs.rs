@@ -6,7 +6,7 @@ use std::io;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::history::{Ended, Since, follow, read};
-use super::{Connection, Reader, line, write};
+use super::{Connection, Reader, Reconnect, line, write};
 use crate::cli::{CliResult, output};
 use crate::units::bytes;
 use crate::{Event, EventBody, StreamName};
@@ -22,10 +22,12 @@ use crate::{Event, EventBody, StreamName};
   provost logs --stream stderr --since 5m web
   provost logs --json web | jq -r .offset
 
-With --follow the exit code is 0 once the process has ended, and 125 if the connection ends before.")]
+With --follow the exit code is 0 once the process has ended, and 125 if the connection ends before and the daemon does not come back (--reconnect).")]
 pub(crate) struct LogsArgs {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    again: Reconnect,
     /// Go on with what comes, until the process has ended
     #[arg(long, short)]
     follow: bool,
@@ -53,7 +55,7 @@ enum StreamArg {
 }
 
 pub(super) async fn run(args: LogsArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(args.again.reconnect).await?;
     let mut printer = Printer {
         stream: args.stream,
         json: args.json,

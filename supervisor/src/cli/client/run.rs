@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nix::libc::{SIGHUP, SIGPIPE};
+use tokio::sync::Mutex;
 
 use super::{Connection, said, send, start};
 use crate::cli::args::RunArgs;
@@ -13,14 +14,15 @@ use crate::cli::sink::Sink;
 use crate::cli::target::{Target, close};
 use crate::cli::tty::Attached;
 use crate::cli::{CliResult, config, output, summary};
-use crate::client::{Client, Followed};
-use crate::protocol::{InputLost, ProcessAttach, ProcessAttached, ProcessStart};
-use crate::{EventBody, SignalScope, StdinSpec, StreamName, TerminalRecord};
+use crate::client::{Followed, Lasting};
+use crate::protocol::{InputLost, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart};
+use crate::{EventBody, ProcessId, SignalScope, StdinSpec, StreamName, TerminalRecord};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     let connection = Connection {
         socket: args.socket.clone(),
     };
+    let reconnect = args.reconnect;
     let (stdin, note) = config::stdin(args.stdin)?;
     let wants_input = matches!(stdin, StdinSpec::Given(_));
     let attached = match args.tty {
@@ -29,6 +31,7 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     };
     let request = ProcessStart {
         session: args.session.clone(),
+        request_id: Some(ProcessId::new().to_string()),
         stdin: attached.is_none() && wants_input,
         terminal: attached.as_ref().map(|attached| start::terminal(attached.size())),
         ..start::request(&args.spec, args.command.clone())?
@@ -52,8 +55,9 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     // This thread writes to what may be slow; signals and input must get through meanwhile.
     let runtime = crate::cli::runtime(1)?;
     let result = runtime.block_on(async {
-        let signals = signals::register(attached.is_some()).map_err(|error| format!("signal handlers: {error}"))?;
-        let client = connection.open().await?;
+        let signals = signals::register(attached.is_some())
+            .map_err(|error| format!("signal handlers: {error}"))?;
+        let client = connection.open_lasting(reconnect).await?;
         let answerer = match (asked, launched) {
             (Some(asked), Some(launched)) => {
                 let supervisor = launched.start().await.map_err(|error| error.to_string())?;
@@ -64,12 +68,13 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         if asks && answerer.is_none() && !quiet {
             output::note("what it asks waits for `provost approve`; `provost approvals` lists it");
         }
-        let (started, mut events) = client.start_following(&request).await.map_err(said)?;
+        let (started, events) = client.start_following(&request).await.map_err(said)?;
         let process = started.process.to_string();
         let interrupted = Interrupted::default();
         let target = Target::Daemon {
             client: client.clone(),
             process: process.clone(),
+            place: Arc::new(Mutex::new(Some(0))),
         };
         let raw = attached.as_ref().map(|attached| attached.make_raw(json));
         let mut lost = client.lost_inputs();
@@ -87,14 +92,16 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
             let (client, process) = (client.clone(), process.clone());
             tokio::spawn(async move {
                 // What it does not read, it does not want.
-                if let Err(why) = send::copy(&client, &process, false).await {
+                if let Err(why) = send::copy(&client, &process, &mut Some(0), false).await {
                     tracing::debug!(why, "its input is not passed on any more");
                 }
                 let _ = close(&client, &process, false).await;
             });
         }
         let leaving = async {
-            let Some(attached) = &attached else { return std::future::pending().await };
+            let Some(attached) = &attached else {
+                return std::future::pending().await;
+            };
             let losing = async {
                 while let Some(InputLost { by, .. }) = lost.recv().await {
                     attached.input_lost(&by, "Ctrl-C leaves");
@@ -106,9 +113,10 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
                 () = losing => {}
             }
         };
-        let answering = answerer.map(|answerer| AnsweringThere::new(answerer, client.clone(), started.process));
+        let answering =
+            answerer.map(|answerer| AnsweringThere::new(answerer, client.clone(), started.process));
         let followed = tokio::select! {
-            record = follow(&mut events, &target, &mut sink, answering) => Some(record),
+            record = follow(&client, &process, events, &target, &mut sink, answering) => Some(record),
             () = leaving => None,
         };
         drop(raw);
@@ -116,9 +124,8 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
             output::note(&format!("left {process}; it goes on"));
             return Ok(130);
         };
-        let record = record.ok_or_else(|| {
-            format!("the connection to the daemon is lost; {process} may go on there: `provost wait {process}`")
-        })?;
+        let record = record
+            .map_err(|why| format!("{why}; {process} may go on there: `provost wait {process}`"))?;
         sink.finish(&record)?;
         if !quiet {
             summary::print(&record);
@@ -130,40 +137,54 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
 }
 
 /// Takes the input of what we have started, as `provost attach` would.
-async fn take_input(client: &Client, process: &str, attached: &Attached) -> Result<(), String> {
+async fn take_input(client: &Lasting, process: &str, attached: &Attached) -> Result<(), String> {
     let asked = ProcessAttach {
         process: process.to_owned(),
         ..ProcessAttach::default()
     };
     let there: ProcessAttached = client.call("process/attach", &asked).await.map_err(said)?;
-    if let Some(by) = there.held_by {
-        attached.input_lost(&by, "Ctrl-C leaves");
+    match there.held_by {
+        Some(by) => attached.input_lost(&by, "Ctrl-C leaves"),
+        None => client.has_input(process),
     }
     Ok(())
 }
 
-/// Passes events on until the terminal record.
+/// Passes events on until the terminal record, over one connection after another.
 async fn follow(
-    events: &mut Followed,
+    client: &Lasting,
+    process: &str,
+    mut events: Followed,
     target: &Target,
     sink: &mut Sink,
     mut answering: Option<AnsweringThere>,
-) -> Option<Box<TerminalRecord>> {
-    while let Some(event) = events.next().await {
-        if let Some(answering) = &mut answering {
-            answering.take(&event.body);
+) -> Result<Box<TerminalRecord>, String> {
+    let mut asked = ProcessFollow {
+        process: process.to_owned(),
+        paced: true,
+        ..ProcessFollow::default()
+    };
+    loop {
+        while let Some(event) = events.next().await {
+            asked.after_seq = event.seq;
+            if let Some(answering) = &mut answering {
+                answering.take(&event.body);
+            }
+            for stream in sink.take(&event) {
+                tracing::debug!(%stream, "the reader is gone");
+                let signal = match stream {
+                    StreamName::Pty => SIGHUP,
+                    StreamName::Stdout | StreamName::Stderr => SIGPIPE,
+                };
+                target.signal(signal, SignalScope::Group).await;
+            }
+            if let EventBody::Terminal { record } = event.body {
+                return Ok(record);
+            }
         }
-        for stream in sink.take(&event) {
-            tracing::debug!(%stream, "the reader is gone");
-            let signal = match stream {
-                StreamName::Pty => SIGHUP,
-                StreamName::Stdout | StreamName::Stderr => SIGPIPE,
-            };
-            target.signal(signal, SignalScope::Group).await;
+        if !(events.is_lost() && client.lasts()) {
+            return Err("the connection to the daemon is lost".to_owned());
         }
-        if let EventBody::Terminal { record } = event.body {
-            return Some(record);
-        }
+        events = client.follow(&asked).await.map_err(said)?;
     }
-    None
 }

@@ -4,9 +4,10 @@ use clap::Args as ClapArgs;
 use tokio::io::AsyncReadExt;
 
 use super::{Connection, said};
-use crate::cli::CliResult;
-use crate::cli::target::{close, write};
-use crate::client::Client;
+use crate::cli::target::close;
+use crate::cli::{CliResult, output};
+use crate::client::{ClientError, Lasting, RECONNECT};
+use crate::protocol::ErrorKind;
 
 /// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
@@ -41,15 +42,18 @@ pub(crate) struct SendArgs {
 }
 
 pub(super) async fn run(args: SendArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(RECONNECT).await?;
+    let mut place = None;
     let process = args.process.as_str();
     match args.text.as_deref() {
         None => {}
-        Some("-") => copy(&client, process, args.force).await?,
+        Some("-") => copy(&client, process, &mut place, args.force).await?,
         Some(text) => {
             let newline = if args.no_newline { "" } else { "\n" };
             let text = format!("{text}{newline}");
-            let written = write(&client, process, text.as_bytes(), args.force).await;
+            let written = client
+                .write(process, &mut place, text.as_bytes(), args.force)
+                .await;
             written.map_err(said)?;
         }
     }
@@ -60,16 +64,29 @@ pub(super) async fn run(args: SendArgs) -> CliResult {
 }
 
 /// Writes everything that comes on our standard input, until its end.
-pub(super) async fn copy(client: &Client, process: &str, force: bool) -> Result<(), String> {
+pub(super) async fn copy(
+    client: &Lasting,
+    process: &str,
+    place: &mut Option<u64>,
+    force: bool,
+) -> Result<(), String> {
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; PIECE];
     loop {
         let count = stdin.read(&mut buffer).await;
         match count.map_err(|error| format!("standard input: {error}"))? {
             0 => return Ok(()),
-            count => write(client, process, &buffer[..count], force)
-                .await
-                .map_err(said)?,
+            count => {
+                let written = client.write(process, place, &buffer[..count], force).await;
+                written.map_err(|error| {
+                    if let ClientError::Refused(error) = &error
+                        && error.data.kind == ErrorKind::Uncertain
+                    {
+                        output::error(&format!("its input ends here: {error}"));
+                    }
+                    said(error)
+                })?;
+            }
         }
     }
 }

@@ -7,8 +7,9 @@ use clap::Args as ClapArgs;
 use super::{Connection, block_on, print, said};
 use crate::cli::args::SpecArgs;
 use crate::cli::{CliResult, config};
+use crate::client::RECONNECT;
 use crate::protocol::{self, AskCommand, ProcessStart, Started};
-use crate::{LogLimits, ProcessSpec, TerminalSize, handle};
+use crate::{LogLimits, ProcessId, ProcessSpec, TerminalSize, handle};
 
 /// Start a command in the daemon and print its id
 ///
@@ -53,7 +54,8 @@ pub(crate) struct StartArgs {
 
 pub(super) fn run(args: StartArgs) -> CliResult {
     let mut request = ProcessStart {
-        request_id: args.request_id,
+        // A start whose answer is lost is asked for again, and starts once.
+        request_id: args.request_id.or_else(|| Some(ProcessId::new().to_string())),
         session: args.session,
         name: args.name,
         stdin: args.stdin,
@@ -69,7 +71,7 @@ pub(super) fn run(args: StartArgs) -> CliResult {
         request.ask_command = Some(AskCommand { argv, cwd });
     }
     block_on(async {
-        let client = args.connection.open().await?;
+        let client = args.connection.open_lasting(RECONNECT).await?;
         let started: Started = client.call("process/start", &request).await.map_err(said)?;
         print(&format!("{}\n", started.process))
     })

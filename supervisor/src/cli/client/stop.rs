@@ -9,7 +9,7 @@ use super::wait::{AT_A_TIME, until};
 use super::{Connection, millis, said};
 use crate::SignalScope;
 use crate::cli::{CliResult, EXIT_PROVOST, output};
-use crate::client::Client;
+use crate::client::{Lasting, RECONNECT};
 use crate::protocol::{ProcessSignal, ProcessStop, Told};
 use crate::units::duration;
 
@@ -79,16 +79,16 @@ pub(crate) struct SignalArgs {
 }
 
 pub(super) async fn stop(args: StopArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(RECONNECT).await?;
     end(&client, "process/stop", args.common, args.grace).await
 }
 
 pub(super) async fn kill(args: KillArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(RECONNECT).await?;
     end(&client, "process/kill", args.common, None).await
 }
 
-async fn end(client: &Client, method: &str, args: Common, grace: Option<Duration>) -> CliResult {
+async fn end(client: &Lasting, method: &str, args: Common, grace: Option<Duration>) -> CliResult {
     let args = &args;
     let ends = args.processes.iter().map(|process| async move {
         let request = ProcessStop {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use clap::Args as ClapArgs;
 use futures_util::{StreamExt, stream};
 
-use super::{Connection, millis, print_line, said};
+use super::{Connection, Reconnect, millis, print_line, said};
 use crate::cli::run::exit_code;
 use crate::cli::{CliResult, EXIT_PROVOST, output, summary};
-use crate::client::Client;
+use crate::client::{ClientError, Lasting};
 use crate::protocol::{ProcessWait, Waited};
 use crate::units::duration;
 
@@ -22,7 +22,7 @@ const TIMED_OUT: u8 = 124;
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
   the process's own, as `provost run` gives it; 124 it timed out, or --timeout ran out here; 125 the
-  connection was lost, or there is no record. Of several the first that is not 0.
+  connection was lost and the daemon did not come back (--reconnect), or there is no record. Of several the first that is not 0.
 
 Examples:
   provost wait \"$id\"
@@ -31,6 +31,8 @@ Examples:
 pub(crate) struct WaitArgs {
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    again: Reconnect,
     /// Wait at most so long; the processes go on
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
@@ -46,7 +48,7 @@ pub(crate) struct WaitArgs {
 }
 
 pub(super) async fn run(args: WaitArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let client = args.connection.open_lasting(args.again.reconnect).await?;
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let waits = args.processes.iter().map(|process| {
         let client = &client;
@@ -86,14 +88,22 @@ pub(super) async fn run(args: WaitArgs) -> CliResult {
 
 /// Waits for one record.
 pub(super) async fn until(
-    client: &Client,
+    client: &Lasting,
     process: &str,
     deadline: Option<Instant>,
 ) -> Result<Waited, String> {
     let left = |deadline: Instant| millis(deadline.saturating_duration_since(Instant::now()));
-    let request = ProcessWait {
-        process: process.to_owned(),
-        timeout_ms: deadline.map(left),
-    };
-    client.call("process/wait", &request).await.map_err(said)
+    let mut connection = client.client();
+    loop {
+        let request = ProcessWait {
+            process: process.to_owned(),
+            timeout_ms: deadline.map(left),
+        };
+        match connection.call("process/wait", &request).await {
+            Err(error @ ClientError::Lost) => {
+                connection = client.renew(&connection, error).await.map_err(said)?;
+            }
+            answer => return answer.map_err(said),
+        }
+    }
 }

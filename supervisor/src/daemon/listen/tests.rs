@@ -11,7 +11,7 @@ fn mode(path: &Path) -> u32 {
 fn i12_the_socket_is_for_its_user_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new/provost.sock");
-    let listening = open(Some(&path), None).unwrap();
+    let listening = opened(Some(&path), None).unwrap();
     assert_eq!(mode(&path), 0o600);
     let expected = if geteuid().is_root() { 0o755 } else { 0o700 };
     assert_eq!(mode(path.parent().unwrap()), expected);
@@ -26,7 +26,7 @@ fn i12_the_socket_is_for_its_user_alone() {
     assert!(path.exists());
     drop(made);
     assert!(!path.exists());
-    drop(open(Some(&path), None).unwrap());
+    drop(opened(Some(&path), None).unwrap());
 }
 
 #[test]
@@ -34,10 +34,10 @@ fn a_group_can_be_let_in() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("provost.sock");
     let own = Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
-    let _listening = open(Some(&path), Some(&own.name)).unwrap();
+    let _listening = opened(Some(&path), Some(&own.name)).unwrap();
     assert_eq!(mode(&path), 0o660);
     assert_eq!(path.symlink_metadata().unwrap().gid(), own.gid.as_raw());
-    let error = open(Some(&path), Some("no-such-group")).unwrap_err();
+    let error = opened(Some(&path), Some("no-such-group")).unwrap_err();
     assert!(matches!(error, ListenError::Group { .. }), "{error}");
 }
 
@@ -45,8 +45,8 @@ fn a_group_can_be_let_in() {
 fn the_second_daemon_is_told_who_the_first_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("provost.sock");
-    let first = open(Some(&path), None).unwrap();
-    let error = open(Some(&path), None).unwrap_err().to_string();
+    let first = opened(Some(&path), None).unwrap();
+    let error = opened(Some(&path), None).unwrap_err().to_string();
     assert!(
         error.contains(&format!("(process {})", std::process::id())),
         "{error}"
@@ -61,18 +61,18 @@ fn what_a_killed_daemon_left_is_replaced_and_what_somebody_listens_on_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("provost.sock");
     let other = UnixListener::bind(&path).unwrap();
-    let error = open(Some(&path), None).unwrap_err();
+    let error = opened(Some(&path), None).unwrap_err();
     assert!(matches!(error, ListenError::InUse(_)), "{error}");
     UnixStream::connect(&path).unwrap();
     // Its name stays, as after a kill.
     drop(other);
-    let listening = open(Some(&path), None).unwrap();
+    let listening = opened(Some(&path), None).unwrap();
     UnixStream::connect(&path).unwrap();
     // What somebody else has put there since is not ours to remove.
     fs::remove_file(&path).unwrap();
     fs::write(&path, "theirs").unwrap();
     drop(listening);
-    let error = open(Some(&path), None).unwrap_err();
+    let error = opened(Some(&path), None).unwrap_err();
     assert!(matches!(error, ListenError::Foreign(_)), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
 }
@@ -85,7 +85,7 @@ fn a_directory_that_others_can_change_is_refused() {
     fs::create_dir(&inner).unwrap();
     let refused = |mode: u32, at: &Path| {
         fs::set_permissions(at, PermissionsExt::from_mode(mode)).unwrap();
-        let error = open(Some(&path), None).map(drop).unwrap_err();
+        let error = opened(Some(&path), None).map(drop).unwrap_err();
         assert!(
             matches!(error, ListenError::Directory { .. }),
             "{mode:o}: {error}"
@@ -98,14 +98,14 @@ fn a_directory_that_others_can_change_is_refused() {
     refused(0o777, directory.path());
     // Like /tmp.
     fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o1777)).unwrap();
-    drop(open(Some(&path), None).unwrap());
+    drop(opened(Some(&path), None).unwrap());
 
     let link = directory.path().join("link");
     symlink(&inner, &link).unwrap();
-    let error = open(Some(&link.join("provost.sock")), None).unwrap_err();
+    let error = opened(Some(&link.join("provost.sock")), None).unwrap_err();
     assert!(matches!(error, ListenError::Directory { .. }), "{error}");
     let missing = directory.path().join("one/two/provost.sock");
-    let error = open(Some(&missing), None).unwrap_err();
+    let error = opened(Some(&missing), None).unwrap_err();
     assert!(error.to_string().contains("cannot be made"), "{error}");
 }
 
@@ -119,12 +119,42 @@ fn a_directory_of_another_user_is_refused() {
     let inner = directory.path().join("inner");
     fs::create_dir(&inner).unwrap();
     std::os::unix::fs::chown(&inner, Some(12345), None).unwrap();
-    let error = open(Some(&inner.join("provost.sock")), None).unwrap_err();
+    let error = opened(Some(&inner.join("provost.sock")), None).unwrap_err();
     assert!(error.to_string().contains("belongs to another user"), "{error}");
 }
 
 #[test]
 fn without_a_path_it_is_said_what_to_do() {
-    let error = open(None, None).unwrap_err().to_string();
+    let error = opened(None, None).unwrap_err().to_string();
     assert!(error.contains("--socket PATH"), "{error}");
+}
+
+fn opened(path: Option<&Path>, group: Option<&str>) -> Result<Listening, ListenError> {
+    open(path, group, None, Duration::ZERO)
+}
+
+#[test]
+fn the_socket_of_the_daemon_before_is_taken_with_who_waits_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("provost.sock");
+    let before = opened(Some(&path), None).unwrap();
+    let held = before.socket.try_clone().unwrap();
+    // It dies, and does not tidy up.
+    let Listening { socket, made } = before;
+    drop(socket);
+    let Made {
+        path: made, _lock, ..
+    } = &*std::mem::ManuallyDrop::new(made.unwrap());
+    assert_eq!(made, &path);
+    _lock.give_up_for_tests();
+    let waits = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let listening = open(Some(&path), None, Some(held), Duration::ZERO).unwrap();
+    listening.socket.accept().unwrap();
+    drop(waits);
+    // Another path: it refuses from then on, and its file is gone.
+    let held = listening.socket.try_clone().unwrap();
+    let other = directory.path().join("other.sock");
+    let moved = open(Some(&other), None, Some(held), Duration::ZERO).unwrap();
+    assert!(!path.exists());
+    assert_eq!(moved.made.as_ref().unwrap().path(), other);
 }
