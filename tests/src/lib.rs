@@ -38,6 +38,7 @@ mod world;
 pub use binaries::{program, provost};
 pub use denial::{Wanted, filesystem, network, syscall};
 pub use finished::{Finished, check_pattern};
+pub use keeper::end_keeper;
 pub use line_client::LineClient;
 pub use live::{Live, peak_memory};
 pub use load::{Count, Load};
