@@ -15,7 +15,7 @@ const FIRST: usize = 100;
 const IN_FLIGHT: usize = 32;
 /// What daemon, keeper and init may take for an idle process, whatever it is confined by, without optimisation: there futures
 /// are larger than in a release build, whose numbers are in docs/performance.md.
-const BYTES_EACH_MAX_KIB: u64 = 128;
+const BYTES_EACH_MAX_KIB: u64 = 160;
 
 /// Starts so many processes that do nothing. Their ids; what was refused.
 fn start(
