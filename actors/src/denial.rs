@@ -116,12 +116,17 @@ impl Actor for DenialActor {
                     .then(|| std::mem::take(&mut unfinished.domains)),
             });
         }
-        let sandbox = &args.sandbox;
+        let mut unobserved = args.sandbox.unobserved.clone();
+        if args.audit.is_some() && unfinished.interrupted {
+            // The dead daemon may have read of refusals before it knew whose they were, and the kernel's own count may
+            // come too late: what is known may not be all.
+            unobserved.push("file refusals while one daemon died and another took it up".to_owned());
+        }
         let mut state = DenialState {
             process_id: args.process_id,
             process: args.process.clone(),
             audit: args.audit.clone(),
-            unobserved: sandbox.unobserved.clone(),
+            unobserved,
             serve: None,
             answers: None,
             said: false,
