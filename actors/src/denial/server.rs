@@ -199,7 +199,12 @@ impl Server {
             }
         }
         answered.close();
+        // What was said before the end counts, though the end was seen first.
+        let mut by = "ended";
         while let Ok(late) = answered.try_recv() {
+            if matches!(late, Answered::RefuseWaiting) {
+                by = "stopped";
+            }
             if let Answered::Name(question) = late {
                 let (answer, denial) = question.refuse();
                 self.say(Observation::Denial(denial), None).await;
@@ -207,7 +212,7 @@ impl Server {
             }
         }
         while let Some((approval, waiting)) = self.approvals.take_last_ones() {
-            self.say_decided(approval, &waiting.question, Verdict::Deny, "ended")
+            self.say_decided(approval, &waiting.question, Verdict::Deny, by)
                 .await;
         }
     }
