@@ -323,7 +323,9 @@ fn what_waits_is_denied_at_once_when_nobody_is_left_to_answer_and_when_it_stops(
         call(&watching, "process/stop", json!({ "process": stopped })).await;
         let record = record(&watching, &stopped).await;
         assert_eq!(record["outcome"], "cancelled", "{record}");
-        assert_eq!(decided_by(&watching, &stopped).await, ["stopped"]);
+        // Whichever comes first: that it is to stop, or that it has.
+        let by = decided_by(&watching, &stopped).await;
+        assert!(by == ["stopped"] || by == ["ended"], "{by:?}");
     });
 }
 
