@@ -185,8 +185,7 @@ async fn listen(client: &Arc<Client>, answers: &TaskTracker, reader: impl AsyncR
             continue;
         }
         // Takes no time, and frees what others wait for.
-        if request.method == "ack" {
-            let answer = requests::ack(client, &request);
+        if let Some(answer) = requests::at_once(client, &request) {
             if let Some(id) = id
                 && !client.outbox.send(&reply(id, answer)).await
             {
@@ -227,9 +226,9 @@ async fn listen(client: &Arc<Client>, answers: &TaskTracker, reader: impl AsyncR
             };
             working.daemon.settle(working.holder);
             if let Some(id) = id {
-                working.outbox.send(&reply(id, answer)).await;
+                working.outbox.answer(&reply(id, answer), (place, room)).await;
             }
-            drop((after, place, room, finished));
+            drop((after, finished));
         });
     }
 }

@@ -63,10 +63,23 @@ impl Outbox {
 
     /// The same with a line that is written already, its end included.
     pub(super) async fn send_line(&self, bytes: Vec<u8>) -> bool {
+        self.send_freeing(bytes, ()).await
+    }
+
+    /// The same with the answer to a request that held `place`, which is free when the client reads the answer.
+    pub(super) async fn answer<P: Send>(&self, message: &impl Serialize, place: P) -> bool {
+        match line(message) {
+            Some(bytes) => self.send_freeing(bytes, place).await,
+            None => true,
+        }
+    }
+
+    async fn send_freeing<P: Send>(&self, bytes: Vec<u8>, place: P) -> bool {
         let need = u32::try_from(bytes.len().min(WAITING_BYTES_MAX)).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().acquire_many_owned(need).await else {
             return false;
         };
+        drop(place);
         let line = Line {
             bytes,
             _room: Some(room),

@@ -54,7 +54,6 @@ impl Client {
             "process/start"
                 | "process/read"
                 | "process/follow"
-                | "unfollow"
                 | "process/attach"
                 | "process/detach"
                 | "process/write"
@@ -124,14 +123,33 @@ pub(super) fn initialize(client: &Client, request: &Line) -> Answer {
     })
 }
 
+/// Answers what takes no time and frees something: it needs no place among the requests in work.
+pub(super) fn at_once(client: &Client, request: &Line) -> Option<Answer> {
+    match request.method.as_str() {
+        "ack" => Some(ack(client, request)),
+        "unfollow" => Some(unfollow(client, request)),
+        _ => None,
+    }
+}
+
 /// A client has taken events.
-pub(super) fn ack(client: &Client, request: &Line) -> Answer {
+fn ack(client: &Client, request: &Line) -> Answer {
     let asked: Ack = request.params()?;
     let known = lock(&client.followers).get(&asked.subscription).cloned();
     if let Some(way) = &known {
         way.ack(asked.events);
     }
     value(&json!({ "following": known.is_some() }))
+}
+
+/// A client wants no more events.
+fn unfollow(client: &Client, request: &Line) -> Answer {
+    let asked: Unfollow = request.params()?;
+    let known = lock(&client.followers).remove(&asked.subscription);
+    if let Some(way) = &known {
+        way.cancel();
+    }
+    value(&json!({ "was_following": known.is_some() }))
 }
 
 /// Answers a request. What is to begin only behind the answer waits until `after` is dropped.
@@ -207,14 +225,6 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
                 subscription: way.subscription,
                 paced,
             })
-        }
-        "unfollow" => {
-            let asked: Unfollow = request.params()?;
-            let known = lock(&client.followers).remove(&asked.subscription);
-            if let Some(way) = &known {
-                way.cancel();
-            }
-            value(&json!({ "was_following": known.is_some() }))
         }
         "process/attach" => {
             let asked: ProcessAttach = request.params()?;

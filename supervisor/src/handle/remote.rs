@@ -37,34 +37,51 @@ pub(super) struct Remote {
 #[derive(Debug)]
 struct Link {
     daemon: Lasting,
-    prompt: Semaphore,
+    prompt: Arc<Semaphore>,
     writes: Semaphore,
     runtime: Handle,
 }
 
 impl Link {
-    async fn call<T: DeserializeOwned>(
+    /// Asks when it is its turn. Whoever stops waiting for the answer does not take the request back, which keeps its place at
+    /// the daemon until it is answered: so it keeps its turn as well.
+    async fn in_turn<T: Send + 'static>(
         &self,
-        method: &str,
-        params: &impl Serialize,
-    ) -> Result<T, Error> {
-        let _turn = self.prompt.acquire().await;
-        Ok(self.daemon.call(method, params).await?)
+        asked: impl Future<Output = Result<T, ClientError>> + Send + 'static,
+    ) -> Result<T, ClientError> {
+        let turn = self.prompt.clone().acquire_owned().await;
+        let asked = self.runtime.spawn(async move {
+            let answer = asked.await;
+            drop(turn);
+            answer
+        });
+        asked.await.unwrap_or(Err(ClientError::Lost))
+    }
+
+    async fn call<T: DeserializeOwned + Send + 'static>(
+        &self,
+        method: &'static str,
+        params: impl Serialize + Send + Sync + 'static,
+    ) -> Result<T, ClientError> {
+        let daemon = self.daemon.clone();
+        self.in_turn(async move { daemon.call(method, &params).await })
+            .await
     }
 
     /// What may not be done twice.
-    async fn call_once<T: DeserializeOwned>(
+    async fn call_once<T: DeserializeOwned + Send + 'static>(
         &self,
-        method: &str,
-        params: &impl Serialize,
-    ) -> Result<T, Error> {
-        let _turn = self.prompt.acquire().await;
-        Ok(self.daemon.call_once(method, params).await?)
+        method: &'static str,
+        params: impl Serialize + Send + Sync + 'static,
+    ) -> Result<T, ClientError> {
+        let daemon = self.daemon.clone();
+        self.in_turn(async move { daemon.call_once(method, &params).await })
+            .await
     }
 
-    async fn follow(&self, asked: &ProcessFollow) -> Result<Followed, Error> {
-        let _turn = self.prompt.acquire().await;
-        Ok(self.daemon.follow(asked).await?)
+    async fn follow(&self, asked: ProcessFollow) -> Result<Followed, ClientError> {
+        let daemon = self.daemon.clone();
+        self.in_turn(async move { daemon.follow(&asked).await }).await
     }
 }
 
@@ -73,7 +90,7 @@ impl Remote {
         let half = (daemon.client().server().limits.requests_in_flight / 2).max(1);
         let link = Link {
             daemon,
-            prompt: Semaphore::new(half),
+            prompt: Arc::new(Semaphore::new(half)),
             writes: Semaphore::new(half),
             runtime: Handle::current(),
         };
@@ -108,17 +125,17 @@ impl Remote {
             let what = crate::protocol::starting(&start.argv);
             return Err(Error::Protocol(Reason::new(what, why, "use the same version")));
         }
-        let started: Result<(Started, Option<Followed>), Error> = async {
-            let _turn = self.link.prompt.acquire().await;
+        let daemon = self.link.daemon.clone();
+        let started = self.link.in_turn(async move {
             Ok(if start.follow {
-                let (started, followed) = self.link.daemon.start_following(&start).await?;
+                let (started, followed) = daemon.start_following(&start).await?;
                 (started, Some(followed))
             } else {
-                (self.link.daemon.call("process/start", &start).await?, None)
+                let started: Started = daemon.call("process/start", &start).await?;
+                (started, None)
             })
-        }
-        .await;
-        let (started, followed) = started.map_err(|error| match error {
+        });
+        let (started, followed) = started.await.map_err(|error| match Error::from(error) {
             // Nothing but its session can be missing.
             Error::NotFound(reason) => Error::Closed(reason),
             error => error,
@@ -137,7 +154,7 @@ impl Remote {
             record: Option<Box<TerminalRecord>>,
         }
         let process = id.to_string();
-        let inspected: Inspected = self.link.call("process/inspect", &ProcessRef { process }).await?;
+        let inspected: Inspected = self.link.call("process/inspect", ProcessRef { process }).await?;
         let process = RemoteProcess::new(self.link.clone(), id, None, None);
         if let Some(record) = inspected.record {
             let _ = process.record.set(Arc::from(record));
@@ -150,7 +167,7 @@ impl Remote {
             session: self.session_text(),
             ..ProcessList::default()
         };
-        match self.link.call("process/list", &asked).await {
+        match self.link.call("process/list", asked).await.map_err(Error::from) {
             // A session that was shut down has nothing in it.
             Err(Error::NotFound(_)) => Ok(Vec::new()),
             listed => listed,
@@ -166,7 +183,8 @@ impl Remote {
             parent: self.session_text(),
             ..SessionOpen::default()
         };
-        match self.link.call_once::<Opened>("session/open", &asked).await {
+        let opened = self.link.call_once::<Opened>("session/open", asked).await;
+        match opened.map_err(Error::from) {
             Ok(opened) => {
                 self.link.daemon.holds(opened.session);
                 Ok(Self {
@@ -212,7 +230,7 @@ impl Remote {
 
     /// A session and everything that is part of it.
     async fn parts(&self, session: SessionId) -> Result<Vec<SessionId>, Error> {
-        let all: Vec<SessionInfo> = self.link.call("session/list", &serde_json::json!({})).await?;
+        let all: Vec<SessionInfo> = self.link.call("session/list", serde_json::json!({})).await?;
         let mut parts = vec![session];
         let mut next = 0;
         while let Some(whole) = parts.get(next).copied() {
@@ -229,7 +247,7 @@ impl Remote {
             live: Some(true),
             ..ProcessList::default()
         };
-        let live: Vec<ProcessInfo> = self.link.call("process/list", &live).await?;
+        let live: Vec<ProcessInfo> = self.link.call("process/list", live).await?;
         let within = |info: &&ProcessInfo| info.session.is_some_and(|id| sessions.contains(&id));
         for info in live.iter().filter(within) {
             let process = RemoteProcess::new(self.link.clone(), info.process, None, None);
@@ -305,7 +323,7 @@ impl RemoteProcess {
                 paced,
                 window: None,
             };
-            link.follow(&asked).await
+            Ok(link.follow(asked).await?)
         }))
     }
 
@@ -313,13 +331,13 @@ impl RemoteProcess {
         let record = self.record.get_or_try_init(async || {
             // Behind every event nothing comes but the end. So a wait takes no place among the requests in work, and is over in
             // the daemon as well when nobody waits here any more.
-            let end = ProcessFollow {
+            let end = || ProcessFollow {
                 process: self.text(),
                 after_seq: u64::MAX,
                 ..ProcessFollow::default()
             };
             loop {
-                let mut followed = self.link.follow(&end).await?;
+                let mut followed = self.link.follow(end()).await?;
                 while followed.next().await.is_some() {}
                 if !followed.is_lost() {
                     break;
@@ -329,7 +347,7 @@ impl RemoteProcess {
                 process: self.text(),
                 timeout_ms: Some(0),
             };
-            let waited: Waited = self.link.call("process/wait", &asked).await?;
+            let waited: Waited = self.link.call("process/wait", asked).await?;
             let record = waited.record.ok_or_else(|| self.lost())?;
             Ok::<_, Error>(Arc::from(record))
         });
@@ -340,13 +358,13 @@ impl RemoteProcess {
         Error::lost(format!("learn what became of {}", self.id))
     }
 
-    pub(super) async fn end(&self, method: &str, reason: String) -> Result<bool, Error> {
+    pub(super) async fn end(&self, method: &'static str, reason: String) -> Result<bool, Error> {
         let asked = ProcessStop {
             process: self.text(),
             reason: Some(reason),
             grace_ms: None,
         };
-        Ok(self.link.call::<Told>(method, &asked).await?.told)
+        Ok(self.link.call::<Told>(method, asked).await?.told)
     }
 
     pub(super) async fn signal(&self, signal: Signal, scope: SignalScope) -> Result<bool, Error> {
@@ -355,7 +373,7 @@ impl RemoteProcess {
             signal: signal.to_string(),
             scope: Some(scope),
         };
-        Ok(self.link.call_once::<Told>("process/signal", &asked).await?.told)
+        Ok(self.link.call_once::<Told>("process/signal", asked).await?.told)
     }
 
     pub(super) async fn decide(
@@ -375,8 +393,7 @@ impl RemoteProcess {
             by: Some(by),
             steal: false,
         };
-        let _turn = self.link.prompt.acquire().await;
-        match self.link.daemon.call::<Told>("approval/decide", &asked).await {
+        match self.link.call::<Told>("approval/decide", asked).await {
             Ok(told) => Ok(told.told),
             // Decided already, or never asked, or so long ago that the process is forgotten: it does not wait.
             Err(ClientError::Refused(error))
@@ -445,8 +462,10 @@ impl RemoteProcess {
             cols: size.cols,
             redraw: false,
         };
-        let done = self.link.call::<serde_json::Value>("process/resize", &asked);
-        done.await.map(drop)
+        self.link
+            .call::<serde_json::Value>("process/resize", asked)
+            .await?;
+        Ok(())
     }
 }
 
