@@ -24,17 +24,6 @@ pub struct Keeping {
     source: SpawnerSource,
 }
 
-/// A state directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeepingError {
-    /// Its spool.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
-    /// Its keeper.
-    #[error(transparent)]
-    Keeper(#[from] StartError),
-}
-
 impl Keeping {
     /// Opens a state directory: a directory of this user's that is closed to others.
     ///

@@ -1,10 +1,10 @@
 //! How supervised processes live.
 //!
 //! ```text
-//! RootActor ─ link to the spawner process, compiled sandboxes
+//! RootActor ─ link to the spawner or the keeper (its longer-lived role), compiled sandboxes
 //! ├─ SupervisorActor (one per session)
-//! │   └─ ProcessActor ── Ledger (pure) ── Log ──► cursors
-//! │       ├─ StreamActor ×1..2  stdout and stderr, or a terminal: bytes into the log, then the fact
+//! │   └─ ProcessActor ── Ledger (pure) ── Log ──► cursors; with a keeper a journal of facts first (Spool)
+//! │       ├─ StreamActor ×1..2  stdout and stderr, or a terminal: bytes into memory or a file, then the fact
 //! │       ├─ ExitActor          exit status, empty tree
 //! │       └─ DenialActor        seccomp listener: decisions, denials, approvals; the process's proxy
 //! └─ AuditFeed                  Landlock's audit records, routed by domain
@@ -43,7 +43,7 @@ mod testing;
 mod workers;
 
 pub use head_start::Expected;
-pub use keeping::{Keeping, KeepingError};
+pub use keeping::Keeping;
 pub use process::ProcessCommand;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

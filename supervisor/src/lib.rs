@@ -47,7 +47,8 @@
 //!   known, the denial channel was drained and the process tree is empty.
 //! - Dropping a [`ProcessHandle`] stops nothing. When an embedded [`Supervisor`] and every handle are dropped, everything it
 //!   started is killed; what a daemon supervises goes on.
-//! - Records live as long as the process that supervises: this one, or the daemon that is asked.
+//! - Records live as long as an embedded supervisor. A daemon keeps them on disk, and what it supervises survives its death,
+//!   unless it was started with `--no-state`.
 //! - The end of a daemon's events without a record is an error ([`Error::Lost`]), never the end of the process.
 //!
 //! Linux 5.13 or later; newer features are detected ([`Supervisor::kernel`]).
