@@ -15,6 +15,7 @@
 //! Nothing here sleeps: whatever is waited for is an event (an exit, the end of a stream, a hang-up), with a
 //! deadline after which the test fails.
 
+pub mod asking;
 mod binaries;
 mod denial;
 mod finished;

@@ -3,41 +3,12 @@
 use std::time::{Duration, Instant};
 
 use provost::client::{Client, ClientError, Pushed};
-use provost::protocol::{ApprovalsWaiting, ErrorKind, RpcError};
+use provost::protocol::{ApprovalsWaiting, ErrorKind};
 use provost::{Event, EventBody};
+use provost_tests::asking::{block_on, call, connect, refused};
 use provost_tests::host::TcpServer;
-use provost_tests::{DEADLINE, Served, World, both_users, needs, open_socket, program, require};
+use provost_tests::{Served, World, both_users, needs, open_socket, program, require};
 use serde_json::{Value, json};
-use tokio::time::timeout;
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async { timeout(DEADLINE, work).await.expect("in time") })
-}
-
-async fn connect(served: &Served) -> Client {
-    Client::connect(served.socket())
-        .await
-        .expect("a daemon that serves")
-}
-
-async fn call(client: &Client, method: &str, params: Value) -> Value {
-    client
-        .call(method, &params)
-        .await
-        .unwrap_or_else(|error| panic!("{method} {params}: {error}"))
-}
-
-async fn refused(client: &Client, method: &str, params: Value) -> RpcError {
-    match client.call::<Value>(method, &params).await {
-        Err(ClientError::Refused(error)) => *error,
-        other => panic!("{method} {params}: {other:?}"),
-    }
-}
 
 async fn open(client: &Client, params: Value) -> String {
     let opened = call(client, "session/open", params).await;

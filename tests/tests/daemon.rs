@@ -2,41 +2,12 @@
 
 use std::collections::HashSet;
 
-use provost::client::{Client, ClientError, Followed};
-use provost::protocol::{ErrorKind, RpcError};
+use provost::client::{Client, ClientError};
+use provost::protocol::ErrorKind;
 use provost::{Event, EventBody};
-use provost_tests::{DEADLINE, Served, User, World, both_users, program};
+use provost_tests::asking::{block_on, call, connect, follow, refused};
+use provost_tests::{Served, User, World, both_users, program};
 use serde_json::{Value, json};
-use tokio::time::timeout;
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async { timeout(DEADLINE, work).await.expect("in time") })
-}
-
-async fn connect(served: &Served) -> Client {
-    Client::connect(served.socket())
-        .await
-        .expect("a daemon that serves")
-}
-
-async fn call(client: &Client, method: &str, params: Value) -> Value {
-    client
-        .call(method, &params)
-        .await
-        .unwrap_or_else(|error| panic!("{method} {params}: {error}"))
-}
-
-async fn refused(client: &Client, method: &str, params: Value) -> RpcError {
-    match client.call::<Value>(method, &params).await {
-        Err(ClientError::Refused(error)) => *error,
-        other => panic!("{method} {params}: {other:?}"),
-    }
-}
 
 /// Starts a shell script; its id.
 async fn start(client: &Client, world: &World, script: &str, more: Value) -> String {
@@ -46,14 +17,6 @@ async fn start(client: &Client, world: &World, script: &str, more: Value) -> Str
     }
     let started = call(client, "process/start", params).await;
     started["process"].as_str().expect("an id").to_owned()
-}
-
-async fn follow(client: &Client, process: &str, after_seq: u64) -> Followed {
-    let params = json!({ "process": process, "after_seq": after_seq });
-    client
-        .follow("process/follow", &params)
-        .await
-        .expect("a process that is there")
 }
 
 /// The bytes of an event, where it has any.
@@ -462,57 +425,6 @@ fn a_start_and_a_write_can_be_said_again(world: &World) {
     });
 }
 
-fn i3_two_hundred_floods_and_a_follower_that_stands_still(world: &World) {
-    let served = Served::start(world);
-    block_on(async {
-        let (client, lazy) = (connect(&served).await, connect(&served).await);
-        // 200 × 256 KiB/s is 50 MiB/s; with a bit of everything to follow.
-        let script = "import os, time\nfor i in range(20): os.write(1, b'x' * 26214); time.sleep(0.1)";
-        let mut processes = Vec::new();
-        for _ in 0..200 {
-            let params = json!({ "argv": ["python3", "-SEc", script], "cwd": world.work() });
-            let started = call(&client, "process/start", params).await;
-            processes.push(started["process"].as_str().expect("an id").to_owned());
-        }
-        let mut standing = follow(&lazy, &processes[0], 0).await;
-        let mut followers = tokio::task::JoinSet::new();
-        for process in &processes {
-            let mut followed = follow(&client, process, 0).await;
-            followers.spawn(async move {
-                let (mut seen, mut record) = (0, None);
-                while let Some(event) = followed.next().await {
-                    match event.body {
-                        EventBody::Output { data, .. } => seen += data.len() as u64,
-                        EventBody::Gap { bytes, .. } => seen += bytes,
-                        EventBody::Terminal { record: sealed } => record = Some(sealed),
-                        _ => {}
-                    }
-                }
-                let record = record.expect("every process has its record");
-                let bytes = record.output.values().map(|stream| stream.bytes).sum::<u64>();
-                assert_eq!(seen, bytes, "every byte is there or counted");
-                assert_eq!(bytes, 20 * 26214);
-            });
-        }
-        let mut peak = 0;
-        while let Some(done) = followers.join_next().await {
-            done.expect("no follower panics");
-            peak = peak.max(served.memory());
-        }
-        assert!(peak < 256 << 20, "the daemon had {} MiB", peak >> 20);
-        // The one who stood still gets its rest, or is told what it lacks.
-        let mut seen = 0;
-        while let Some(event) = standing.next().await {
-            match event.body {
-                EventBody::Output { data, .. } => seen += data.len() as u64,
-                EventBody::Gap { bytes, .. } => seen += bytes,
-                _ => {}
-            }
-        }
-        assert_eq!(seen, 20 * 26214);
-    });
-}
-
 fn i12_processes_run_as_whoever_asked(world: &World) {
     let served = Served::start(world);
     block_on(async {
@@ -696,7 +608,6 @@ both_users!(
     parts_of_a_session_are_told_to_its_followers_and_close_with_it,
     what_waits_for_an_answer_is_refused_when_nobody_holds_the_session,
     a_start_and_a_write_can_be_said_again,
-    i3_two_hundred_floods_and_a_follower_that_stands_still,
     i12_processes_run_as_whoever_asked,
     i6_a_daemon_that_is_told_to_stop_leaves_nothing_and_tells_its_followers,
     a_session_nobody_takes_up_in_time_is_stopped,

@@ -193,7 +193,8 @@ fn i6_with_a_group_of_its_own_nothing_of_a_user_s_outlives_the_end_whatever_its_
     let params = json!({ "argv": ["sh", "-c", script], "cwd": theirs.work(), "policy": "unconfined" });
     let started = client.call("process/start", params).expect("it starts");
     becomes("the command", || witness.was_alive());
-    let read = json!({ "process": started["process"] });
+    // It may run before it is known to.
+    let read = json!({ "process": started["process"], "wait_ms": 60_000 });
     let text = client
         .call("process/read", read)
         .expect("it is known")

@@ -1,13 +1,19 @@
 //! Standard input across crashes: what was acknowledged was written once, and what may have been is said.
 
+use std::fs::File;
+
 use base64_simd::STANDARD;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use provost_tests::random::Random;
 use provost_tests::{LineClient, Served, World, both_users};
 use serde_json::{Value, json};
 
 const LINES: u64 = 1500;
-/// A pipe has room for 64 of them; each goes into it whole or not at all.
+/// Each goes into the pipe whole or not at all.
 const LINE_BYTES: u64 = 1024;
+/// So many of them has a pipe room for.
+const PIPE_LINES: u64 = 64;
 /// Writes on their way at a time.
 const WRITES_MAX: usize = 20;
 const KILLS: u64 = 8;
@@ -39,13 +45,21 @@ fn i8_each_acknowledged_line_comes_once_and_each_other_at_most_once_and_is_calle
     let mut random = Random::new(u64::from(std::process::id()));
     let mut served = Served::start(world);
     let mut client = LineClient::connect(served.socket());
-    // A shell reads byte by byte, and forks: most of the time the pipe is full, and a write is under way.
-    let process = client.start("while read number rest; do echo $number; (:); done");
+    let gate = world.path("work/gate");
+    mkfifo(&gate, Mode::S_IRWXU).expect("a new name");
+    world.give_away(&gate, 0o600);
+    // A shell reads byte by byte, and forks: most of the time the pipe is full, and a write is under way. At the first kill
+    // that is certain, for nothing is read before.
+    let gated = gate.display();
+    let process = client.start(&format!(
+        ": <{gated}; while read number rest; do echo $number; (:); done"
+    ));
     // Of each line: whether nobody knows that it was written.
     let mut uncertain = vec![false; LINES as usize];
     let mut acknowledged = 0;
     for kill in 0..=KILLS {
         let until = match kill {
+            0 => PIPE_LINES,
             KILLS => LINES,
             _ => LINES * kill / KILLS + random.below(LINES / KILLS),
         };
@@ -64,6 +78,7 @@ fn i8_each_acknowledged_line_comes_once_and_each_other_at_most_once_and_is_calle
         if kill == KILLS {
             break;
         }
+        client.call("daemon/status", json!({})).expect("it is served");
         served.crash();
         for said in client.last_words() {
             if asked.contains(&said["id"].as_u64().unwrap_or(0)) {
@@ -73,6 +88,9 @@ fn i8_each_acknowledged_line_comes_once_and_each_other_at_most_once_and_is_calle
         }
         served = Served::start(world);
         client = LineClient::connect(served.socket());
+        if kill == 0 {
+            File::options().write(true).open(&gate).expect("it is waited for");
+        }
         if acknowledged == LINES {
             continue;
         }
