@@ -41,6 +41,11 @@ impl Keeping {
         })
     }
 
+    /// The state directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Connects to the keeper, or launches one.
     ///
     /// # Errors

@@ -24,6 +24,7 @@
 use jiff::Timestamp;
 use provost_sandbox::denial::{AllowingRule, Decision};
 use provost_sandbox::report::SandboxReport;
+use serde::{Deserialize, Serialize};
 
 use crate::approval::{ApprovalSummary, GrantRecord};
 use crate::event::{DraftBody, EventBody, EventDraft, StreamName};
@@ -62,8 +63,8 @@ const GRANTS_LISTED_MAX: usize = 64;
 /// How many unkillable tasks are named.
 const UNKILLABLE_MAX: usize = 64;
 
-/// The state of one process's ledger.
-#[derive(Debug, Clone)]
+/// The state of one process's ledger. As data it is the same ledger: what it is told then comes to the same.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ledger {
     spec: LedgerSpec,
     /// The number of the last event.
@@ -94,19 +95,19 @@ pub struct Ledger {
     sealed: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Start {
     at: Timestamp,
     report: Box<SandboxReport>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct SpawnFailure {
     reason: String,
     exit_code: i32,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct TreeEnd {
     killed: u64,
     usage: Option<Usage>,

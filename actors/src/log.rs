@@ -47,6 +47,7 @@ use crate::spool::{Segment, SegmentWriter, Segments, segment_bytes};
 mod approvals;
 mod bytes_store;
 mod cursor;
+mod kept;
 mod room;
 mod stream;
 mod waiters;
@@ -56,6 +57,7 @@ mod tests;
 
 pub use approvals::Decided;
 pub use cursor::Cursor;
+pub(crate) use kept::KeptLog;
 pub use room::Room;
 
 use stream::StreamLog;

@@ -177,6 +177,8 @@ pub(crate) struct ProcessState {
     /// Why it cannot be said to have started; the record waits until nothing of it lives.
     refused: Option<String>,
     init_pid: i32,
+    /// How long before now an earlier daemon accepted it, as far as that is known for sure; absent where we did.
+    accepted_before: Option<Option<Duration>>,
 }
 
 /// A process actor that dies without sealing seals in its death, and takes its tree along (I1, I6).
@@ -252,6 +254,7 @@ impl Actor for ProcessActor {
             stopping: false,
             refused: None,
             init_pid: -1,
+            accepted_before: None,
         };
         state.arm(&myself, START_MAX, Timer::Start);
         Ok(state)
@@ -279,6 +282,7 @@ impl Actor for ProcessActor {
             ProcessMsg::Written { bytes, took } => state.written(&myself, bytes, took),
             ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
         }
+        state.shorten_journal();
         Ok(())
     }
 
@@ -306,7 +310,7 @@ impl ProcessArgs {
             return ledger.apply(fact, now);
         };
         if let Some(number) = number {
-            spool.write(now, &Entry::Took(number));
+            spool.took(now, number);
             return ledger.apply(fact, now);
         }
         let entry = Entry::Fact(fact);
@@ -341,6 +345,14 @@ impl ProcessState {
         if tree_ended && let Some(denials) = &self.denials {
             let _ = denials.send_message(DenialMsg::TreeEnded);
         }
+    }
+
+    /// Has a journal made short that has become long: here, between two facts, what they came to is known.
+    fn shorten_journal(&self) {
+        let Some(spool) = &self.args.spool else { return };
+        let Some(cut) = spool.is_long() else { return };
+        let (spool, ledger, log) = (spool.clone(), self.ledger.clone(), self.args.log.kept());
+        tokio::task::spawn_blocking(move || spool.compact(&cut, ledger, log));
     }
 
     fn perform(&mut self, myself: &ActorRef<ProcessMsg>, effect: Effect) {

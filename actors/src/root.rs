@@ -32,7 +32,7 @@ use crate::process::{ProcessArgs, spawn_request};
 use crate::proxy::ProxyPort;
 use crate::spawner::{Inventory, LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
 use crate::spec::{ProcessSpec, StdinSpec};
-use crate::spool::{Accepted, StdinProgress, StoredSpec};
+use crate::spool::{Accepted, StdinProgress, StoredSpec, monotonic};
 use crate::stdin::StdinPort;
 use crate::supervisor::{ProcessLink, SessionLink, SupervisorActor, SupervisorMsg};
 
@@ -353,6 +353,7 @@ impl Tree {
                     session: session.id.clone(),
                     queued_at,
                     boot: keeping.spool.boot().to_owned(),
+                    monotonic: monotonic(),
                     spec: StoredSpec::from(&spec),
                     proxy: proxy.as_ref().map(ProxyPort::place),
                     note,
@@ -390,7 +391,7 @@ impl Tree {
             stdin: stdin.clone(),
             session: session.id.clone(),
             queued_at,
-            spool,
+            spool: spool.clone(),
             session_grants: session.grants.clone(),
             proxy,
             resumed: None,
@@ -429,7 +430,8 @@ impl Tree {
             // Asked now, it does not hold the process up.
             self.share_audit();
         }
-        Ok(ProcessLink::live(id, queued_at, actor, log, stdin))
+        let spool = spool.map(|spool| spool.spool());
+        Ok(ProcessLink::live(id, queued_at, actor, log, stdin, spool))
     }
 
     fn prepare(
@@ -493,6 +495,13 @@ impl Tree {
         *lock(&self.link) = link.clone();
         tracing::warn!("a new keeper was started: the last one died");
         Ok(link)
+    }
+
+    /// The keeper's pid, where there is one, and why it does not serve any more, if it does not.
+    pub fn keeper(&self) -> Option<(u32, Option<String>)> {
+        self.keeping.as_ref()?;
+        let link = lock(&self.link).clone();
+        Some((link.pid(), link.gone()))
     }
 
     /// Nothing is to survive us: the keeper ends, with whatever it still holds.

@@ -233,6 +233,11 @@ impl SpawnerLink {
         }
     }
 
+    /// The pid of the spawner or keeper.
+    pub(crate) fn pid(&self) -> u32 {
+        self.spawner.get_ref().pid()
+    }
+
     /// Why nothing will be heard any more.
     pub(crate) fn gone(&self) -> Option<String> {
         lock(&self.routes).gone.clone()

@@ -3,6 +3,8 @@
 //! ```text
 //! <process>.journal              accepted, facts in order, the record      journal.rs
 //! <process>.sealed               the same, once it has its record
+//! <process>.gone                 the same, when it is being removed
+//! <process>.compacted            a journal that is being made short           checkpoint.rs
 //! <process>.calls                calls that wait for an answer            calls.rs
 //! <process>.<stream>.<offset>    raw output                                segments.rs
 //! ballast                        room that is given back to seal records when the disk is full
@@ -36,9 +38,11 @@ use crate::record::TerminalRecord;
 use crate::spawner::lock;
 
 mod calls;
+mod checkpoint;
 mod journal;
 mod load;
 mod segments;
+mod standing;
 mod stored;
 
 #[cfg(test)]
@@ -52,13 +56,14 @@ pub(crate) use self::load::Unfinished;
 pub(crate) use self::segments::{
     Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, segment_bytes,
 };
-pub use self::stored::{Accepted, StoredSpec};
+pub use self::stored::{Accepted, StoredSpec, monotonic};
 
 /// Room that is kept for records when the disk is full, in bytes.
 const BALLAST_BYTES: i64 = 4 << 20;
 const BALLAST: &str = "ballast";
 const LIVE: &str = "journal";
 const SEALED: &str = "sealed";
+const GONE: &str = "gone";
 
 /// The spool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +102,8 @@ impl Directory {
 pub struct Spool {
     directory: Arc<Directory>,
     boot: String,
-    /// The disk was full, or broken, when something was to be written; what lives since then may not survive us.
-    degraded: AtomicBool,
+    /// Why something could not be written, since there was room last; what lives since then may not survive us.
+    trouble: Mutex<Option<String>>,
     ballast: Mutex<bool>,
     when_full: WhenFull,
 }
@@ -121,6 +126,8 @@ pub struct Found {
     pub live: Vec<ProcessId>,
     /// With one.
     pub sealed: Vec<ProcessId>,
+    /// Of which a removal was not finished: nobody is to see them again.
+    pub gone: Vec<ProcessId>,
 }
 
 impl Spool {
@@ -157,7 +164,7 @@ impl Spool {
                 fd: directory.into(),
             }),
             boot: boot.trim().to_owned(),
-            degraded: AtomicBool::new(false),
+            trouble: Mutex::default(),
             ballast: Mutex::new(false),
             when_full,
         };
@@ -174,15 +181,34 @@ impl Spool {
         self.when_full
     }
 
-    /// Something could not be written since the last time there was room.
-    pub fn is_degraded(&self) -> bool {
-        self.degraded.load(Ordering::Relaxed)
+    /// What is wrong with it, in words: something could not be written since there was room last, or it is not where it was.
+    pub fn trouble(&self) -> Option<String> {
+        if !self.is_in_place() {
+            return Some(format!(
+                "{} is not the directory any more that it was: nothing new is started; put it back, or start the daemon again",
+                self.directory.path.display()
+            ));
+        }
+        let why = lock(&self.trouble).clone()?;
+        let path = self.directory.path.display();
+        Some(format!(
+            "{path} cannot be written ({why}): what lives may not survive the daemon; make room"
+        ))
+    }
+
+    /// Whoever looks for it by its name finds it.
+    fn is_in_place(&self) -> bool {
+        let named = std::fs::symlink_metadata(&self.directory.path);
+        let held = nix::sys::stat::fstat(&self.directory.fd);
+        matches!((named, held), (Ok(named), Ok(held))
+            if (named.dev(), named.ino()) == (held.st_dev, held.st_ino) && held.st_nlink > 0)
     }
 
     /// Looks whether there is room again; to be called now and then.
     pub fn recover_room(&self) {
-        if self.take_ballast() {
-            self.degraded.store(false, Ordering::Relaxed);
+        if lock(&self.trouble).is_some() && self.take_ballast() {
+            tracing::info!("there is room in the spool again");
+            *lock(&self.trouble) = None;
         }
     }
 
@@ -211,6 +237,12 @@ impl Spool {
     /// # Errors
     /// The disk is full or broken. Nothing stays.
     pub(crate) fn begin(self: &Arc<Self>, accepted: Accepted) -> io::Result<Arc<ProcessSpool>> {
+        if !self.is_in_place() {
+            // The next start would not find it.
+            return Err(io::Error::other(
+                "the state directory was moved, replaced or removed while the daemon ran; put it back, or start the daemon again",
+            ));
+        }
         let process = accepted.process;
         let name = journal_name(process, LIVE);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -246,12 +278,42 @@ impl Spool {
             match kind {
                 LIVE => found.live.push(process),
                 SEALED => found.sealed.push(process),
+                GONE => found.gone.push(process),
                 _ => {}
             }
         }
         found.live.sort_unstable();
         found.sealed.sort_unstable();
+        found.gone.sort_unstable();
         Ok(found)
+    }
+
+    /// Says of processes that have ended that they are to be [removed](Self::remove): from now on none is found, also after a
+    /// crash.
+    pub fn mark_gone(&self, processes: &[ProcessId]) {
+        let directory = self.directory.fd.as_fd();
+        for process in processes {
+            let to = journal_name(*process, GONE);
+            for from in [SEALED, LIVE] {
+                match renameat(
+                    directory,
+                    journal_name(*process, from).as_str(),
+                    directory,
+                    to.as_str(),
+                ) {
+                    Ok(()) => break,
+                    Err(Errno::ENOENT) => {}
+                    Err(error) => tracing::warn!(%process, %error, "cannot mark a journal"),
+                }
+            }
+        }
+    }
+
+    /// Removes the output of a process that has ended; the rest of it stays.
+    pub(crate) fn remove_output(&self, process: ProcessId) {
+        for files in self.stream_files(process) {
+            files.remove_all();
+        }
     }
 
     /// Removes everything there is of these processes.
@@ -272,22 +334,27 @@ impl Spool {
     }
 
     fn remove_if(&self, remove: impl Fn(ProcessId) -> bool) -> io::Result<()> {
+        let mut marks = Vec::new();
         for entry in std::fs::read_dir(&self.directory.path)? {
             let name = entry?.file_name();
-            let process = name.to_str().and_then(|name| name.split_once('.'));
-            let process = process.and_then(|(id, _)| id.parse().ok());
-            if let (Some(name), Some(process)) = (name.to_str(), process)
-                && remove(process)
-            {
-                self.directory.remove(name);
+            let Some((id, kind)) = name.to_str().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
+            if id.parse().is_ok_and(&remove) {
+                match kind {
+                    GONE => marks.push(format!("{id}.{kind}")),
+                    _ => self.directory.remove(&format!("{id}.{kind}")),
+                }
             }
         }
+        // Last: as long as one is there, so may be something else.
+        marks.iter().for_each(|mark| self.directory.remove(mark));
         Ok(())
     }
 
     /// Something could not be written.
     pub(crate) fn is_full(&self, error: &io::Error) {
-        if !self.degraded.swap(true, Ordering::Relaxed) {
+        if lock(&self.trouble).replace(error.to_string()).is_none() {
             tracing::error!(path = %self.directory.path.display(), %error, "the spool cannot be written");
         }
     }
@@ -362,14 +429,27 @@ impl ProcessSpool {
     /// Writes an entry down. Where there is no room even then, it is not written, and the spool says that it is degraded:
     /// the process goes on.
     pub(crate) fn write(&self, time: Timestamp, entry: &Entry) {
+        self.write_to(&mut lock(&self.journal), time, entry);
+    }
+
+    /// Says that the ledger takes the observed fact of this number.
+    pub(crate) fn took(&self, time: Timestamp, number: u64) {
         let mut journal = lock(&self.journal);
+        if !self.write_to(&mut journal, time, &Entry::Took(number)) {
+            journal.took_unsaid(number);
+        }
+    }
+
+    fn write_to(&self, journal: &mut Journal, time: Timestamp, entry: &Entry) -> bool {
         let Err(error) = journal.append(time, entry) else {
-            return;
+            return true;
         };
         self.spool.give_ballast(&error);
-        if let Err(error) = journal.append(time, entry) {
+        let written = journal.append(time, entry);
+        if let Err(error) = &written {
             tracing::error!(process = %self.process, %error, "the journal cannot be written");
         }
+        written.is_ok()
     }
 
     /// Writes down what was observed, before the ledger takes it: each fact comes back with the number by which that is
@@ -389,6 +469,7 @@ impl ProcessSpool {
 
     /// Writes the record down: the journal is complete.
     pub(crate) fn seal(&self, time: Timestamp, record: &TerminalRecord) {
+        lock(&self.journal).complete();
         self.write(time, &Entry::Sealed(Box::new(record.clone())));
         if self.has_calls.load(Ordering::Relaxed) {
             self.spool.directory.remove(&calls::name(self.process));

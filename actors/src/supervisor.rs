@@ -1,7 +1,7 @@
 //! SupervisorActor: owns the processes of one session.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use jiff::Timestamp;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -13,6 +13,7 @@ use crate::event::{ProcessId, StreamName};
 use crate::log::{Log, LogLimits};
 use crate::process::{ProcessActor, ProcessArgs, ProcessCommand, ProcessMsg};
 use crate::record::TerminalRecord;
+use crate::spawner::lock;
 use crate::spool::{Spool, StdinProgress};
 use crate::stdin::StdinPort;
 
@@ -171,19 +172,28 @@ pub struct ProcessLink(Arc<Linked>);
 struct Linked {
     id: ProcessId,
     queued_at: Timestamp,
-    /// Absent where it ended before we came.
-    actor: Option<ActorRef<ProcessMsg>>,
-    /// Read from the spool when somebody asks, where it ended before we came.
-    log: OnceLock<Arc<Log>>,
-    ended: Option<Ended>,
-    stdin: Arc<StdinPort>,
+    held: Mutex<Held>,
+    /// Where its events are, too, if they are on disk.
+    spool: Option<Arc<Spool>>,
 }
 
-/// A process that ended before we came.
+/// What is in memory of a process.
 #[derive(Debug)]
-struct Ended {
-    record: Arc<TerminalRecord>,
-    spool: Arc<Spool>,
+enum Held {
+    /// Everything.
+    All {
+        actor: ActorRef<ProcessMsg>,
+        log: Arc<Log>,
+        /// Has its journal open.
+        stdin: Arc<StdinPort>,
+    },
+    /// It has ended: its record. Its events are read from the spool when somebody asks.
+    Record {
+        record: Arc<TerminalRecord>,
+        /// As somebody has it.
+        log: Weak<Log>,
+        retained: u64,
+    },
 }
 
 impl ProcessLink {
@@ -193,26 +203,28 @@ impl ProcessLink {
         actor: ActorRef<ProcessMsg>,
         log: Arc<Log>,
         stdin: Arc<StdinPort>,
+        spool: Option<Arc<Spool>>,
     ) -> Self {
         Self(Arc::new(Linked {
             id,
             queued_at,
-            actor: Some(actor),
-            log: log.into(),
-            ended: None,
-            stdin,
+            held: Mutex::new(Held::All { actor, log, stdin }),
+            spool,
         }))
     }
 
     /// A process that has this record; its events are in the spool.
     pub fn ended(id: ProcessId, record: Arc<TerminalRecord>, spool: Arc<Spool>) -> Self {
+        let retained = record.output.values().map(|output| output.retained).sum();
         Self(Arc::new(Linked {
             id,
             queued_at: record.queued_at.unwrap_or(record.ended_at),
-            actor: None,
-            log: OnceLock::new(),
-            ended: Some(Ended { record, spool }),
-            stdin: Arc::new(StdinPort::ended()),
+            held: Mutex::new(Held::Record {
+                record,
+                log: Weak::new(),
+                retained,
+            }),
+            spool: Some(spool),
         }))
     }
 
@@ -226,56 +238,136 @@ impl ProcessLink {
         self.0.queued_at
     }
 
-    /// Its log. That of a process that ended before this daemon began is read when it is first asked for.
-    pub fn log(&self) -> &Arc<Log> {
-        self.0.log.get_or_init(|| {
-            let Some(ended) = &self.0.ended else {
-                return Arc::new(Log::new(self.0.id, LogLimits::default()));
+    /// Keeps nothing but the record in memory, if it has one and its events are on disk. Whoever reads them reads on.
+    pub fn let_go(&self) {
+        if self.0.spool.is_none() {
+            return;
+        }
+        let mut held = lock(&self.0.held);
+        if let Held::All { log, .. } = &*held
+            && let Some(record) = log.record()
+        {
+            let streams = StreamName::ALL.into_iter();
+            *held = Held::Record {
+                record,
+                retained: streams.map(|stream| log.retained(stream)).sum(),
+                log: Arc::downgrade(log),
             };
-            match ended.spool.load(self.0.id) {
-                Ok(loaded) if loaded.record.is_some() => loaded.log,
-                read => {
-                    // What is left of it is its record.
-                    let error = read.err().map(|error| error.to_string());
-                    tracing::error!(process = %self.0.id, ?error, "the events of a process cannot be read");
-                    let log = Log::new(self.0.id, LogLimits::default());
-                    log.seal_as_was(ended.record.ended_at, TerminalRecord::clone(&ended.record));
-                    Arc::new(log)
-                }
+        }
+    }
+
+    /// Its log, if that is in memory.
+    pub fn log_in_memory(&self) -> Option<Arc<Log>> {
+        match &*lock(&self.0.held) {
+            Held::All { log, .. } => Some(Arc::clone(log)),
+            Held::Record { log, .. } => log.upgrade(),
+        }
+    }
+
+    /// Its log. That of an ended process may be read from the disk for that.
+    pub async fn log(&self) -> Arc<Log> {
+        if let Some(log) = self.log_in_memory() {
+            return log;
+        }
+        let link = self.clone();
+        match tokio::task::spawn_blocking(move || link.read_log()).await {
+            Ok(log) => log,
+            // The runtime shuts down.
+            Err(_) => Arc::new(Log::new(self.0.id, LogLimits::default())),
+        }
+    }
+
+    /// The same; blocks if it is read from the disk.
+    pub fn log_now(&self) -> Arc<Log> {
+        self.log_in_memory().unwrap_or_else(|| self.read_log())
+    }
+
+    fn stdin(&self) -> Arc<StdinPort> {
+        match &*lock(&self.0.held) {
+            Held::All { stdin, .. } => Arc::clone(stdin),
+            Held::Record { .. } => Arc::new(StdinPort::ended()),
+        }
+    }
+
+    fn read_log(&self) -> Arc<Log> {
+        let (id, spool) = (self.0.id, self.0.spool.as_ref());
+        let read = spool.map(|spool| spool.load(id));
+        let mut held = lock(&self.0.held);
+        let (record, known) = match &mut *held {
+            Held::All { log, .. } => return Arc::clone(log),
+            Held::Record { record, log, .. } => (record, log),
+        };
+        if let Some(log) = known.upgrade() {
+            return log;
+        }
+        let log = match read {
+            Some(Ok(loaded)) if loaded.record.is_some() => loaded.log,
+            read => {
+                // What is left of it is its record.
+                let error = read.and_then(Result::err).map(|error| error.to_string());
+                tracing::error!(process = %id, ?error, "the events of a process cannot be read");
+                let log = Log::new(id, LogLimits::default());
+                log.seal_as_was(record.ended_at, TerminalRecord::clone(record));
+                Arc::new(log)
             }
-        })
+        };
+        *known = Arc::downgrade(&log);
+        log
     }
 
     /// Its record, if it is sealed.
     pub fn record(&self) -> Option<Arc<TerminalRecord>> {
-        match &self.0.ended {
-            Some(ended) => Some(Arc::clone(&ended.record)),
-            None => self.log().record(),
+        match &*lock(&self.0.held) {
+            Held::All { log, .. } => log.record(),
+            Held::Record { record, .. } => Some(Arc::clone(record)),
         }
+    }
+
+    /// Waits for its record.
+    pub async fn sealed(&self) -> Arc<TerminalRecord> {
+        let log = match &*lock(&self.0.held) {
+            Held::All { log, .. } => Arc::clone(log),
+            Held::Record { record, .. } => return Arc::clone(record),
+        };
+        log.sealed().await
     }
 
     /// Bytes of its output that are kept, in memory or on disk.
     pub fn retained(&self) -> u64 {
-        match &self.0.ended {
-            Some(ended) => ended.record.output.values().map(|output| output.retained).sum(),
-            None => StreamName::ALL
-                .into_iter()
-                .map(|stream| self.log().retained(stream))
-                .sum(),
+        match &*lock(&self.0.held) {
+            Held::All { log, .. } => {
+                let streams = StreamName::ALL.into_iter();
+                streams.map(|stream| log.retained(stream)).sum()
+            }
+            Held::Record { retained, .. } => *retained,
         }
+    }
+
+    /// Removes the output of a process of which only the record is in memory; how many bytes that was. Blocks.
+    pub fn drop_output(&self) -> u64 {
+        let dropped = match &mut *lock(&self.0.held) {
+            Held::All { .. } => return 0,
+            Held::Record { retained, .. } => std::mem::take(retained),
+        };
+        if let Some(spool) = &self.0.spool {
+            spool.remove_output(self.0.id);
+        }
+        dropped
     }
 
     /// About how many bytes of memory its log takes.
     pub fn memory(&self) -> u64 {
-        self.0.log.get().map_or(0, |log| log.memory())
+        self.log_in_memory().map_or(0, |log| log.memory())
     }
 
     /// Tells it something. False when it has already ended: its record says what won.
     pub fn tell(&self, command: ProcessCommand) -> bool {
-        let Some(actor) = &self.0.actor else {
-            return false;
-        };
-        self.record().is_none() && actor.send_message(ProcessMsg::Command(command)).is_ok()
+        match &*lock(&self.0.held) {
+            Held::All { actor, log, .. } => {
+                log.record().is_none() && actor.send_message(ProcessMsg::Command(command)).is_ok()
+            }
+            Held::Record { .. } => false,
+        }
     }
 
     /// Writes to its standard input; waits while it does not read.
@@ -283,28 +375,32 @@ impl ProcessLink {
     /// # Errors
     /// `BrokenPipe` when it has no stdin pipe, or closed it, or ended.
     pub async fn write_stdin(&self, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.stdin.write(bytes).await
+        self.stdin().write(bytes).await
     }
 
     /// How far an earlier daemon wrote to its standard input.
     pub fn stdin_before(&self) -> StdinProgress {
-        self.0.stdin.before()
+        self.stdin().before()
     }
 
     /// Ends its standard input.
     pub fn close_stdin(&self) {
-        self.0.stdin.end();
+        self.stdin().end();
     }
 
-    /// The same without keeping its log: it leads there while the process lives or another holds that.
-    pub fn downgrade(&self) -> WeakProcessLink {
-        WeakProcessLink {
+    /// The same without keeping its log: it leads there while the process lives or another holds that. Only of a process
+    /// that no spool keeps.
+    pub fn downgrade(&self) -> Option<WeakProcessLink> {
+        let Held::All { actor, log, stdin } = &*lock(&self.0.held) else {
+            return None;
+        };
+        Some(WeakProcessLink {
             id: self.0.id,
             queued_at: self.0.queued_at,
-            actor: self.0.actor.clone(),
-            log: Arc::downgrade(self.log()),
-            stdin: Arc::downgrade(&self.0.stdin),
-        }
+            actor: actor.clone(),
+            log: Arc::downgrade(log),
+            stdin: Arc::downgrade(stdin),
+        })
     }
 
     /// Changes the size of its terminal; waits until that is there.
@@ -312,7 +408,7 @@ impl ProcessLink {
     /// # Errors
     /// `Unsupported` when it has no terminal, `BrokenPipe` when it has ended.
     pub async fn resize(&self, size: crate::spec::TerminalSize) -> std::io::Result<()> {
-        self.0.stdin.resize(size).await
+        self.stdin().resize(size).await
     }
 
     /// The size of its terminal; waits until that is there.
@@ -320,7 +416,7 @@ impl ProcessLink {
     /// # Errors
     /// As for [`Self::resize`].
     pub async fn terminal_size(&self) -> std::io::Result<crate::spec::TerminalSize> {
-        self.0.stdin.size().await
+        self.stdin().size().await
     }
 }
 
@@ -329,7 +425,7 @@ impl ProcessLink {
 pub struct WeakProcessLink {
     id: ProcessId,
     queued_at: Timestamp,
-    actor: Option<ActorRef<ProcessMsg>>,
+    actor: ActorRef<ProcessMsg>,
     log: Weak<Log>,
     stdin: Weak<StdinPort>,
 }
@@ -338,13 +434,7 @@ impl WeakProcessLink {
     /// The link, if the process lives or somebody has one.
     pub fn upgrade(&self) -> Option<ProcessLink> {
         let (log, stdin) = (self.log.upgrade()?, self.stdin.upgrade()?);
-        Some(ProcessLink(Arc::new(Linked {
-            id: self.id,
-            queued_at: self.queued_at,
-            actor: self.actor.clone(),
-            log: log.into(),
-            ended: None,
-            stdin,
-        })))
+        let (id, queued_at, actor) = (self.id, self.queued_at, self.actor.clone());
+        Some(ProcessLink::live(id, queued_at, actor, log, stdin, None))
     }
 }

@@ -14,6 +14,7 @@ mod broker;
 pub mod config;
 mod connection;
 mod follow;
+mod forget;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -40,7 +41,7 @@ pub mod state;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,8 @@ use crate::store::Store;
 
 /// How often it is looked at what has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often, of these times, it is looked at what is too old on disk.
+const SWEEP_TICKS: u64 = 60;
 /// How long records may take into the database once the daemon stops.
 const RECORDS: Duration = Duration::from_secs(5);
 /// How long the graceful end of a connection may take once the daemon stops.
@@ -164,6 +167,9 @@ struct Inner {
     connections: TaskTracker,
     clients: AtomicUsize,
     next: AtomicU64,
+    /// Somebody looks at what is kept.
+    tidying: AtomicBool,
+    ticks: AtomicU64,
     began: Instant,
     metrics: Arc<Metrics>,
     /// What survives us, if anything does.
@@ -228,6 +234,8 @@ impl Daemon {
             connections: TaskTracker::new(),
             clients: AtomicUsize::new(0),
             next: AtomicU64::new(1),
+            tidying: AtomicBool::new(false),
+            ticks: AtomicU64::new(0),
             began: Instant::now(),
             metrics: Arc::default(),
             kept: kept.map(|(store, lock)| Kept {
@@ -309,6 +317,7 @@ impl Daemon {
 
     /// What it has.
     pub fn status(&self) -> Status {
+        let (keeping, degraded) = (self.0.tree.keeping(), self.degraded());
         let state = self.state();
         let retained = state.processes.values().map(|process| process.retained()).sum();
         Status {
@@ -325,6 +334,9 @@ impl Daemon {
                 .count(),
             processes: state.processes.len(),
             retained_bytes: retained,
+            state_dir: keeping.map(|keeping| keeping.directory().display().to_string()),
+            keeper: self.0.tree.keeper().map(|(pid, _)| pid),
+            degraded,
         }
     }
 
@@ -374,7 +386,18 @@ impl Daemon {
             self.close_session(session, "nobody attached it in time", false);
         }
         self.state().forget_inputs();
-        self.keep_within_bounds();
+        if !self.0.tidying.swap(true, Ordering::Relaxed) {
+            let daemon = self.clone();
+            let sweep = self
+                .0
+                .ticks
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(SWEEP_TICKS);
+            tokio::spawn(async move {
+                daemon.tidy(sweep).await;
+                daemon.0.tidying.store(false, Ordering::Relaxed);
+            });
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

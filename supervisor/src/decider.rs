@@ -83,7 +83,7 @@ impl Decider {
         // One that decides without reading has the right to.
         let _ = decider.0.write_stdin(format!("{question}\n").as_bytes()).await;
         decider.0.close_stdin();
-        let mut events = decider.0.log().follow(0, false);
+        let mut events = decider.0.log_now().follow(0, false);
         let mut answer = Vec::new();
         while let Some(event) = events.next().await {
             match event.body {

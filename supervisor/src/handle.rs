@@ -249,7 +249,7 @@ impl ProcessHandle {
 
     fn follow(&self, after_seq: u64, paced: bool) -> EventStream {
         match &self.0 {
-            Here(process) => EventStream::embedded(process.link.log().follow(after_seq, paced)),
+            Here(process) => EventStream::embedded(process.link.log_now().follow(after_seq, paced)),
             There(process) => EventStream::remote(process.follow(after_seq, paced)),
         }
     }
@@ -260,7 +260,7 @@ impl ProcessHandle {
     /// Of a daemon's process: the connection is lost, which says nothing about the process; or the daemon has forgotten it.
     pub async fn record(&self) -> Result<Arc<TerminalRecord>, Error> {
         match &self.0 {
-            Here(process) => Ok(process.link.log().sealed().await),
+            Here(process) => Ok(process.link.sealed().await),
             There(process) => process.record().await,
         }
     }

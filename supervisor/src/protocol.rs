@@ -754,6 +754,15 @@ pub struct Status {
     pub processes: usize,
     /// Bytes of output that are kept.
     pub retained_bytes: u64,
+    /// Where everything is kept that survives the daemon.
+    #[serde(default)]
+    pub state_dir: Option<String>,
+    /// The process id of the keeper, which parents every process that survives the daemon.
+    #[serde(default)]
+    pub keeper: Option<u32>,
+    /// What does not work as it should, in words.
+    #[serde(default)]
+    pub degraded: Vec<String>,
 }
 
 /// `daemon/leave`: end, and leave everything to another daemon on the same state directory. From the same user or root.

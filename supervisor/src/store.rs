@@ -109,6 +109,19 @@ pub enum Health {
     },
 }
 
+impl Health {
+    /// What is wrong, in words.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Good => None,
+            Self::Degraded { why, since } => Some(format!(
+                "the database takes records only, since {since:.0}: {why}"
+            )),
+            Self::Damaged { why } => Some(format!("the database takes nothing: {why}")),
+        }
+    }
+}
+
 impl Store {
     /// Opens the database of a state directory, making both if they are not there, and reads what a daemon needs: of the sealed
     /// processes the last `sealed_max`. A damaged one is moved aside first. Blocks.

@@ -4,7 +4,7 @@
 //! was received and not written down when that daemon died, and its id is behind all others. What it wanted nobody
 //! knows; it is interrupted.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
@@ -30,7 +30,7 @@ impl Server {
         &mut self,
         listener: &SharedListener,
         left: Slots,
-        answers: HashMap<u64, Response>,
+        answers: BTreeMap<u64, Response>,
     ) {
         let mut left: Vec<Notification> = left.into_iter().flatten().collect();
         let Some(first) = left.first().map(|call| call.id) else {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{ProcessId, StreamName};
 
 /// What a ledger must know of its process from the start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LedgerSpec {
     /// The process.
     pub process: ProcessId,

@@ -4,10 +4,11 @@
 //! matters. So the counts are exact whatever comes, the first thousand are told one by one, and after that
 //! whatever is *new* is still told; only repetitions are merely counted.
 
-use std::collections::{BTreeMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use provost_sandbox::denial::{AllowingRule, Denial, DenialClass, DenialTarget};
+use serde::{Deserialize, Serialize};
 
 use crate::record::DenialSummary;
 
@@ -28,15 +29,15 @@ const NAMES_MAX: usize = 256;
 const TEXT_MAX: usize = 4096;
 
 /// Everything that is known of a process's denials.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct DenialTally {
     total: u64,
     by_class: BTreeMap<DenialClass, u64>,
     first: Vec<Denial>,
     /// Hashes of what was seen, not the things themselves, whose length the program chooses. The key of the
     /// hash is random: nobody can aim at a collision, which could at worst leave an event out.
-    seen: BTreeMap<DenialClass, HashSet<u64>>,
-    key: RandomState,
+    seen: BTreeMap<DenialClass, BTreeSet<u64>>,
+    key: [u64; 2],
     /// How many came with details.
     detailed: u64,
     probes: BTreeMap<String, u64>,
@@ -45,7 +46,7 @@ pub(super) struct DenialTally {
     late: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Drained {
     complete: bool,
     unobserved: Vec<String>,
@@ -59,7 +60,7 @@ impl DenialTally {
             by_class: BTreeMap::new(),
             first: Vec::new(),
             seen: BTreeMap::new(),
-            key: RandomState::new(),
+            key: [0_u8, 1].map(|half| RandomState::new().hash_one(half)),
             detailed: 0,
             probes: BTreeMap::new(),
             drained: (!expected).then(|| Drained {
@@ -90,7 +91,8 @@ impl DenialTally {
 
     fn is_new(&mut self, denial: &Denial) -> bool {
         let target = &denial.target;
-        let hash = self.key.hash_one((
+        let mut hasher = keyed(self.key);
+        let parts = (
             denial.class,
             &denial.operation,
             &target.host,
@@ -99,7 +101,9 @@ impl DenialTally {
             &target.protocol,
             &target.path,
             &target.syscall,
-        ));
+        );
+        parts.hash(&mut hasher);
+        let hash = hasher.finish();
         let seen = self.seen.entry(denial.class).or_default();
         seen.len() < DISTINCT_MAX && seen.insert(hash)
     }
@@ -164,6 +168,14 @@ impl DenialTally {
                 .collect(),
         }
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "SipHash by its name: what std hashes with otherwise may change, and these hashes are written down"
+)]
+fn keyed([first, second]: [u64; 2]) -> impl Hasher {
+    std::hash::SipHasher::new_with_keys(first, second)
 }
 
 /// Bounds every text, whoever made it.

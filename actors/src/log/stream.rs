@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::LogLimits;
 use super::bytes_store::ByteStore;
@@ -78,7 +79,11 @@ pub(super) enum Body {
 }
 
 /// An output event, or a gap that the ledger itself stated.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    from = "(u64, Timestamp, u64, u64, bool)",
+    into = "(u64, Timestamp, u64, u64, bool)"
+)]
 pub(super) struct Output {
     pub(super) seq: u64,
     pub(super) time: Timestamp,
@@ -86,6 +91,31 @@ pub(super) struct Output {
     pub(super) length: u64,
     /// There are no bytes to it.
     hole: bool,
+}
+
+impl From<(u64, Timestamp, u64, u64, bool)> for Output {
+    fn from((seq, time, offset, length, hole): (u64, Timestamp, u64, u64, bool)) -> Self {
+        Self {
+            seq,
+            time,
+            offset,
+            length,
+            hole,
+        }
+    }
+}
+
+impl From<Output> for (u64, Timestamp, u64, u64, bool) {
+    fn from(output: Output) -> Self {
+        let Output {
+            seq,
+            time,
+            offset,
+            length,
+            hole,
+        } = output;
+        (seq, time, offset, length, hole)
+    }
 }
 
 impl Output {
@@ -99,7 +129,7 @@ impl Output {
 }
 
 /// Everything that retention dropped: one contiguous range, for it lies between the head and the tail.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Gap {
     /// The number of the last event that was dropped.
     pub(super) seq: u64,
@@ -125,7 +155,54 @@ impl Next {
     }
 }
 
+/// A stream as it is written down; its bytes are in files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct KeptStream {
+    numbered: u64,
+    head: Vec<Output>,
+    head_closed: bool,
+    gap: Option<Gap>,
+    tail: VecDeque<Output>,
+    /// Where its files begin.
+    pub(super) files: Vec<u64>,
+}
+
 impl StreamLog {
+    /// What it knows.
+    pub(super) fn kept(&self) -> KeptStream {
+        KeptStream {
+            numbered: self.numbered,
+            head: self.head.clone(),
+            head_closed: self.head_closed,
+            gap: self.gap,
+            tail: self.tail.clone(),
+            files: self.segments().map(Segments::starts).unwrap_or_default(),
+        }
+    }
+
+    /// The stream again, with what there is of its files now.
+    pub(super) fn restored(mut segments: Segments, kept: KeptStream) -> Self {
+        let (mut head, mut tail) = (kept.head, kept.tail);
+        for output in head.iter_mut().chain(&mut tail) {
+            // Files go without a word to the journal when too much is kept in all.
+            output.hole |= !segments.holds(output.offset, output.length);
+        }
+        if kept.head_closed {
+            segments.keep_head(head.last().map_or(0, Output::end));
+        }
+        Self {
+            bytes: Store::Files(segments),
+            numbered: kept.numbered,
+            pending: 0,
+            head_bytes: head.iter().map(Output::bytes).sum(),
+            head,
+            head_closed: kept.head_closed,
+            gap: kept.gap,
+            tail_bytes: tail.iter().map(Output::bytes).sum(),
+            tail,
+        }
+    }
+
     /// A stream whose bytes are in files.
     pub(super) fn in_files(segments: Segments) -> Self {
         Self {
@@ -206,7 +283,8 @@ impl StreamLog {
         while !self.head_closed
             && let Some(front) = self.tail.front().copied()
         {
-            let fits = self.head_bytes.saturating_add(front.bytes()) <= limits.head_bytes;
+            // By its place, so that it comes to the same when it is done again and files are gone.
+            let fits = front.end() <= limits.head_bytes;
             if fits && self.head.len() < limits.events_max / 2 {
                 self.tail.pop_front();
                 self.tail_bytes -= front.bytes();

@@ -8,7 +8,7 @@ use provost_sandbox::keeper::exits::ExitRecord;
 use provost_sandbox::keeper::wire::{HeldState, HeldTree, Kept, Notice};
 use ractor::{ActorProcessingErr, ActorRef};
 
-use super::{ProcessMsg, ProcessState, Timer};
+use super::{ProcessMsg, ProcessState, START_MAX, Timer};
 use crate::exit::{ExitMsg, decode};
 use crate::ledger::{Effect, Fact, Ledger, StopCause};
 use crate::record::Closed;
@@ -22,6 +22,8 @@ pub(crate) struct Resumed {
     pub(crate) untold: Vec<(Option<u64>, Fact)>,
     /// What its keeper says, and the descriptors that go with it; or why nobody keeps it.
     pub(crate) held: Result<(HeldState, Vec<OwnedFd>), Unkept>,
+    /// How long ago it was accepted, where that is known for sure.
+    pub(crate) accepted_before: Option<Duration>,
     /// Why it must not go on.
     pub(crate) cannot_go_on: Option<String>,
 }
@@ -44,6 +46,7 @@ impl ProcessState {
         myself: &ActorRef<ProcessMsg>,
         resumed: Resumed,
     ) -> Result<(), ActorProcessingErr> {
+        self.accepted_before = Some(resumed.accepted_before);
         for (number, fact) in resumed.untold {
             self.observed(myself, number, fact);
         }
@@ -176,14 +179,23 @@ impl ProcessState {
         self.fact(myself, Fact::DenialsDrained { complete, unobserved });
     }
 
-    /// Its time began when it started, whoever supervised it then.
+    /// Its time began when it started, whoever supervised it then. Clocks of the wall are set; where the journal does not tell
+    /// the other one they are believed.
     pub(super) fn arm_timeout(&mut self, myself: &ActorRef<ProcessMsg>) {
         let Some(timeout) = self.args.spec.timeout else {
             return;
         };
-        let ran = self.ledger.started_at().map_or(Duration::ZERO, |started| {
-            Duration::try_from(Timestamp::now().duration_since(started)).unwrap_or(Duration::ZERO)
-        });
+        let between = |from: Timestamp, to: Timestamp| {
+            Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
+        };
+        let ran = match (self.ledger.started_at(), self.accepted_before) {
+            (None, _) | (_, None) => Duration::ZERO,
+            (Some(started), Some(Some(accepted_before))) => {
+                let waited = between(self.args.queued_at, started);
+                accepted_before.saturating_sub(waited.min(START_MAX))
+            }
+            (Some(started), Some(None)) => between(started, Timestamp::now()),
+        };
         self.arm(myself, timeout.saturating_sub(ran), Timer::Timeout);
     }
 

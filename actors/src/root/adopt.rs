@@ -10,7 +10,7 @@ use crate::event::ProcessId;
 use crate::process::{ProcessArgs, Resumed, Unkept};
 use crate::proxy::ProxyPort;
 use crate::spawner::lock;
-use crate::spool::Loaded;
+use crate::spool::{Loaded, monotonic};
 use crate::stdin::StdinPort;
 use crate::supervisor::{ProcessLink, SessionLink, SupervisorMsg};
 
@@ -59,6 +59,8 @@ impl Tree {
             }
             (false, _) => None,
         };
+        let accepted = loaded.accepted.monotonic;
+        let accepted_before = accepted.and_then(|then| monotonic()?.checked_sub(then));
         let progress = loaded.stdin;
         let stdin = StdinPort::new(&spec, Some(loaded.journal.clone()), progress);
         let stdin = Arc::new(stdin.kept_by(link.clone(), id));
@@ -81,6 +83,7 @@ impl Tree {
                 held: self.held(id, &loaded),
                 ledger: loaded.ledger,
                 untold: loaded.untold,
+                accepted_before,
                 cannot_go_on,
             })),
         });
@@ -94,7 +97,8 @@ impl Tree {
         if uses_audit {
             self.share_audit();
         }
-        Ok(ProcessLink::live(id, queued_at, actor, loaded.log, stdin))
+        let spool = Some(loaded.journal.spool());
+        Ok(ProcessLink::live(id, queued_at, actor, loaded.log, stdin, spool))
     }
 
     /// What the keeper says of a process, or why it says nothing.

@@ -11,11 +11,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use provost_sandbox::observe::notify::{Grant, Response};
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
 use super::stored::Accepted;
 use crate::approval::ApprovalScope;
 use crate::event::StreamName;
@@ -26,11 +28,12 @@ use crate::record::TerminalRecord;
 const HEAD_BYTES: usize = 8;
 /// Kind and time.
 const PREFIX_BYTES: usize = 9;
-/// The longest frame: a spec's argv and env together are bounded by the kernel's 2 MiB, and JSON makes them longer.
+/// The longest frame: a spec's argv and env together are bounded by the kernel's 2 MiB, and JSON makes them longer; so does what
+/// a checkpoint says of some hundred thousand pieces of output.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 
 /// What a frame says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every entry is a fact, and none is kept"
@@ -50,6 +53,8 @@ pub(crate) enum Entry {
     Took(u64),
     /// What was allowed beyond one call.
     Granted(ApprovalScope, Grant),
+    /// What all facts before it came to: it stands in their place.
+    Checkpoint(Box<Checkpoint>),
 }
 
 /// Facts that are written down before their program can go on, and what else is true as of then.
@@ -86,18 +91,37 @@ enum Kind {
     Observed = 6,
     Took = 7,
     Granted = 8,
+    Checkpoint = 9,
 }
 
 /// A journal that is written.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    file: File,
+    file: Arc<File>,
     /// The end of the last whole frame.
     length: u64,
     frame: Vec<u8>,
     /// The number of the next fact that is observed.
     observed: u64,
+    /// What the ledger took and that could not be said.
+    unsaid: Vec<u64>,
+    /// From this length on it should be made shorter.
+    long: u64,
+    /// Its record is in it, or on the way.
+    complete: bool,
 }
+
+/// A place between two entries of a journal that is written.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// How many bytes lie before it.
+    pub(super) upto: u64,
+    /// Observed facts that the ledger had taken by then, though the journal does not say so.
+    pub(super) unsaid: Vec<u64>,
+}
+
+/// How long a journal is at least that is made shorter, in bytes.
+const LONG_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 
 impl Journal {
     /// Goes on with a journal whose whole frames take so many bytes; what follows them is cut off.
@@ -109,11 +133,70 @@ impl Journal {
             file.set_len(length)?;
         }
         Ok(Self {
-            file,
+            file: Arc::new(file),
             length,
             frame: Vec::new(),
             observed: 0,
+            unsaid: Vec::new(),
+            long: LONG_BYTES,
+            complete: false,
         })
+    }
+
+    /// The end of the last whole frame.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Nothing but the record comes any more.
+    pub(super) fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The ledger took the observed fact of this number, and there was no room to say so.
+    pub(super) fn took_unsaid(&mut self, number: u64) {
+        self.unsaid.push(number);
+    }
+
+    /// Where it ends now.
+    pub(super) fn cut(&self) -> Cut {
+        Cut {
+            upto: self.length,
+            unsaid: self.unsaid.clone(),
+        }
+    }
+
+    /// It should be made shorter: where it ends. Said once.
+    pub(super) fn is_long(&mut self) -> Option<Cut> {
+        let long = self.length >= self.long && !self.complete;
+        long.then(|| {
+            self.long = u64::MAX;
+            self.cut()
+        })
+    }
+
+    /// A shorter one goes on where this one is, but for what was said of the time before the cut.
+    pub(super) fn goes_on_in(&self, file: File, length: u64, cut: &Cut) -> io::Result<Self> {
+        let mut next = Self::new(file, length)?;
+        next.observed = self.observed;
+        let unsaid = self.unsaid.iter().filter(|number| !cut.unsaid.contains(number));
+        next.unsaid = unsaid.copied().collect();
+        next.is_short();
+        Ok(next)
+    }
+
+    /// It is as short as it can be made now: once more when it is twice as long.
+    pub(super) fn is_short(&mut self) {
+        self.long = (self.length * 2).max(LONG_BYTES);
     }
 
     /// Goes on counting observed facts there.
@@ -148,13 +231,7 @@ impl Journal {
     /// The disk is full, or broken.
     pub(crate) fn append(&mut self, time: Timestamp, entry: &Entry) -> io::Result<()> {
         self.frame.clear();
-        self.frame.resize(HEAD_BYTES, 0);
-        encode(&mut self.frame, time, entry)?;
-        let body = &self.frame[HEAD_BYTES..];
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        let checksum = crc32fast::hash(body);
-        self.frame[..4].copy_from_slice(&length.to_le_bytes());
-        self.frame[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        write_frame(&mut self.frame, time, entry)?;
         match self.file.write_all_at(&self.frame, self.length) {
             Ok(()) => {
                 self.length += self.frame.len() as u64;
@@ -170,6 +247,21 @@ impl Journal {
             }
         }
     }
+}
+
+/// What an entry is in a journal.
+pub(super) fn write_frame(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()> {
+    frame.resize(HEAD_BYTES, 0);
+    encode(frame, time, entry)?;
+    let body = &frame[HEAD_BYTES..];
+    if body.len() > FRAME_BYTES_MAX {
+        return Err(io::Error::other("it is longer than can be read again"));
+    }
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let checksum = crc32fast::hash(body);
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    frame[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    Ok(())
 }
 
 fn encode(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()> {
@@ -196,6 +288,7 @@ fn encode(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()>
             return Ok(());
         }
         Entry::Sealed(record) => (Kind::Sealed, serde_json::to_vec(record)),
+        Entry::Checkpoint(checkpoint) => (Kind::Checkpoint, serde_json::to_vec(checkpoint)),
         Entry::Stdin(progress) => {
             prefix(frame, Kind::Stdin, time);
             frame.extend(progress.written.to_le_bytes());
@@ -216,6 +309,8 @@ fn prefix(frame: &mut Vec<u8>, kind: Kind, time: Timestamp) {
 
 /// Reads the whole frames of a journal in order, and says how many bytes they take.
 ///
+/// Frames that are whole and not understood end it, too.
+///
 /// # Errors
 /// What `take` says.
 pub(crate) fn read<E>(
@@ -229,6 +324,12 @@ pub(crate) fn read<E>(
         rest = after;
     }
     Ok((journal.len() - rest.len()) as u64)
+}
+
+/// The whole frame that stands there, understood or not.
+pub(super) fn first_frame(rest: &[u8]) -> Option<&[u8]> {
+    let (_, after) = next_frame(rest)?;
+    rest.get(..rest.len() - after.len())
 }
 
 fn next_frame(rest: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -256,6 +357,7 @@ fn decode(body: &[u8]) -> Option<(Timestamp, Entry)> {
         }
         kind if kind == Kind::Took as u8 => Entry::Took(u64::from_le_bytes(body.try_into().ok()?)),
         kind if kind == Kind::Sealed as u8 => Entry::Sealed(serde_json::from_slice(body).ok()?),
+        kind if kind == Kind::Checkpoint as u8 => Entry::Checkpoint(serde_json::from_slice(body).ok()?),
         kind if kind == Kind::Output as u8 => {
             let (stream, body) = body.split_first()?;
             let [offset, length] = two_words(body)?;

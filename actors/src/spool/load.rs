@@ -1,6 +1,6 @@
 //! A process as its journal tells it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
@@ -12,13 +12,15 @@ use provost_sandbox::denial::{Decision, Denial};
 use provost_sandbox::observe::notify::{Grant, Response};
 
 use super::calls::{self, Slots};
-use super::journal::{self, Entry, Journal, Observed, StdinProgress};
+use super::checkpoint::COMPACTED;
+use super::journal::{self, Entry, Journal, StdinProgress};
 use super::segments::{Segment, Segments, StreamFiles};
+use super::standing::Standing;
 use super::{Accepted, LIVE, ProcessSpool, SEALED, Spool, SpoolError, journal_name};
 use crate::approval::{ApprovalScope, GrantRecord};
 use crate::event::{ProcessId, StreamName};
 use crate::ledger::{Effect, Fact, Ledger};
-use crate::log::Log;
+use crate::log::{KeptLog, Log};
 use crate::process::ledger_spec;
 use crate::record::TerminalRecord;
 use crate::spawner::lock;
@@ -42,12 +44,12 @@ pub struct Loaded {
 }
 
 /// What an earlier daemon was in the middle of.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Unfinished {
     /// Calls that it had received. Nothing if it never received one.
     pub(crate) calls: Option<Slots>,
     /// What it was about to answer to some of them, and had written down.
-    pub(crate) answers: HashMap<u64, Response>,
+    pub(crate) answers: BTreeMap<u64, Response>,
     /// What had been allowed beyond one call.
     pub(crate) grants: Vec<(ApprovalScope, Grant)>,
     /// The number of the last request for an approval.
@@ -78,18 +80,20 @@ impl Spool {
             files: self.stream_files(process),
             known: Default::default(),
             begun: None,
+            kept: None,
             record: None,
-            stdin: StdinProgress::default(),
-            observed: BTreeMap::new(),
-            next: 0,
-            asking: BTreeMap::new(),
-            unfinished: Unfinished {
-                calls: calls::read(&self.directory, process).map_err(|e| error(e.to_string()))?,
-                interrupted: true,
-                ..Unfinished::default()
-            },
+            standing: Standing::default(),
+            calls: calls::read(&self.directory, process).map_err(|e| error(e.to_string()))?,
         };
         let length = journal::read(&bytes, |time, entry| replay.take(time, entry)).map_err(error)?;
+        let rest = bytes.get(usize::try_from(length).unwrap_or(usize::MAX)..);
+        if rest.and_then(journal::first_frame).is_some() {
+            return Err(error(
+                "it was written by a newer provost; use that, or a later one".to_owned(),
+            ));
+        }
+        // Of a journal that was being made short when we died.
+        self.directory.remove(&journal_name(process, COMPACTED));
         if length < bytes.len() as u64 {
             tracing::warn!(%process, cut = bytes.len() as u64 - length, "the end of a journal was torn");
         }
@@ -102,15 +106,11 @@ struct Replay {
     files: [StreamFiles; 3],
     known: [Vec<Segment>; 3],
     begun: Option<(Accepted, Ledger, Vec<Effect>)>,
+    /// The log before these effects.
+    kept: Option<KeptLog>,
     record: Option<(Timestamp, TerminalRecord)>,
-    stdin: StdinProgress,
-    /// What the ledger has not taken yet, by number.
-    observed: BTreeMap<u64, Fact>,
-    /// The number behind the last.
-    next: u64,
-    /// Requests for an approval that were not decided.
-    asking: BTreeMap<u64, Box<Denial>>,
-    unfinished: Unfinished,
+    standing: Standing,
+    calls: Option<Slots>,
 }
 
 impl Replay {
@@ -124,16 +124,25 @@ impl Replay {
             }
             (None, _) => return Err("it does not begin as a journal does".to_owned()),
             (Some(_), Entry::Accepted(_)) => return Err("it begins twice".to_owned()),
-            (Some(_), Entry::Fact(fact)) => self.fact(time, fact),
-            (Some(_), Entry::Observed(observed)) => self.observed(*observed),
-            (Some(_), Entry::Took(number)) => {
-                if let Some(fact) = self.observed.remove(&number) {
+            (Some((_, ledger, effects)), Entry::Checkpoint(checkpoint)) => {
+                for stream in StreamName::ALL {
+                    let known = &mut self.known[stream.index()];
+                    known.clear();
+                    for &start in checkpoint.log.files(stream) {
+                        look_for(&self.files[stream.index()], known, start);
+                    }
+                }
+                self.standing = checkpoint.standing;
+                *ledger = checkpoint.ledger;
+                effects.clear();
+                self.kept = Some(checkpoint.log);
+            }
+            (Some(_), Entry::Sealed(record)) => self.record = Some((time, *record)),
+            (Some(_), entry) => {
+                if let Some(fact) = self.standing.take(entry) {
                     self.fact(time, fact);
                 }
             }
-            (Some(_), Entry::Granted(scope, grant)) => self.unfinished.grants.push((scope, grant)),
-            (Some(_), Entry::Sealed(record)) => self.record = Some((time, *record)),
-            (Some(_), Entry::Stdin(progress)) => self.stdin = progress,
         }
         Ok(())
     }
@@ -149,44 +158,19 @@ impl Replay {
                 offset,
             );
         }
-        if let Fact::ApprovalDecided { grant, .. } = &fact {
-            self.asking.remove(&grant.approval);
-        }
         let told = ledger.apply(fact, time).into_iter();
         effects.extend(told.filter(Effect::is_of_the_log));
-    }
-
-    fn observed(&mut self, observed: Observed) {
-        let unfinished = &mut self.unfinished;
-        if let Some((call, response)) = observed.answered {
-            let mut received = unfinished.calls.iter().flatten().flatten();
-            if received.any(|received| received.id == call) {
-                unfinished.answers.insert(call, response);
-            }
-        }
-        unfinished.domains.extend(observed.domains);
-        for (number, fact) in (observed.number..).zip(observed.facts) {
-            match &fact {
-                Fact::ApprovalRequested {
-                    approval, attempt, ..
-                } => {
-                    unfinished.asked = unfinished.asked.max(*approval);
-                    self.asking.insert(*approval, attempt.clone());
-                }
-                Fact::ApprovalDecided { grant, .. } => drop(self.asking.remove(&grant.approval)),
-                _ => {}
-            }
-            self.observed.insert(number, fact);
-            self.next = self.next.max(number + 1);
-        }
     }
 
     fn finish(mut self, spool: &Arc<Spool>, file: File, length: u64) -> Result<Loaded, String> {
         let (accepted, ledger, effects) = self.begun.take().ok_or("it is empty")?;
         let process = accepted.process;
-        let observed = std::mem::take(&mut self.observed).into_iter();
+        let calls = self.calls.take();
+        self.standing.keep_answers(calls.as_ref());
+        let standing = self.standing;
+        let observed = standing.untaken.into_iter();
         let mut untold: Vec<_> = observed.map(|(number, fact)| (Some(number), fact)).collect();
-        let asking = std::mem::take(&mut self.asking).into_iter();
+        let asking = standing.asking.into_iter();
         untold.extend(asking.map(|(approval, attempt)| (None, asked_again(approval, &attempt))));
         for stream in StreamName::ALL {
             let (files, known) = (&self.files[stream.index()], &mut self.known[stream.index()]);
@@ -216,13 +200,22 @@ impl Replay {
             Segments::new(pty, in_pty),
         ];
         let limits = accepted.spec.restore().retention;
-        let log = Arc::new(Log::in_files(process, limits, segments));
         let mut journal = Journal::new(file, length).map_err(|error| error.to_string())?;
-        journal.observed_from(self.next);
+        journal.observed_from(standing.next);
+        let log = Arc::new(match self.kept.take() {
+            Some(kept) => Log::restored(process, limits, segments, kept),
+            None => Log::in_files(process, limits, segments),
+        });
         let journal = ProcessSpool::new(spool, process, journal);
-        let has_calls = self.unfinished.calls.is_some();
-        journal.has_calls.store(has_calls, Ordering::Relaxed);
-        *lock(&journal.unfinished) = self.unfinished;
+        journal.has_calls.store(calls.is_some(), Ordering::Relaxed);
+        *lock(&journal.unfinished) = Unfinished {
+            calls,
+            answers: standing.answers,
+            grants: standing.grants,
+            asked: standing.asked,
+            domains: standing.domains,
+            interrupted: true,
+        };
         let was = self.record.take();
         let mut record = None;
         for effect in effects {
@@ -243,7 +236,7 @@ impl Replay {
             accepted,
             log,
             record,
-            stdin: self.stdin,
+            stdin: standing.stdin,
             ledger,
             journal,
             untold,

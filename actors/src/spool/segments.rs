@@ -42,6 +42,19 @@ impl StreamFiles {
         self.directory.open(&self.name(start), OFlag::O_RDONLY)
     }
 
+    /// Removes every file of the stream.
+    pub(super) fn remove_all(&self) {
+        let begin = format!("{}.{}.", self.process, self.stream);
+        let Ok(entries) = std::fs::read_dir(&self.directory.path) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(&begin)) {
+                self.directory.remove(name);
+            }
+        }
+    }
+
     pub(crate) fn remove(&self, starts: &[u64]) {
         for start in starts {
             self.directory.remove(&self.name(*start));
@@ -107,6 +120,12 @@ impl Segments {
     /// The offset of the end.
     pub(crate) fn end(&self) -> u64 {
         self.end
+    }
+
+    /// Where the files begin, in order.
+    pub(crate) fn starts(&self) -> Vec<u64> {
+        let all = self.head.iter().chain(&self.tail);
+        all.map(|segment| segment.start).collect()
     }
 
     /// Bytes have come into the segment that begins there.

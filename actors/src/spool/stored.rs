@@ -29,12 +29,21 @@ pub struct Accepted {
     pub queued_at: Timestamp,
     /// The boot of the machine (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
+    /// When, by a clock of that boot that nobody sets ([`monotonic`]); absent in old journals.
+    #[serde(default)]
+    pub monotonic: Option<Duration>,
     /// What is to run.
     pub spec: StoredSpec,
     /// Where its proxy is, if it has one.
     pub proxy: Option<ProxyPlace>,
     /// What the daemon wants to know of it again.
     pub note: serde_json::Value,
+}
+
+/// The time since some moment of this boot, without the time in which the machine slept; nobody sets it.
+pub fn monotonic() -> Option<Duration> {
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC;
+    nix::time::clock_gettime(clock).ok().map(Duration::from)
 }
 
 /// A [`ProcessSpec`] as data. Its environment is not kept: nobody needs it again, and it may hold secrets.

@@ -77,7 +77,7 @@ impl Daemon {
         if told && decided.await.unwrap_or(false) {
             return Ok(());
         }
-        Err(match process.link.log().decision(asked.approval).await {
+        Err(match process.link.log().await.decision(asked.approval).await {
             Some(decided) => {
                 let word = match decided.decision {
                     Decision::Allow => "allowed",
@@ -136,7 +136,7 @@ impl Daemon {
             process: process.clone(),
         };
         let answering = Arc::new(answering);
-        let mut events = process.log().follow(0, false).without_output();
+        let mut events = process.log_now().follow(0, false).without_output();
         tokio::spawn(async move {
             let mut answers = JoinSet::new();
             let mut asked = HashMap::new();
@@ -200,7 +200,9 @@ impl Answering {
 }
 
 fn waiting(process: &Supervised) -> Vec<WaitingApproval> {
-    let requests = process.link.log().approvals_waiting();
+    // One that has ended, and is on disk only, waits for nothing.
+    let log = process.link.log_in_memory();
+    let requests = log.map(|log| log.approvals_waiting()).unwrap_or_default();
     let one = |request: Event| match request.body {
         EventBody::ApprovalRequested {
             approval,

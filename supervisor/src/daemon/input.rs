@@ -143,7 +143,7 @@ impl Daemon {
             if asked.redraw && process.link.terminal_size().await? == size {
                 let smaller = smaller(size);
                 // It has drawn something when the second signal comes, and so takes both for what they are.
-                let log = process.link.log();
+                let log = process.link.log().await;
                 let mut drawn = log.follow(log.last_seq(), false);
                 process.link.resize(smaller).await?;
                 let _ = tokio::time::timeout(REDRAW_MAX, drawn.next()).await;

@@ -42,9 +42,9 @@ impl Metrics {
     /// Counts a process now, and what it came to when it has its record.
     pub(super) fn watch(self: &Arc<Self>, process: &Supervised) {
         lock(&self.0).started += 1;
-        let (metrics, log) = (self.clone(), process.link.log().clone());
+        let (metrics, link) = (self.clone(), process.link.clone());
         tokio::spawn(async move {
-            let record = log.sealed().await;
+            let record = link.sealed().await;
             let mut counts = lock(&metrics.0);
             *counts.ended.entry(record.outcome).or_default() += 1;
             for (class, count) in &record.denials.by_class {

@@ -10,13 +10,11 @@ use provost_actors::ProcessLink;
 use provost_actors::event::{Event, EventBody, ProcessId};
 use provost_actors::log::Cursor;
 use provost_actors::session::SessionId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Daemon, lock};
-use crate::protocol::{
-    ErrorKind, Events, ProcessInfo, ProcessList, ProcessPrune, ProcessRead, RpcError, Written,
-};
+use crate::protocol::{ErrorKind, Events, ProcessInfo, ProcessList, ProcessRead, RpcError, Written};
 use crate::store::{ProcessRow, ProcessState, Request};
 
 /// What a read gives at most, unless it says less.
@@ -47,8 +45,8 @@ pub(super) struct Supervised {
     pub(super) confined: bool,
     /// What its client called its request.
     pub(super) request: Option<Request>,
-    /// The database has its record already.
-    pub(super) was_sealed: bool,
+    /// Its record is in the database, or never will be: it can be forgotten.
+    pub(super) filed: watch::Sender<bool>,
     /// Bytes that it takes to say what it is.
     pub(super) described_bytes: u64,
     /// The daemon knows it no more.
@@ -102,7 +100,7 @@ impl Supervised {
             labels: BTreeMap::new(),
             confined: false,
             request: None,
-            was_sealed: false,
+            filed: watch::Sender::new(false),
             described_bytes: 0,
             forgotten: CancellationToken::new(),
             writes: Mutex::default(),
@@ -113,7 +111,7 @@ impl Supervised {
     /// One that an earlier daemon accepted.
     pub(super) fn restored(link: ProcessLink, row: ProcessRow) -> Self {
         let mut process = Self::new(link, row.session, row.name);
-        process.was_sealed = row.state == ProcessState::Sealed;
+        process.filed.send_replace(row.state == ProcessState::Sealed);
         process.described_bytes =
             described_bytes(&row.argv, &row.labels, row.cwd.as_deref().unwrap_or_default());
         process.argv = row.argv;
@@ -270,8 +268,8 @@ impl Supervised {
     }
 
     /// A place to read from.
-    pub(super) fn reading(&self, request: &ProcessRead) -> Reading {
-        let log = self.link.log();
+    pub(super) async fn reading(&self, request: &ProcessRead) -> Reading {
+        let log = self.link.log().await;
         let after = request
             .tail
             .map_or(request.after_seq, |tail| log.before_tail(tail));
@@ -397,31 +395,6 @@ impl Daemon {
             })
             .map(|process| process.info())
             .collect())
-    }
-
-    /// Forgets processes that have ended; how many.
-    pub(super) fn prune(&self, request: &ProcessPrune) -> Result<usize, RpcError> {
-        let within = match &request.session {
-            Some(session) => Some(self.find_session(session)?),
-            None => None,
-        };
-        let age = Duration::from_millis(request.older_than_ms);
-        let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
-        let mut state = self.state();
-        let count = state.processes.len();
-        state.processes.retain(|_, process| {
-            let Some(record) = process.link.record() else {
-                return true;
-            };
-            let elsewhere = within.is_some() && process.session != within;
-            let stays = elsewhere || record.ended_at > before;
-            if !stays {
-                process.forgotten.cancel();
-            }
-            stays
-        });
-        let left = count - state.processes.len();
-        Ok(left)
     }
 }
 

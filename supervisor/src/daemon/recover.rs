@@ -14,6 +14,7 @@ use provost_actors::{ProcessLink, SessionLink};
 use serde::{Deserialize, Serialize};
 
 use super::Daemon;
+use super::forget::erase;
 use super::processes::Supervised;
 use crate::store::{
     DenialRow, Loaded, ProcessRow, ProcessState, Request, SealedProcess, SessionRow, Store,
@@ -55,6 +56,11 @@ impl Daemon {
             tracing::error!(%error, "the spool cannot be read");
             Default::default()
         });
+        if !found.gone.is_empty()
+            && let Err(error) = erase(store, spool, found.gone.clone()).await
+        {
+            tracing::error!(%error, "what was forgotten is still in the database");
+        }
         for id in &found.live {
             let reading = spool.clone();
             let id = *id;
@@ -76,6 +82,9 @@ impl Daemon {
         let mut known: HashSet<ProcessId> = found.live.iter().copied().collect();
         let journals: HashSet<ProcessId> = found.sealed.iter().copied().collect();
         for SealedProcess { process, record } in loaded.sealed {
+            if found.gone.binary_search(&process.id).is_ok() {
+                continue;
+            }
             known.insert(process.id);
             recovered.sealed += 1;
             let link = ProcessLink::ended(process.id, Arc::new(record), spool.clone());
@@ -125,7 +134,7 @@ impl Daemon {
                 parent: row.parent,
                 on_disconnect: row.on_disconnect,
                 ttl: row.ttl,
-                kept_bytes_max: None,
+                kept_bytes_max: row.kept_bytes_max,
             };
             let mut state = self.state();
             state.leases.restore(row.id, open, Instant::now(), give_up, link);
@@ -176,21 +185,22 @@ impl Daemon {
     /// Writes the record of a process down in the database, when it has one.
     pub(super) fn keep_record(&self, process: &Arc<Supervised>) {
         let Some(kept) = &self.0.kept else { return };
-        if process.was_sealed {
+        if *process.filed.borrow() {
             return;
         }
-        let (store, link) = (kept.store.clone(), process.link.clone());
+        let (store, process) = (kept.store.clone(), process.clone());
         kept.records.spawn(async move {
-            let record = link.log().sealed().await;
-            let denials = link.log().denials().into_iter();
+            let record = process.link.sealed().await;
+            let denials = process.link.log().await.denials().into_iter();
             let denials = denials.map(|(seq, time, denial)| DenialRow { seq, time, denial });
             // A full disk is the store's to report, and the journal has the record.
             if let Err(error) = store
                 .sealed(TerminalRecord::clone(&record), denials.collect())
                 .await
             {
-                tracing::error!(process = %link.id(), %error, "a record is not in the database");
+                tracing::error!(process = %process.id(), %error, "a record is not in the database");
             }
+            process.filed.send_replace(true);
         });
     }
 

@@ -199,7 +199,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
         }
         "process/read" => {
             let asked: ProcessRead = request.params()?;
-            let mut reading = client.find(&asked.process)?.reading(&asked);
+            let mut reading = client.find(&asked.process)?.reading(&asked).await;
             tokio::select! {
                 () = reading.wait(&asked) => {}
                 () = client.outbox.closed() => return Err(gone()),
@@ -212,7 +212,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
             let process = client.find(&asked.process)?;
             let way = subscribe(client, asked.window)?;
             // Its place is taken now: what is kept is kept for it, and the answer says whether it has the pace.
-            let cursor = process.link.log().follow(asked.after_seq, asked.paced);
+            let cursor = process.link.log().await.follow(asked.after_seq, asked.paced);
             let paced = cursor.is_paced();
             let (behind, following) = (behind(after), way.clone());
             client
@@ -279,7 +279,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
         "process/wait" => {
             let asked: ProcessWait = request.params()?;
             let process = client.find(&asked.process)?;
-            let record = process.link.log().sealed();
+            let record = process.link.sealed();
             let patience = asked.timeout_ms.map_or(Duration::MAX, Duration::from_millis);
             let record = tokio::select! {
                 record = tokio::time::timeout(patience, record) => record.ok(),
@@ -305,7 +305,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
         }
         "process/prune" => {
             let asked: ProcessPrune = request.params()?;
-            value(&json!({ "forgotten": daemon.prune(&asked)? }))
+            value(&json!({ "forgotten": daemon.prune(&asked).await? }))
         }
         "approval/decide" => {
             daemon.decide(request.params()?, client.holder).await?;
@@ -380,7 +380,7 @@ async fn start(client: &Arc<Client>, asked: ProcessStart, after: &mut After) -> 
         lock(&client.followers).remove(&way.subscription);
     })?;
     // Taken at once, for the process waits for it; gone with the client.
-    let cursor = process.link.log().follow(0, true);
+    let cursor = process.link.log().await.follow(0, true);
     let following = Following {
         subscription: way.subscription,
         paced: cursor.is_paced(),

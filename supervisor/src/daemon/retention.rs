@@ -25,8 +25,8 @@ use super::{Daemon, Settings, State};
 type Members = Vec<Arc<Supervised>>;
 
 impl Daemon {
-    /// Brings what is kept within its bounds.
-    pub(super) fn keep_within_bounds(&self) {
+    /// Brings what is kept within its bounds; who is forgotten for that, and is to be removed. Blocks.
+    pub(super) fn keep_within_bounds(&self) -> Members {
         let settings = self.settings();
         let (capped, parties) = {
             let state = self.state();
@@ -51,13 +51,15 @@ impl Daemon {
             .collect();
         let count_level = fair_level(&counts, settings.ended_max as u64);
         let level = fair_level(&weights, settings.memory_bytes);
+        let mut forgotten = Vec::new();
         for ((members, count), all) in parties.into_iter().zip(counts).zip(weights) {
             let (mut count, mut all) = (count.saturating_sub(count_level), all.saturating_sub(level));
             if count > 0 || all > 0 {
-                let members = self.forget_first(members, &mut count, &mut all);
+                let members = self.forget_first(members, &mut count, &mut all, &mut forgotten);
                 trim(&members, all);
             }
         }
+        forgotten
     }
 
     /// Notes who has ended since this was done last, and says who has ended in all.
@@ -75,11 +77,17 @@ impl Daemon {
     }
 
     /// Forgets those of a party that ended first, until it has so many fewer and keeps so much less; who is left.
-    fn forget_first(&self, mut members: Members, count: &mut u64, bytes: &mut u64) -> Members {
+    fn forget_first(
+        &self,
+        mut members: Members,
+        count: &mut u64,
+        bytes: &mut u64,
+        forgotten: &mut Members,
+    ) -> Members {
         let of_party: HashSet<ProcessId> = members.iter().map(|process| process.id()).collect();
         let mut state = self.state();
         let state = &mut *state;
-        let mut forgotten = HashSet::new();
+        let mut gone = HashSet::new();
         for id in &state.ended {
             if *count == 0 && *bytes == 0 {
                 break;
@@ -90,11 +98,12 @@ impl Daemon {
                 *count = count.saturating_sub(1);
                 *bytes = bytes.saturating_sub(weight(&process));
                 process.forgotten.cancel();
-                forgotten.insert(*id);
+                gone.insert(*id);
+                forgotten.push(process);
             }
         }
-        state.ended.retain(|id| !forgotten.contains(id));
-        members.retain(|process| !forgotten.contains(&process.id()));
+        state.ended.retain(|id| !gone.contains(id));
+        members.retain(|process| !gone.contains(&process.id()));
         members
     }
 }
@@ -138,14 +147,21 @@ fn weight(process: &Arc<Supervised>) -> u64 {
     process.retained() + process.described_bytes
 }
 
-/// Drops so much of the output of these, the oldest first.
+/// Drops so much of the output of these, the oldest first. One that has ended and is on disk only loses all of it at once.
 fn trim(members: &Members, mut excess: u64) {
     if excess == 0 {
         return;
     }
-    let oldest = |index: usize| {
-        let log = members[index].link.log();
-        log.evictable().map(|time| Reverse((time, index)))
+    let logs: Vec<_> = members
+        .iter()
+        .map(|process| process.link.log_in_memory())
+        .collect();
+    let oldest = |index: usize| match &logs[index] {
+        Some(log) => log.evictable().map(|time| Reverse((time, index))),
+        None => {
+            let link = &members[index].link;
+            (link.retained() > 0).then(|| Reverse((link.queued_at(), index)))
+        }
     };
     let mut order: BinaryHeap<Reverse<(Timestamp, usize)>> =
         (0..members.len()).filter_map(oldest).collect();
@@ -153,7 +169,10 @@ fn trim(members: &Members, mut excess: u64) {
         && let Some(Reverse((_, index))) = order.pop()
     {
         let until = order.peek().map_or(Timestamp::MAX, |Reverse((time, _))| *time);
-        let dropped = members[index].link.log().evict(excess, until);
+        let dropped = match &logs[index] {
+            Some(log) => log.evict(excess, until),
+            None => members[index].link.drop_output(),
+        };
         excess = excess.saturating_sub(dropped);
         order.extend(oldest(index));
     }

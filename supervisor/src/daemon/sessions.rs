@@ -99,6 +99,7 @@ impl Daemon {
                 parent,
                 on_disconnect: request.on_disconnect,
                 ttl: request.ttl_ms.map(Duration::from_millis),
+                kept_bytes_max: request.max_session_bytes,
                 state: SessionState::Attached,
                 opened_at: now,
                 changed_at: now,
@@ -272,7 +273,7 @@ impl Daemon {
         result.processes = stopping.iter().map(|process| process.id()).collect();
         // What was stopped is over when this is answered.
         for process in stopping {
-            process.link.log().sealed().await;
+            process.link.sealed().await;
         }
         if !detached_only && result.moved.is_empty() && !result.skipped.is_empty() {
             let what = format!(

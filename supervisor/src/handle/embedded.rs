@@ -140,7 +140,7 @@ impl Embedded {
         known
             .filter_map(|known| {
                 let link = known.link.upgrade()?;
-                Some(known.info.clone().ended(link.log().record().as_deref()))
+                Some(known.info.clone().ended(link.record().as_deref()))
             })
             .collect()
     }
@@ -228,7 +228,7 @@ impl State {
             process: link.id(),
             ..info
         };
-        let link = link.downgrade();
+        let Some(link) = link.downgrade() else { return };
         self.known.insert(info.process, Known { link, info });
     }
 }

@@ -96,7 +96,7 @@ pub(super) fn load(
         let view = connection.unchecked_transaction()?;
         let sessions = rows(
             &view,
-            "SELECT id, name, parent, on_disconnect, ttl_ms, state, opened_at, changed_at FROM sessions
+            "SELECT id, name, parent, on_disconnect, ttl_ms, state, opened_at, changed_at, kept_bytes_max FROM sessions
              WHERE state <> 'closed' ORDER BY id",
             0,
             session,
@@ -144,12 +144,14 @@ fn rows<T>(
 
 fn session(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
     let ttl_ms: Option<i64> = row.get(4)?;
+    let kept_bytes_max: Option<i64> = row.get(8)?;
     Ok(SessionRow {
         id: text::parsed(row, 0, |text| text.parse())?,
         name: row.get(1)?,
         parent: text::optional(row, 2, |text| text.parse())?,
         on_disconnect: text::from_word(row, 3)?,
         ttl: ttl_ms.map(|ttl| Duration::from_millis(ttl.unsigned_abs())),
+        kept_bytes_max: kept_bytes_max.map(i64::unsigned_abs),
         state: match row.get_ref(5)?.as_str()? {
             "attached" => SessionState::Attached,
             "detached" => SessionState::Detached,

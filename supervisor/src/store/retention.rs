@@ -9,9 +9,6 @@ use rusqlite::params;
 use super::statements::Write;
 use super::{Reader, Store, StoreError, text};
 
-/// What is deleted in one transaction: others wait that long.
-const BATCH: usize = 64;
-
 /// How long, and how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
@@ -23,24 +20,25 @@ pub struct Retention {
 }
 
 impl Store {
-    /// Forgets sealed processes that are too old or too many, and sessions that ended that long ago and have no process left.
-    /// The processes' ids are for the caller to delete their output: before a crash between the two, ids may have been
-    /// forgotten whose output is still there.
+    /// Sealed processes that are too old or too many, for the caller to forget.
     ///
     /// # Errors
-    /// The database cannot be read or written. What was forgotten up to then is forgotten.
-    pub async fn sweep(&self, retention: Retention) -> Result<Vec<ProcessId>, StoreError> {
+    /// The database cannot be read.
+    pub async fn expired(&self, retention: Retention) -> Result<Vec<ProcessId>, StoreError> {
         let before = Timestamp::now()
             .checked_sub(retention.age_max)
             .unwrap_or(Timestamp::MIN);
-        let victims = self
-            .read(move |reader| reader.victims(before, retention.bytes_max))
-            .await?;
-        for batch in victims.chunks(BATCH) {
-            self.write(Write::Forget(batch.to_vec())).await?;
-        }
-        self.write(Write::ForgetSessions(before)).await?;
-        Ok(victims)
+        self.read(move |reader| reader.victims(before, retention.bytes_max))
+            .await
+    }
+
+    /// Forgets sessions that were closed so long ago and have no process left.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn forget_sessions(&self, age: Duration) -> Result<(), StoreError> {
+        let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
+        self.write(Write::ForgetSessions(before)).await.map(|_| ())
     }
 }
 

@@ -22,6 +22,8 @@ pub struct SessionRow {
     pub on_disconnect: OnDisconnect,
     /// How long it goes on with nobody holding it; for ever, if absent. To the millisecond.
     pub ttl: Option<Duration>,
+    /// Bytes of output that it may keep with its parts; the daemon's own bound, if absent.
+    pub kept_bytes_max: Option<u64>,
     /// Whether somebody held it.
     pub state: SessionState,
     /// When it was opened.

@@ -114,8 +114,9 @@ impl<'c> Statements<'c> {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING",
             )?,
             session: prepare(
-                "INSERT INTO sessions (id, name, parent, on_disconnect, ttl_ms, state, opened_at, changed_at, closed_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
+                "INSERT INTO sessions (id, name, parent, on_disconnect, ttl_ms, state, opened_at, changed_at, closed_at,
+                                       kept_bytes_max)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
             )?,
             // What is told late must not undo what was told later.
             session_changed: prepare(
@@ -261,6 +262,7 @@ impl<'c> Statements<'c> {
             text::time(&session.opened_at),
             changed_at,
             closed_at,
+            session.kept_bytes_max.map(text::integer),
         ]))
     }
 }

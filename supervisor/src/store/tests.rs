@@ -121,6 +121,7 @@ pub(super) fn session() -> SessionRow {
         parent: None,
         on_disconnect: OnDisconnect::Stop,
         ttl: Some(Duration::from_millis(1500)),
+        kept_bytes_max: Some(1 << 20),
         state: SessionState::Attached,
         opened_at: at(0),
         changed_at: at(0),

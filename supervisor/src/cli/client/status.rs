@@ -32,8 +32,9 @@ pub(super) async fn run(args: StatusArgs) -> CliResult {
         return print_line(&status);
     }
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_ms / 1000));
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     print(&format!(
-        "version\t{}\npid\t{}\nuid\t{}\nuptime\t{uptime}\nclients\t{}\nsessions\t{}\nlive\t{}\nprocesses\t{}\nretained_bytes\t{}\n",
+        "version\t{}\npid\t{}\nuid\t{}\nuptime\t{uptime}\nclients\t{}\nsessions\t{}\nlive\t{}\nprocesses\t{}\nretained_bytes\t{}\nstate_dir\t{}\nkeeper\t{}\n{}",
         status.version,
         status.pid,
         status.uid,
@@ -42,6 +43,13 @@ pub(super) async fn run(args: StatusArgs) -> CliResult {
         status.live,
         status.processes,
         status.retained_bytes,
+        or_none(status.state_dir),
+        or_none(status.keeper.map(|pid| pid.to_string())),
+        status
+            .degraded
+            .iter()
+            .map(|why| format!("degraded\t{why}\n"))
+            .collect::<String>(),
     ))
 }
 

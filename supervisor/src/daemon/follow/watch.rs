@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use provost_actors::event::{EventBody, ProcessId};
-use provost_actors::log::Cursor;
+use provost_actors::log::{Cursor, Log};
 use provost_actors::session::SessionId;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -192,9 +192,21 @@ pub(in crate::daemon) async fn push_all(
     // Nothing is sent before the answer that says what follows; what is new is taken note of meanwhile.
     let gate = way.turn.clone().lock_owned().await;
     let follow = |process: Arc<Supervised>, pushing: &mut JoinSet<()>| {
-        let followed = Followed::begin(&process, scope);
         let (way, notices) = (way.clone(), notices.clone());
-        pushing.spawn(async move { followed.push(&way, &notices).await });
+        match process.link.log_in_memory() {
+            Some(log) => {
+                let followed = Followed::begin(&process, &log, scope);
+                pushing.spawn(async move { followed.push(&way, &notices).await });
+            }
+            None => {
+                pushing.spawn(async move {
+                    let log = process.link.log().await;
+                    let followed = Followed::begin(&process, &log, scope);
+                    drop((process, log));
+                    followed.push(&way, &notices).await;
+                });
+            }
+        }
     };
     for process in std::mem::take(&mut watching.there) {
         follow(process, &mut pushing);
@@ -246,8 +258,7 @@ struct Followed {
 }
 
 impl Followed {
-    fn begin(process: &Supervised, scope: Scope) -> Self {
-        let log = process.link.log();
+    fn begin(process: &Supervised, log: &Arc<Log>, scope: Scope) -> Self {
         let cursor = match scope.approvals {
             false => log.follow(0, false),
             true => {
