@@ -243,6 +243,10 @@ impl Spool {
                 "the state directory was moved, replaced or removed while the daemon ran; put it back, or start the daemon again",
             ));
         }
+        if let Some(why) = &*lock(&self.trouble) {
+            let why = format!("{why}; what room there is is for the records of what runs: make room");
+            return Err(io::Error::other(why));
+        }
         let process = accepted.process;
         let name = journal_name(process, LIVE);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -309,10 +313,12 @@ impl Spool {
         }
     }
 
-    /// Removes the output of a process that has ended; the rest of it stays.
-    pub(crate) fn remove_output(&self, process: ProcessId) {
+    /// Removes the output of these streams of a process that has ended; the rest of it stays.
+    pub(crate) fn remove_output(&self, process: ProcessId, streams: &[StreamName]) {
         for files in self.stream_files(process) {
-            files.remove_all();
+            if streams.contains(&files.stream) {
+                files.remove_all();
+            }
         }
     }
 

@@ -239,15 +239,23 @@ impl ProcessLink {
     }
 
     /// Keeps nothing but the record in memory, if it has one and its events are on disk. Whoever reads them reads on.
+    /// Blocks.
     pub fn let_go(&self) {
-        if self.0.spool.is_none() {
-            return;
-        }
+        let Some(spool) = &self.0.spool else { return };
         let mut held = lock(&self.0.held);
         if let Held::All { log, .. } = &*held
             && let Some(record) = log.record()
         {
             let streams = StreamName::ALL.into_iter();
+            // The last file of a stream outlives what retention drops.
+            let was_dropped = |stream: &StreamName| {
+                let output = record.output.get(stream);
+                output.is_some_and(|output| output.bytes > 0) && log.retained(*stream) == 0
+            };
+            let dropped: Vec<_> = streams.clone().filter(was_dropped).collect();
+            if !dropped.is_empty() {
+                spool.remove_output(self.0.id, &dropped);
+            }
             *held = Held::Record {
                 record,
                 retained: streams.map(|stream| log.retained(stream)).sum(),
@@ -350,7 +358,7 @@ impl ProcessLink {
             Held::Record { retained, .. } => std::mem::take(retained),
         };
         if let Some(spool) = &self.0.spool {
-            spool.remove_output(self.0.id);
+            spool.remove_output(self.0.id, &StreamName::ALL);
         }
         dropped
     }

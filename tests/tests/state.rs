@@ -215,11 +215,11 @@ fn provost_as(world: &World) -> Command {
 }
 
 both_users! {
-    i8_an_ended_process_is_the_same_under_the_next_daemon;
-    i8_what_was_pruned_is_gone_everywhere_and_stays_so;
-    i11_a_damaged_database_is_moved_aside_and_made_anew_of_the_spool;
-    i11_a_state_directory_that_was_moved_is_said_and_nothing_new_is_accepted;
-    i11_a_state_directory_that_cannot_be_used_is_refused_with_a_reason;
+    i8_an_ended_process_is_the_same_under_the_next_daemon,
+    i8_what_was_pruned_is_gone_everywhere_and_stays_so,
+    i11_a_damaged_database_is_moved_aside_and_made_anew_of_the_spool,
+    i11_a_state_directory_that_was_moved_is_said_and_nothing_new_is_accepted,
+    i11_a_state_directory_that_cannot_be_used_is_refused_with_a_reason,
 }
 
 /// A small disk in the place of a state directory.
@@ -264,8 +264,7 @@ fn under_a_full_disk(rule: &str, outcome: &str) {
     let config = world.path("work/provost.toml");
     let served = Served::start_with(&world, &["--config", config.to_str().expect("UTF-8")]);
     let mut client = LineClient::connect(served.socket());
-    let script =
-        format!("read line; head -c {BYTES} /dev/zero; [ {rule} = drop ] || exec sleep 100");
+    let script = format!("read line; head -c {BYTES} /dev/zero; [ {rule} = drop ] || exec sleep 100");
     let start = json!({
         "argv": ["sh", "-c", script], "cwd": "/", "policy": "unconfined", "stdin": true,
     });

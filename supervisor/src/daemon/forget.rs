@@ -90,11 +90,11 @@ impl Daemon {
             return;
         };
         let processes: Vec<_> = self.state().processes.values().cloned().collect();
-        for process in processes {
-            if *process.filed.borrow() {
-                process.link.let_go();
-            }
-        }
+        let letting_go = tokio::task::spawn_blocking(move || {
+            let filed = processes.iter().filter(|process| *process.filed.borrow());
+            filed.for_each(|process| process.link.let_go());
+        });
+        let _ = letting_go.await;
         if sweep && let Err(error) = self.sweep(kept, &keeping.spool).await {
             tracing::error!(%error, "what is too old cannot be forgotten");
         }
