@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use provost_tests::host::TcpServer;
-use provost_tests::{LineClient, Served, World, both_users, program};
+use provost_tests::{DEADLINE, LineClient, Served, World, both_users, program};
 use serde_json::{Value, json};
 
 /// What comes last may take longer than any daemon lives here.
@@ -84,6 +84,57 @@ fn i8_refused_connects_are_counted_exactly_over_crashes(world: &World) {
 
 fn i8_refused_writes_are_counted_exactly_over_crashes(world: &World) {
     i8_no_refusal_is_lost_or_told_twice(world, "write", if world.changes_uid() { 20 } else { 60 });
+}
+
+/// The daemon dies before, while and after what its journal says of refusals is put into a checkpoint.
+fn i8_refusals_of_which_a_short_journal_tells_are_counted_exactly(world: &World) {
+    const FIRST: usize = 4000;
+    const THEN: usize = 3000;
+    let mut daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let script = "\"$0\" connect $1; read line; \"$0\" connect $2";
+    let (first, then) = (FIRST.to_string(), THEN.to_string());
+    let argv = ["sh", "-c", script, &program("denials"), &first, &then];
+    let process = start(&mut client, world, json!({ "stdin": true }), &argv);
+    events(&mut client, &process, "output", 1);
+    let journal = world.path("state/spool").join(format!("{process}.journal"));
+    let read = || std::fs::read(&journal).expect("a journal");
+    let word = b"\"standing\"";
+    let deadline = Instant::now() + DEADLINE;
+    while !read().windows(word.len()).any(|window| window == word) {
+        assert!(
+            Instant::now() < deadline,
+            "{} bytes, and never made short",
+            read().len()
+        );
+        some_moment(Duration::from_millis(100));
+    }
+    for more in [false, true] {
+        daemon.crash();
+        daemon = Served::start(world);
+        client = LineClient::connect(daemon.socket());
+        if !more {
+            let go =
+                json!({ "process": process, "data": base64_simd::STANDARD.encode_to_string(b"go\n") });
+            client.call("process/write", go).expect("it reads");
+        }
+    }
+    let mut crashes = 2;
+    while crashes < CRASHES_MAX && !has_ended(&mut client, &process) {
+        daemon.crash();
+        crashes += 1;
+        daemon = Served::start(world);
+        client = LineClient::connect(daemon.socket());
+    }
+    let record = client.wait(&process);
+    let said = output(&mut client, &process);
+    assert_eq!(said, format!("refused: {FIRST}\nrefused: {THEN}\n"), "{record}");
+    assert_eq!(
+        record["denials"]["total"],
+        FIRST + THEN,
+        "{crashes} crashes, {record}"
+    );
+    println!("{crashes} crashes");
 }
 
 /// Waits until there are so many events of a type; they.
@@ -236,6 +287,7 @@ fn i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not(world: &World) {
 
 both_users!(
     i8_refused_connects_are_counted_exactly_over_crashes,
+    i8_refusals_of_which_a_short_journal_tells_are_counted_exactly,
     i8_refused_writes_are_counted_exactly_over_crashes,
     i8_no_byte_of_a_terminal_is_lost,
     i8_connects_under_way_are_connected_after_a_crash,
