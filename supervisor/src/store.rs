@@ -237,6 +237,14 @@ impl Store {
             .map(|_| ())
     }
 
+    /// Looks whether there is room again, where there was none; to be called now and then. Else only the next write does.
+    pub async fn recover_room(&self) {
+        if matches!(*self.health.borrow(), Health::Degraded { .. }) {
+            // Whatever is to be written: room is looked for first.
+            let _ = self.forget(Vec::new()).await;
+        }
+    }
+
     /// Forgets processes with everything about them; their request ids are free again.
     ///
     /// # Errors

@@ -89,6 +89,7 @@ impl Daemon {
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
             return;
         };
+        kept.store.recover_room().await;
         let processes: Vec<_> = self.state().processes.values().cloned().collect();
         let letting_go = tokio::task::spawn_blocking(move || {
             let filed = processes.iter().filter(|process| *process.filed.borrow());
