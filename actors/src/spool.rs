@@ -172,6 +172,26 @@ impl Spool {
         Ok(Arc::new(spool))
     }
 
+    /// Whether there is a process without a record in the spool at this path, which is neither opened nor made.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn has_live(path: &Path) -> io::Result<bool> {
+        let entries = match std::fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            entries => entries?,
+        };
+        for entry in entries {
+            if Path::new(&entry?.file_name())
+                .extension()
+                .is_some_and(|kind| kind == LIVE)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// This boot of the machine.
     pub fn boot(&self) -> &str {
         &self.boot

@@ -7,6 +7,7 @@
 mod name;
 mod nested;
 mod net;
+mod own;
 mod preset;
 
 use std::path::{Path, PathBuf};

@@ -40,6 +40,7 @@ mod start;
 pub mod state;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,9 +55,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::broker::Broker;
+pub use self::broker::{Broker, UserDirectories, UsersError};
 use self::follow::watch::Watcher;
-pub use self::instance::become_instance;
+pub use self::instance::{
+    Configuration, InstancePlace, Introduction, NOT_NEEDED, become_instance, introduction, is_needed,
+};
 use self::leave::Leaving;
 pub use self::leave::Place;
 use self::live::Live;
@@ -66,10 +69,10 @@ pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
 pub use self::recover::Recovered;
 use self::start::Starts;
-use crate::Supervisor;
 use crate::decider::DECIDERS_MAX;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};
 use crate::store::Store;
+use crate::{Policy, PolicyError, Supervisor};
 
 /// How often it is looked at what has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -109,6 +112,8 @@ pub struct Settings {
     pub reattach: Duration,
     /// What clients get that are confined themselves.
     pub confined_peers: ConfinedPeers,
+    /// Paths of the daemon's own, which no confined process gets: see [`Policy::hide`](crate::Policy::hide).
+    pub hidden: Vec<OsString>,
 }
 
 impl Default for Settings {
@@ -127,6 +132,7 @@ impl Default for Settings {
             stop_timeout: Duration::from_secs(30),
             reattach: Duration::from_secs(30),
             confined_peers: ConfinedPeers::Refuse,
+            hidden: Vec::new(),
         }
     }
 }
@@ -402,6 +408,12 @@ impl Daemon {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
+    }
+
+    /// Takes from a policy what is the daemon's own.
+    fn hide_own(&self, policy: &mut Policy) -> Result<(), PolicyError> {
+        let hidden: Vec<PathBuf> = lock(&self.0.settings).hidden.iter().map(PathBuf::from).collect();
+        policy.hide(&hidden)
     }
 
     fn settings(&self) -> Settings {

@@ -86,3 +86,16 @@ fn bare(world: &World, words: &[&str]) -> Option<i32> {
     }
     command.status().ok()?.code()
 }
+
+/// The cgroup of version 2 that a process is in, unless that is the machine's own.
+pub fn group(pid: nix::unistd::Pid) -> Option<PathBuf> {
+    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (mount, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(mount))
+    })?;
+    path.contains("provost-").then(|| mount.join(path))
+}

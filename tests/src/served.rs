@@ -147,6 +147,10 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
         crate::end_keeper(&self.state);
+        let users = std::fs::read_dir(self.state.join("users"));
+        for user in users.into_iter().flatten().flatten() {
+            crate::end_keeper(&user.path());
+        }
     }
 }
 

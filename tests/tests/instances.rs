@@ -1,6 +1,6 @@
 //! What root's daemon gives to the instances of other users: audit records, configuration, an end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -181,7 +181,7 @@ fn i6_with_a_group_of_its_own_nothing_of_a_user_s_outlives_the_end_whatever_its_
     let served = Served::start_with(&roots, &["--config", &config]);
     let mut client = LineClient::connect_for(served.socket(), theirs.uid());
     let instance = instance(&mut client);
-    let Some(leaf) = group(instance) else {
+    let Some(leaf) = needs::group(instance) else {
         return needs::missing("a cgroup v2 in which root may make groups");
     };
     let group = leaf.parent().expect("a group around the leaf").to_owned();
@@ -230,26 +230,6 @@ fn i6_with_a_group_of_its_own_nothing_of_a_user_s_outlives_the_end_whatever_its_
 }
 
 #[test]
-fn i6_what_an_instance_leaves_that_is_killed_ends_and_another_takes_its_place() {
-    let Some((roots, theirs)) = both() else { return };
-    let served = Served::start(&roots);
-    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
-    let killed = instance(&mut client);
-    let group = group(killed).map(|leaf| leaf.parent().expect("a group around it").to_owned());
-    let mut witness = theirs.witness();
-    let script = format!("exec 9>{}; echo up >&9; exec sleep 1000", witness.path());
-    start(&mut client, &theirs, &script);
-    becomes("the command", || witness.was_alive());
-    kill(killed, Signal::SIGKILL).expect("it lives");
-    witness.wait_until_gone();
-    let now = instance(&mut LineClient::connect_for(served.socket(), theirs.uid()));
-    assert_ne!(now, killed);
-    if let Some(group) = group {
-        becomes("the end of its group", || !group.exists());
-    }
-}
-
-#[test]
 fn metrics_are_the_sums_over_instances_also_over_those_that_have_ended() {
     let Some((roots, theirs)) = both() else { return };
     require!(needs::command("curl"), "curl");
@@ -288,19 +268,6 @@ fn metrics_are_the_sums_over_instances_also_over_those_that_have_ended() {
     becomes("the sum with another", || {
         tells(&["provost_processes_started_total 3"])
     });
-}
-
-/// The cgroup of version 2 that a process is in, unless that is the machine's own.
-fn group(pid: Pid) -> Option<PathBuf> {
-    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
-    let mount = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let (mount, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(mount))
-    })?;
-    path.contains("provost-").then(|| mount.join(path))
 }
 
 /// Asks over and over until it is so: each time whoever is asked has done what was ready.

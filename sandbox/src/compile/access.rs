@@ -178,6 +178,12 @@ impl AccessMap {
         is_plain(path) && self.winner(path, question).is_none()
     }
 
+    /// Whether a rule denies reading `path`: nobody is asked about that either.
+    pub(crate) fn denies(&self, path: &Path) -> bool {
+        let winner = self.winner(path, Question::Reading);
+        winner.is_some_and(|rule| !rule.grants())
+    }
+
     /// Whether the question's answer for `path` is yes.
     pub(crate) fn allows(&self, path: &Path, question: Question) -> bool {
         self.winner(path, question).is_some_and(Entry::grants)

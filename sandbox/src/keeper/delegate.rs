@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ const DEPTH_MAX: u32 = 8;
 /// How long what is killed may take to be gone.
 const EMPTY_WITHIN: Duration = Duration::from_secs(2);
 
-/// A group that was given away. Dropping it kills whatever is in it, waits for that (two seconds at most), and removes it.
+/// A group that was given away. It stays, with whatever is in it, until it is [ended](Self::end).
 #[derive(Debug)]
 pub struct DelegatedGroup {
     path: PathBuf,
@@ -46,19 +46,46 @@ impl DelegatedGroup {
             true => own.parent().unwrap_or(&own),
             false => &own,
         };
-        let group = Self {
-            path: parent.join(format!("provost-{}", Uuid::now_v7())),
-        };
-        fs::create_dir(&group.path)?;
-        let write = |name: &str, content: String| fs::write(group.path.join(name), content);
+        let path = parent.join(format!("provost-{}", Uuid::now_v7()));
+        fs::create_dir(&path)?;
+        let group = Self { path };
+        match group.give(uid, gid, descendants_max) {
+            Ok(()) => Ok(Some(group)),
+            Err(error) => {
+                group.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// One that an earlier supervisor gave to this user, if it is still there. Who says where it is must be trusted.
+    pub fn find(path: &Path, uid: u32) -> Option<Self> {
+        let there = path.symlink_metadata().ok()?;
+        let is_group = there.is_dir() && path.join("cgroup.events").exists();
+        (is_group && there.uid() == uid).then(|| Self {
+            path: path.to_owned(),
+        })
+    }
+
+    fn give(&self, uid: u32, gid: u32, descendants_max: usize) -> io::Result<()> {
+        let write = |name: &str, content: String| fs::write(self.path.join(name), content);
         // Before anybody else may do anything in it.
         write("cgroup.max.depth", DEPTH_MAX.to_string())?;
         write("cgroup.max.descendants", descendants_max.to_string())?;
         for name in GIVEN {
-            chown(group.path.join(name), Some(uid), Some(gid))?;
+            chown(self.path.join(name), Some(uid), Some(gid))?;
         }
-        chown(&group.path, Some(uid), Some(gid))?;
-        Ok(Some(group))
+        chown(&self.path, Some(uid), Some(gid))
+    }
+
+    /// Kills whatever is in it, waits for that (two seconds at most), and removes it.
+    pub fn end(self) {
+        if let Err(error) = self.kill() {
+            tracing::warn!(path = %self.path.display(), %error, "cannot empty a cgroup");
+        }
+        if let Err(error) = remove_empty(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a cgroup");
+        }
     }
 
     /// The directory.
@@ -92,21 +119,16 @@ impl DelegatedGroup {
     }
 }
 
-impl Drop for DelegatedGroup {
-    fn drop(&mut self) {
-        if let Err(error) = self.kill() {
-            tracing::warn!(path = %self.path.display(), %error, "cannot empty a cgroup");
-        }
-        if let Err(error) = remove_empty(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a cgroup");
-        }
-    }
-}
-
-/// Moves this process into a group.
+/// Moves this process into a group: into the leaf of a supervisor that was in it before, where there is one, for then the
+/// group itself may pass controllers on and take no processes.
 ///
 /// # Errors
 /// It may not, or the group is gone.
 pub fn join_group(path: &Path) -> io::Result<()> {
-    fs::write(path.join("cgroup.procs"), "0")
+    match fs::write(path.join(LEAF).join("cgroup.procs"), "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::write(path.join("cgroup.procs"), "0")
+        }
+        joined => joined,
+    }
 }

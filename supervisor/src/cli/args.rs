@@ -102,6 +102,12 @@ pub(crate) struct ServeArgs {
     /// In this group.
     #[arg(long, hide = true, value_name = "DIR")]
     pub(crate) instance_group: Option<PathBuf>,
+    /// In this group, where one was before.
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub(crate) instance_group_again: Option<PathBuf>,
+    /// Only says whether that user needs one.
+    #[arg(long, hide = true, requires = "instance_of", requires = "state_dir")]
+    pub(crate) instance_needed: bool,
     /// Serves the connections that arrive on stdin.
     #[arg(long, hide = true)]
     pub(crate) instance: bool,

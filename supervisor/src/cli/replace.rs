@@ -127,6 +127,11 @@ impl Program {
         })
     }
 
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     #[expect(clippy::disallowed_methods, reason = "this program itself, no command")]
     fn command(&self) -> Command {
         let mut command = Command::new(&self.path);

@@ -1,38 +1,43 @@
 //! `provost serve`: the daemon in the foreground, and what it has to do with whoever started it.
 
-use std::os::fd::AsFd;
+mod running;
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use provost_sandbox::keeper::settle_in_leaf;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc::Receiver;
 
+use self::running::Running;
 use super::CliResult;
 use super::args::ServeArgs;
 use super::replace::{self, Program};
 use crate::Supervisor;
-use crate::daemon::config::{Flags, ServeConfig, Surroundings};
+use crate::daemon::config::{Flags, MetricsAddress, ServeConfig, Surroundings};
 use crate::daemon::listen::{self, ListenError, Listening};
 use crate::daemon::lock::InstanceLock;
-use crate::daemon::logging::{self, LogLevel};
+use crate::daemon::logging;
 use crate::daemon::metrics;
 use crate::daemon::notify::Notifier;
-use crate::daemon::signals::{self, Order};
+use crate::daemon::signals;
 use crate::daemon::state::StateDir;
-use crate::daemon::{Broker, Daemon, Place, Recovered, Settings, become_instance};
+use crate::daemon::{
+    Broker, Daemon, InstancePlace, NOT_NEEDED, Place, Recovered, Settings, UserDirectories,
+    become_instance, introduction, is_needed,
+};
 use crate::store;
 
-/// How long a graceful end may still take once somebody has asked a second time.
-const AT_ONCE: Duration = Duration::from_millis(1);
 /// How long a daemon that has just left may take until nothing is left of it.
 const LAST_LOCK: Duration = Duration::from_secs(5);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {
     if let Some(uid) = args.instance_of {
-        let why = become_instance(uid, args.instance_group.as_deref());
-        return Err(format!("cannot become uid {uid}: {why}"));
+        return instance_of(uid, args);
     }
     // What is removed from the environment can be removed only before there are threads, and must be before anything is
     // started.
@@ -46,9 +51,19 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         true => ServeConfig::without_file(&flags, &surroundings),
         false => ServeConfig::resolve(&flags, &surroundings),
     };
-    let config = config.map_err(|error| error.to_string())?;
+    let mut config = config.map_err(|error| error.to_string())?;
     if args.check {
         return super::client::print_line(&replace::check(&config)?);
+    }
+    let mut audit = None;
+    if args.instance {
+        let told = introduction(std::io::stdin().as_fd());
+        let Some(told) = told.map_err(|error| error.to_string())? else {
+            return Ok(0);
+        };
+        config.settings = told.configuration.settings;
+        config.disk_full = told.configuration.disk_full;
+        audit = told.audit;
     }
     let level = logging::set_up(&config.log, config.log_format)?;
     settle_in_leaf();
@@ -68,10 +83,10 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             if args.replace {
                 notifier = replace::ask_to_leave(&config, notifier)?;
             }
-            let patience = if args.replace {
-                replace::LEAVE_MAX
-            } else {
-                Duration::ZERO
+            // An instance of an earlier broker leaves as soon as it sees that it has lost it.
+            let patience = match args.replace || args.instance {
+                true => replace::LEAVE_MAX,
+                false => Duration::ZERO,
             };
             let ended_max = config.settings.ended_max;
             let state = StateDir::open(path, config.disk_full, ended_max, patience);
@@ -93,16 +108,17 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     let runtime = super::runtime(processors)?;
     let result = runtime.block_on(async {
         if args.instance {
-            let daemon = start(supervisor, config.settings, state).await?;
-            let control = std::io::stdin()
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(|error| error.to_string())?;
+            let control = std::io::stdin().as_fd().try_clone_to_owned();
+            let control = control.map_err(|error| format!("cannot listen to the broker: {error}"))?;
+            let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
+            let daemon = begin(&supervisor, config.settings, state, audit).await?;
             daemon.serve_instance(control, &level).await;
             return Ok(0);
         }
         if args.stdio {
-            let daemon = start(supervisor, config.settings, state).await?;
+            config.settings.hidden = own_paths(&config, durable, None);
+            let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
+            let daemon = begin(&supervisor, config.settings, state, None).await?;
             daemon
                 .serve_streams(tokio::io::stdin(), tokio::io::stdout())
                 .await;
@@ -112,7 +128,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
         // From here on a signal is an order, also one that comes while this starts.
         let orders = signals::watch().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-        // Nothing is taken up before there is a place to serve at: who gives up here leaves everything with the keeper.
+        // Nothing is taken up before all is there that may be missing: who gives up here leaves everything with the keeper.
         let listening = listening(&supervisor, passed, &config, args.replace)?;
         // The file, if it is ours, goes when everything has stopped.
         let (socket, made) = listening.split();
@@ -121,7 +137,20 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             .map_err(|error| format!("cannot listen: {error}"))?;
         let socket =
             UnixListener::from_std(socket).map_err(|error| format!("cannot listen: {error}"))?;
-        let daemon = begin(&supervisor, config.settings.clone(), state).await?;
+        let metrics = match &config.metrics {
+            Some(address) => Some(bind_metrics(address, args.replace).await?),
+            None => None,
+        };
+        config.settings.hidden = own_paths(&config, durable, Some(&socket));
+        let is_root = nix::unistd::geteuid().is_root();
+        let users = match (&state, &config.state_dir) {
+            (Some(_), Some(path)) if is_root => {
+                Some(UserDirectories::open(path).map_err(|error| error.to_string())?)
+            }
+            _ => None,
+        };
+        let daemon = begin(&supervisor, config.settings.clone(), state, None).await?;
+        // From here on nothing fails.
         if let (Some(tree), true) = (supervisor.tree(), durable) {
             tree.let_go(listen::HELD_MADE);
             tree.let_go(listen::HELD_PASSED);
@@ -135,19 +164,15 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
                 watchdog: notifier.watchdog(),
             });
         }
-        let broker = match nix::unistd::geteuid().is_root() {
-            true => {
-                let executable = std::env::current_exe().map_err(|error| error.to_string())?;
-                Some(Broker::new(daemon.clone(), executable, config.log.clone()))
-            }
-            false => None,
-        };
-        if let Some(address) = &config.metrics {
-            let served = match &broker {
-                Some(broker) => metrics::serve(broker.clone(), address).await,
-                None => metrics::serve(daemon.clone(), address).await,
-            };
-            served.map_err(|error| format!("cannot serve metrics: {error}"))?;
+        let broker = is_root.then(|| {
+            let executable = program.path().to_owned();
+            let (log, disk_full) = (config.log.clone(), config.disk_full);
+            Broker::new(daemon.clone(), executable, log, users, disk_full)
+        });
+        match (metrics, &broker) {
+            (Some(metrics), Some(broker)) => metrics.serve(broker.clone()),
+            (Some(metrics), None) => metrics.serve(daemon.clone()),
+            (None, _) => {}
         }
         let place = match &made {
             Some(made) => format!("listening on {}", made.path().display()),
@@ -170,6 +195,44 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     // Everything has stopped, or somebody does not want to wait: not for a thread that reads stdin or waits for an instance either.
     runtime.shutdown_background();
     result
+}
+
+/// Becomes an instance of this user's, or says whether one is needed.
+fn instance_of(uid: u32, args: ServeArgs) -> CliResult {
+    let why = match (args.instance_needed, &args.state_dir) {
+        (true, Some(state_dir)) => match is_needed(uid, state_dir) {
+            Ok(needed) => return Ok(if needed { 0 } else { NOT_NEEDED }),
+            Err(error) => error,
+        },
+        _ => become_instance(
+            uid,
+            &InstancePlace {
+                group: args.instance_group,
+                group_again: args.instance_group_again,
+                state_dir: args.state_dir,
+            },
+        ),
+    };
+    Err(format!("cannot become uid {uid}: {why}"))
+}
+
+/// What no confined process gets: where everything is kept, what is listened on, and the configuration.
+fn own_paths(config: &ServeConfig, durable: bool, socket: Option<&UnixListener>) -> Vec<OsString> {
+    let listening = socket.and_then(|socket| socket.local_addr().ok());
+    let listening = listening.as_ref().and_then(|address| address.as_pathname());
+    let socket_lock = listening.map(|path| {
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        PathBuf::from(lock)
+    });
+    let metrics = match &config.metrics {
+        Some(MetricsAddress::Unix(path)) => Some(path.clone()),
+        _ => None,
+    };
+    let state_dir = config.state_dir.clone().filter(|_| durable);
+    let listening = listening.map(PathBuf::from);
+    let own = [state_dir, listening, socket_lock, config.file.clone(), metrics];
+    own.into_iter().flatten().map(PathBuf::into_os_string).collect()
 }
 
 fn flags(args: &ServeArgs) -> Flags {
@@ -197,11 +260,6 @@ fn allow_descriptors() {
 /// What there is of an earlier daemon.
 type State = Option<(store::Opened, InstanceLock)>;
 
-async fn start(supervisor: crate::Builder, settings: Settings, state: State) -> Result<Daemon, String> {
-    let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-    begin(&supervisor, settings, state).await
-}
-
 /// What to listen on: what was passed, what the daemon before had, or what is made here.
 fn listening(
     supervisor: &Supervisor,
@@ -224,7 +282,33 @@ fn listening(
     listen::open(path, group, held(listen::HELD_MADE), patience).map_err(|error| error.to_string())
 }
 
-async fn begin(supervisor: &Supervisor, settings: Settings, state: State) -> Result<Daemon, String> {
+/// Where metrics are served. A daemon that has just left may still have the address for a moment.
+async fn bind_metrics(address: &MetricsAddress, replaces: bool) -> Result<metrics::Bound, String> {
+    let deadline = Instant::now() + if replaces { LAST_LOCK } else { Duration::ZERO };
+    loop {
+        match metrics::bind(address).await {
+            Ok(bound) => return Ok(bound),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(error) => {
+                return Err(format!(
+                    "cannot serve metrics: {error}; free the address, or set another one (metrics)"
+                ));
+            }
+        }
+    }
+}
+
+/// Takes up what an earlier daemon has left, if it has. What fails, fails before that.
+async fn begin(
+    supervisor: &Supervisor,
+    settings: Settings,
+    state: State,
+    audit: Option<OwnedFd>,
+) -> Result<Daemon, String> {
     let (kept, loaded) = match state {
         Some((database, lock)) => {
             if let Some(aside) = &database.moved_aside {
@@ -236,158 +320,14 @@ async fn begin(supervisor: &Supervisor, settings: Settings, state: State) -> Res
         None => (None, store::Loaded::default()),
     };
     let daemon = Daemon::new(supervisor, settings, kept).map_err(|error| error.to_string())?;
+    if let Some(audit) = audit {
+        daemon.use_audit(audit);
+    }
     let recovered = daemon.recover(loaded).await;
     if recovered != Recovered::default() {
         tracing::info!(?recovered, "taken up from an earlier daemon");
     }
     Ok(daemon)
-}
-
-/// A daemon that serves, and how it was configured.
-struct Running {
-    daemon: Daemon,
-    /// Root's hands connections on.
-    broker: Option<Broker>,
-    level: LogLevel,
-    flags: Flags,
-    surroundings: Surroundings,
-    /// As it was last read.
-    config: ServeConfig,
-    /// What it does, in words.
-    place: String,
-    /// What it is.
-    program: Program,
-    /// The socket, for whoever comes next, and whether it was made here. Nobody comes next when this one stops.
-    kept: Option<(std::os::unix::net::UnixListener, bool)>,
-}
-
-impl Running {
-    /// Serves until everything has stopped.
-    async fn serve(mut self, socket: UnixListener, mut orders: Receiver<Order>, notifier: &Notifier) {
-        let (daemon, broker) = (self.daemon.clone(), self.broker.clone());
-        let serving = async {
-            match broker {
-                Some(broker) => broker.serve(socket).await,
-                None => daemon.serve(socket).await,
-            }
-        };
-        tokio::pin!(serving);
-        tracing::info!(pid = std::process::id(), "{}", self.place);
-        notifier.ready(&self.place);
-        // It goes on while the daemon stops, which may take long. Without a watchdog it never says anything.
-        let checked = self.daemon.clone();
-        let alive = notifier.keep_alive(async || checked.is_healthy().await);
-        tokio::pin!(alive);
-        let asked = self.daemon.clone();
-        loop {
-            let order = tokio::select! {
-                successor = asked.asked_to_leave() => {
-                    tracing::info!(successor = successor.pid, "leaving to another daemon");
-                    notifier.main_pid(successor.pid);
-                    self.leave().await;
-                    std::process::exit(0);
-                }
-                () = &mut serving => return,
-                () = &mut alive, if notifier.is_watched() => continue,
-                order = orders.recv() => order,
-            };
-            match order {
-                Some(Order::Reload) => self.reload(notifier),
-                Some(Order::Replace) if self.kept.is_some() && self.can_replace(notifier).await => {
-                    self.leave().await;
-                    let error = self.program.exec(notifier);
-                    tracing::error!(%error, "the new program cannot be started; everything waits for the next daemon");
-                    std::process::exit(1);
-                }
-                // Refused, or everything stops already.
-                Some(Order::Replace) => {}
-                Some(Order::Stop) => {
-                    tracing::info!("stopping");
-                    notifier.stopping("waiting for processes to stop");
-                    self.kept = None;
-                    self.daemon.stop();
-                }
-                Some(Order::StopNow) | None => {
-                    tracing::warn!("stopping at once");
-                    notifier.stopping("killing processes");
-                    self.kept = None;
-                    self.config.settings.stop_timeout = AT_ONCE;
-                    self.reconfigure();
-                    return self.daemon.stop_now().await;
-                }
-            }
-        }
-    }
-
-    /// Whether the program on disk can take over. If not, everything stays as it is.
-    async fn can_replace(&self, notifier: &Notifier) -> bool {
-        notifier.reloading();
-        let program = self.program.clone();
-        let durable = self.config.durable && self.config.state_dir.is_some();
-        let checked = match durable {
-            true => tokio::task::spawn_blocking(move || program.check()).await,
-            false => Ok(Err(
-                "what runs would end with the daemon, which keeps nothing".to_owned()
-            )),
-        };
-        match checked.map_err(|error| error.to_string()).flatten() {
-            Ok(()) => {
-                tracing::info!("becoming the program that is on disk");
-                true
-            }
-            Err(why) => {
-                tracing::error!(why, "the daemon stays as it is");
-                notifier.ready(&format!("{}; it cannot be replaced: {why}", self.place));
-                false
-            }
-        }
-    }
-
-    /// Leaves everything as it is, for whoever comes next. Nothing may be dropped behind this: the process has to end.
-    async fn leave(&self) {
-        match &self.broker {
-            Some(broker) => broker.leave().await,
-            None => self.daemon.leave().await,
-        }
-        let Some((socket, made)) = &self.kept else { return };
-        match socket.as_fd().try_clone_to_owned() {
-            Ok(socket) => self.daemon.leave_socket(socket, *made),
-            Err(error) => tracing::warn!(%error, "the socket cannot be handed over"),
-        }
-    }
-
-    fn reconfigure(&self) {
-        let settings = &self.config.settings;
-        match &self.broker {
-            Some(broker) => broker.reconfigure(settings, &self.config.log),
-            None => self.daemon.reconfigure(settings.clone()),
-        }
-    }
-
-    /// Reads the configuration again. What is wrong with it changes nothing.
-    fn reload(&mut self, notifier: &Notifier) {
-        notifier.reloading();
-        match ServeConfig::resolve(&self.flags, &self.surroundings) {
-            Ok(next) => {
-                for key in self.config.needs_restart(&next) {
-                    tracing::warn!(key, "this change takes effect with a restart only");
-                }
-                if let Err(error) = self.level.set(&next.log) {
-                    tracing::error!(error, "what is logged stays as it is");
-                }
-                // What needs a restart is as it was, and is said again next time.
-                self.config.log = next.log;
-                self.config.settings = next.settings;
-                self.reconfigure();
-                tracing::info!("the configuration was read again");
-                notifier.ready(&self.place);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the configuration stays as it is");
-                notifier.ready(&format!("{}; the configuration is wrong: {error}", self.place));
-            }
-        }
-    }
 }
 
 /// Where the daemon of this user listens.

@@ -9,27 +9,28 @@
 //! client asks for, nothing is opened, signalled or connected with root's rights, and one user's flood is not another's. The
 //! broker reads nothing from ordinary users. Root may say whose instance it wants (`user` in `initialize`).
 
+mod launch;
+mod users;
+
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::{Uid, User};
+use provost_actors::spool::WhenFull;
 use provost_sandbox::handover;
-use provost_sandbox::keeper::DelegatedGroup;
 use provost_sandbox::observe::audit::AuditBroker;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 
-use super::instance::{AUDIT, CONNECTION, COUNTS, Configuration, Identity, LEAVE, STOP};
+use self::launch::{Instance, Launcher, ends_within};
+pub use self::users::{UserDirectories, UsersError};
+use super::instance::{AUDIT, CONNECTION, Configuration, LEAVE, STOP};
 use super::metrics::Counts;
 use super::{Daemon, Settings, lock};
 
@@ -39,8 +40,10 @@ const LATENESS: Duration = Duration::from_secs(10);
 const INSTANCES_MAX: usize = 256;
 /// Groups that a user may make at least, if its processes are few.
 const GROUPS_MIN: usize = 1024;
-/// Packets of an instance that are taken at a time: it sends one a second.
-const WORDS_MAX: usize = 16;
+/// Users who are asked at the same time whether they need an instance.
+const ASKED_MAX: usize = 8;
+/// When one is asked again who did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
 /// How long root may take to say it.
@@ -50,8 +53,11 @@ const INTRODUCTION: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Broker {
     own: Daemon,
-    instances: Arc<Mutex<HashMap<u32, Instance>>>,
-    executable: PathBuf,
+    served: Arc<Mutex<Served>>,
+    launcher: Arc<Launcher>,
+    /// Turns in asking who needs an instance.
+    asking: Arc<Semaphore>,
+    disk_full: WhenFull,
     log: Arc<Mutex<String>>,
     /// Reads audit records for the instances.
     audit: Arc<Mutex<Option<AuditBroker>>>,
@@ -59,49 +65,41 @@ pub struct Broker {
     counted: Arc<Mutex<Counts>>,
 }
 
-#[derive(Debug)]
-struct Instance {
-    control: OwnedFd,
-    child: Child,
-    /// What it is in, with everything of its own. It is emptied and removed when this is dropped, which takes a moment.
-    group: Option<DelegatedGroup>,
-    /// What it has counted, as far as it has said.
-    counts: Counts,
-    /// It did not take how it is to behave, and is to be told again.
-    is_behind: bool,
-}
-
-impl Instance {
-    fn configure(&mut self, configuration: &[u8]) {
-        let told = handover::send(self.control.as_fd(), configuration, None);
-        self.is_behind = told.is_err();
-    }
-
-    /// Takes what it has said since. What it says is its own word: see [`Counts`].
-    fn listen(&mut self) {
-        for _ in 0..WORDS_MAX {
-            let Ok(Some((bytes, _))) = handover::receive(self.control.as_fd()) else {
-                return;
-            };
-            if let Some((&COUNTS, counts)) = bytes.split_first()
-                && let Ok(counts) = serde_json::from_slice(counts)
-            {
-                self.counts.renew(&counts);
-            }
-        }
-    }
+/// The users there are.
+#[derive(Debug, Default)]
+struct Served {
+    instances: HashMap<u32, Instance>,
+    /// Those without an instance who may need one, and when they are asked; being asked now, if absent.
+    unserved: HashMap<u32, Option<Instant>>,
 }
 
 impl Broker {
-    /// A broker around root's own daemon. `executable` is the `provost` that instances are, `log` what they log.
-    pub fn new(own: Daemon, executable: PathBuf, log: String) -> Self {
+    /// A broker around root's own daemon. `executable` is the `provost` that instances are, `log` what they log. With
+    /// `users`, what they start survives them and us.
+    pub fn new(
+        own: Daemon,
+        executable: PathBuf,
+        log: String,
+        users: Option<UserDirectories>,
+        disk_full: WhenFull,
+    ) -> Self {
         let tree = own.0.tree.clone();
         let audit = AuditBroker::start(&executable, move || tree.share_audit());
         let audit = audit.inspect_err(|error| tracing::error!(%error, "no audit records for instances"));
+        let mut served = Served::default();
+        let known = users.as_ref().map(UserDirectories::known).transpose();
+        let known = known.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look who was served before");
+            None
+        });
+        let now = Some(Instant::now());
+        served.unserved = known.into_iter().flatten().map(|uid| (uid, now)).collect();
         Self {
             own,
-            instances: Arc::default(),
-            executable,
+            served: Arc::new(Mutex::new(served)),
+            launcher: Arc::new(Launcher { executable, users }),
+            asking: Arc::new(Semaphore::new(ASKED_MAX)),
+            disk_full,
             log: Arc::new(Mutex::new(log)),
             audit: Arc::new(Mutex::new(audit.ok())),
             counted: Arc::default(),
@@ -118,6 +116,7 @@ impl Broker {
                 _ = housekeeping.tick() => {
                     self.own.keep_house();
                     self.look_after_instances();
+                    self.look_after_unserved();
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -133,7 +132,7 @@ impl Broker {
         }
         drop(listener);
         let broker = self.clone();
-        let instances = tokio::task::spawn_blocking(move || broker.stop_instances(STOP));
+        let instances = tokio::task::spawn_blocking(move || broker.stop_instances());
         self.own.stop_everything().await;
         let _ = instances.await;
         let audit = lock(&self.audit).take();
@@ -142,8 +141,9 @@ impl Broker {
 
     /// Leaves, with every instance; see [`Daemon::leave`].
     pub async fn leave(&self) {
+        self.own.0.leaving.begun.cancel();
         let broker = self.clone();
-        let instances = tokio::task::spawn_blocking(move || broker.stop_instances(LEAVE));
+        let instances = tokio::task::spawn_blocking(move || broker.leave_instances());
         self.own.leave().await;
         let _ = instances.await;
         let audit = lock(&self.audit).take();
@@ -155,14 +155,20 @@ impl Broker {
         self.own.reconfigure(settings.clone());
         log.clone_into(&mut lock(&self.log));
         let configuration = self.configuration();
-        for instance in lock(&self.instances).values_mut() {
+        for instance in lock(&self.served).instances.values_mut() {
             instance.configure(&configuration);
         }
     }
 
     fn configuration(&self) -> Vec<u8> {
         let (settings, log) = (self.own.settings(), lock(&self.log).clone());
-        Configuration { settings, log }.packet()
+        let disk_full = self.disk_full;
+        let configuration = Configuration {
+            settings,
+            disk_full,
+            log,
+        };
+        configuration.packet()
     }
 
     async fn route(&self, stream: UnixStream) {
@@ -190,8 +196,11 @@ impl Broker {
     }
 
     fn hand_over(&self, uid: u32, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
-        let mut instances = lock(&self.instances);
-        if let Some(instance) = instances.get_mut(&uid) {
+        let mut served = lock(&self.served);
+        if self.is_ending() {
+            return Err(io::Error::other("the daemon ends"));
+        }
+        if let Some(instance) = served.instances.get_mut(&uid) {
             if instance.is_behind {
                 instance.configure(&self.configuration());
             }
@@ -203,94 +212,46 @@ impl Broker {
             }
         }
         // There is none, or it is gone.
-        if let Some(former) = instances.remove(&uid) {
-            self.bury(former);
+        if let Some(former) = served.instances.remove(&uid) {
+            self.bury(uid, former);
         }
-        if instances.len() >= INSTANCES_MAX {
+        let instance = self.start(&served, uid)?;
+        handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd()))?;
+        served.unserved.remove(&uid);
+        served.instances.insert(uid, instance);
+        Ok(())
+    }
+
+    /// Whether it stops or leaves. Asked with `served` locked: who ends it empties that afterwards.
+    fn is_ending(&self) -> bool {
+        self.own.0.stopping.is_cancelled() || self.own.0.leaving.begun.is_cancelled()
+    }
+
+    /// Starts the instance of a user who has none.
+    fn start(&self, served: &Served, uid: u32) -> io::Result<Instance> {
+        if served.instances.len() >= INSTANCES_MAX {
             return Err(io::Error::other(format!(
                 "{INSTANCES_MAX} users have an instance already"
             )));
         }
-        let mut instance = self.start(uid)?;
+        let groups_max = self.own.settings().processes_max.saturating_mul(2);
+        let log = lock(&self.log).clone();
+        let mut instance = self.launcher.start(uid, &log, groups_max.max(GROUPS_MIN))?;
         instance.configure(&self.configuration());
-        if let Some(Err(error)) = self.offer_audit(uid, &instance) {
+        let audit = lock(&self.audit).as_ref().map(|audit| audit.subscribe(uid));
+        let audit = audit.transpose().unwrap_or_else(|error| {
             tracing::error!(uid, %error, "no audit records for an instance");
-        }
-        handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd()))?;
-        instances.insert(uid, instance);
-        Ok(())
-    }
-
-    fn offer_audit(&self, uid: u32, instance: &Instance) -> Option<io::Result<()>> {
-        let socket = lock(&self.audit).as_ref()?.subscribe(uid);
-        let control = instance.control.as_fd();
-        Some(socket.and_then(|socket| handover::send(control, &[AUDIT], Some(socket.as_fd()))))
-    }
-
-    /// A group of the user's own, where this machine lets us make one.
-    fn delegate(&self, uid: u32) -> Option<DelegatedGroup> {
-        let descendants_max = self
-            .own
-            .settings()
-            .processes_max
-            .saturating_mul(2)
-            .max(GROUPS_MIN);
-        let made = Identity::of(uid)
-            .and_then(|user| DelegatedGroup::create(uid, user.gid.as_raw(), descendants_max));
-        made.unwrap_or_else(|error| {
-            tracing::warn!(uid, %error, "cannot give a user a cgroup of its own");
             None
-        })
-    }
-
-    fn start(&self, uid: u32) -> io::Result<Instance> {
-        let (control, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
-        // Ours alone: the instance's end waits.
-        let flags = fcntl(&control, FcntlArg::F_GETFL)?;
-        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-        fcntl(&control, FcntlArg::F_SETFL(flags))?;
-        let group = self.delegate(uid);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an instance is a daemon, no command: it has a spawner of its own"
-        )]
-        let mut command = Command::new(&self.executable);
-        command
-            .args(["serve", "--instance-of", &uid.to_string()])
-            .args(
-                group
-                    .iter()
-                    .flat_map(|group| [OsStr::new("--instance-group"), group.path().as_os_str()]),
-            )
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null());
-        command.env("PROVOST_LOG", &*lock(&self.log));
-        // Their stderr is ours, and so where it leads.
-        if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
-            command.env("JOURNAL_STREAM", journal);
-        }
-        let child = command.spawn()?;
-        tracing::info!(uid, pid = child.id(), "started the instance of a user");
-        Ok(Instance {
-            control,
-            child,
-            group,
-            counts: Counts::default(),
-            is_behind: false,
-        })
+        });
+        let audit = audit.as_ref().map(AsFd::as_fd);
+        handover::send(instance.control.as_fd(), &[AUDIT], audit)?;
+        Ok(instance)
     }
 
     /// Takes notice of instances that have ended, and tells the others what they have not been told.
     fn look_after_instances(&self) {
-        let mut instances = lock(&self.instances);
+        let mut served = lock(&self.served);
+        let Served { instances, unserved } = &mut *served;
         if instances.values().any(|instance| instance.is_behind) {
             let configuration = self.configuration();
             let behind = instances.values_mut().filter(|instance| instance.is_behind);
@@ -303,16 +264,69 @@ impl Broker {
             }
             _ => false,
         });
-        ended.for_each(|(_, instance)| self.bury(instance));
+        for (uid, instance) in ended {
+            if self.launcher.users.is_some() {
+                unserved.insert(uid, Some(instance.not_again_before));
+            }
+            self.bury(uid, instance);
+        }
         instances.values_mut().for_each(Instance::listen);
     }
 
-    /// Ends what is left of an instance, which takes a moment. What it has counted stays.
-    fn bury(&self, mut instance: Instance) {
+    /// Asks those without an instance whether they need one, and starts it then.
+    fn look_after_unserved(&self) {
+        let now = Instant::now();
+        for (uid, due) in &mut lock(&self.served).unserved {
+            if due.is_none_or(|due| due > now) {
+                continue;
+            }
+            *due = None;
+            let (broker, uid) = (self.clone(), *uid);
+            tokio::spawn(async move {
+                let _turn = broker.asking.clone().acquire_owned().await;
+                let _ = tokio::task::spawn_blocking(move || broker.serve_if_needed(uid)).await;
+            });
+        }
+    }
+
+    fn serve_if_needed(&self, uid: u32) {
+        let needed = self.launcher.is_needed(uid);
+        let mut served = lock(&self.served);
+        // Whoever stops everything starts it, to be stopped; whoever comes next starts it; or a client came meanwhile.
+        if self.is_ending() || !served.unserved.contains_key(&uid) {
+            return;
+        }
+        let started = needed.and_then(|needed| match needed {
+            true => self.start(&served, uid).map(Some),
+            false => {
+                self.launcher.end_former_group(uid);
+                Ok(None)
+            }
+        });
+        match started {
+            Ok(instance) => {
+                served.unserved.remove(&uid);
+                let revived = instance.map(|instance| (uid, instance.revived()));
+                served.instances.extend(revived);
+            }
+            Err(error) => {
+                tracing::error!(uid, %error, "cannot see to what a user has left running");
+                served.unserved.insert(uid, Some(Instant::now() + ASK_AGAIN));
+            }
+        }
+    }
+
+    /// Ends an instance that is of no use any more, which takes a moment. What it has counted stays; what it started, too, if
+    /// it survives it.
+    fn bury(&self, uid: u32, mut instance: Instance) {
         instance.listen();
         lock(&self.counted).add(&std::mem::take(&mut instance.counts).ended());
+        let launcher = self.launcher.clone();
         tokio::task::spawn_blocking(move || {
-            drop(instance.group.take());
+            let _ = instance.child.kill();
+            if launcher.users.is_none() {
+                launcher.end_group(uid, &mut instance);
+            }
             let _ = instance.child.wait();
         });
     }
@@ -320,9 +334,9 @@ impl Broker {
     /// The sums over all, also over those that have ended.
     pub(super) fn counts(&self) -> Counts {
         let mut sum = self.own.counts();
-        let mut instances = lock(&self.instances);
-        sum.now.instances = instances.len() as u64;
-        for instance in instances.values_mut() {
+        let mut served = lock(&self.served);
+        sum.now.instances = served.instances.len() as u64;
+        for instance in served.instances.values_mut() {
             instance.listen();
             sum.add(&instance.counts);
         }
@@ -330,41 +344,77 @@ impl Broker {
         sum
     }
 
-    /// Tells every instance how to end, and waits until it has.
-    fn stop_instances(&self, how: u8) {
-        let mut instances: Vec<Instance> = lock(&self.instances)
-            .drain()
-            .map(|(_, instance)| instance)
-            .collect();
-        for instance in &instances {
-            let _ = handover::send(instance.control.as_fd(), &[how], None);
+    /// Has every instance leave what it started to that of the next broker.
+    fn leave_instances(&self) {
+        let mut leaving: Vec<(u32, Instance)> = lock(&self.served).instances.drain().collect();
+        for (_, instance) in &leaving {
+            let _ = handover::send(instance.control.as_fd(), &[LEAVE], None);
         }
-        // Each has the same time to stop, and kills what is left. One that its user has stopped does neither.
-        let deadline = Instant::now() + self.own.settings().stop_timeout + LATENESS;
-        for instance in &mut instances {
-            if !ends_by(&instance.child, deadline) {
-                tracing::warn!(
-                    pid = instance.child.id(),
-                    "killing the instance of a user, which does not stop"
-                );
+        // One that does not is killed, which ends nothing but itself.
+        let begun = Instant::now();
+        for (uid, instance) in &mut leaving {
+            if !ends_within(&instance.child, begun, || LATENESS) {
+                tracing::warn!(uid, "killing the instance of a user, which does not leave");
                 let _ = instance.child.kill();
             }
             let _ = instance.child.wait();
         }
     }
-}
 
-/// Waits for a child of ours that nobody else waits for.
-fn ends_by(child: &Child, deadline: Instant) -> bool {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let Ok(patience) = PollTimeout::try_from(left) else {
-        return false;
-    };
-    let pidfd = Pid::from_child(child);
-    let Ok(pidfd) = pidfd_open(pidfd, PidfdFlags::empty()) else {
-        return false;
-    };
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ended| ended > 0)
+    /// Stops every instance with everything that it started, also what an instance has left that is gone.
+    fn stop_instances(&self) {
+        let mut stopping: Vec<(u32, Instance)> = Vec::new();
+        let unserved = {
+            let mut served = lock(&self.served);
+            stopping.extend(served.instances.drain());
+            std::mem::take(&mut served.unserved)
+        };
+        stopping.extend(self.start_to_stop(unserved.into_keys()));
+        let killed = self.stop(&mut stopping);
+        // Where there is no group, what a killed one has left is stopped by another.
+        let left = killed.into_iter().filter(|_| self.launcher.users.is_some());
+        let mut again = self.start_to_stop(left);
+        for uid in self.stop(&mut again) {
+            tracing::error!(
+                uid,
+                "what this user has left running goes on: nothing stops it, and there is no cgroup"
+            );
+        }
+    }
+
+    fn start_to_stop(&self, users: impl Iterator<Item = u32>) -> Vec<(u32, Instance)> {
+        let nobody = Served::default();
+        let start = |uid| match self.start(&nobody, uid) {
+            Ok(instance) => Some((uid, instance)),
+            Err(error) => {
+                tracing::error!(uid, %error, "cannot stop what a user has left running");
+                None
+            }
+        };
+        users.filter_map(start).collect()
+    }
+
+    /// Those who had to be killed, and were in no group.
+    fn stop(&self, instances: &mut [(u32, Instance)]) -> Vec<u32> {
+        for (_, instance) in &mut *instances {
+            let _ = handover::send(instance.control.as_fd(), &[STOP], None);
+        }
+        // Each has the same time to stop, and kills what is left. One that its user has stopped does neither.
+        let begun = Instant::now();
+        let mut killed = Vec::new();
+        for (uid, instance) in instances {
+            let patience = || self.own.settings().stop_timeout + LATENESS;
+            if !ends_within(&instance.child, begun, patience) {
+                let pid = instance.child.id();
+                tracing::warn!(pid, "killing the instance of a user, which does not stop");
+                let _ = instance.child.kill();
+                killed.extend(instance.group.is_none().then_some(*uid));
+            }
+            let _ = instance.child.wait();
+            self.launcher.end_group(*uid, instance);
+        }
+        killed
+    }
 }
 
 /// Whose instance root wants. What it said stays in the socket, to be read by whoever serves it.

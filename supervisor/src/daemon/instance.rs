@@ -1,16 +1,18 @@
 //! An instance: the daemon of one user, as root's broker starts and tells it.
 //!
 //! What the broker says comes in packets on stdin, a letter first. It says how to behave before anything else, then where audit
-//! records are read for it, and then hands over connections.
+//! records are read for it, and then hands over connections. One that it tells to stop stops everything. One that loses it
+//! leaves as if it were killed, where what it started survives that: the next broker starts another.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User};
+use provost_actors::spool::{Spool, WhenFull};
 use provost_sandbox::handover;
 use provost_sandbox::keeper::join_group;
 use serde::{Deserialize, Serialize};
@@ -31,15 +33,30 @@ pub(super) const LEAVE: u8 = b'l';
 /// What an instance says to the broker: what it has counted.
 pub(super) const COUNTS: u8 = b'm';
 
+/// The exit code of one that was only asked whether it is needed.
+pub const NOT_NEEDED: u8 = 1;
+
 /// The soft limit of descriptors that programs expect to begin with.
 const DESCRIPTORS_EXPECTED: u64 = 1024;
 
 /// What a broker tells its instances whenever it changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Configuration {
-    pub(super) settings: Settings,
+pub struct Configuration {
+    /// How to behave.
+    pub settings: Settings,
+    /// What becomes of processes whose output finds no room. Takes effect with a new instance only.
+    pub disk_full: WhenFull,
     /// What is logged.
-    pub(super) log: String,
+    pub log: String,
+}
+
+/// What an instance is told before anything else.
+#[derive(Debug)]
+pub struct Introduction {
+    /// How to behave.
+    pub configuration: Configuration,
+    /// Where audit records are read for it.
+    pub audit: Option<OwnedFd>,
 }
 
 impl Configuration {
@@ -83,24 +100,29 @@ impl Identity {
     }
 }
 
+/// What an instance is to be part of, and where it keeps what survives it.
+#[derive(Debug, Default)]
+pub struct InstancePlace {
+    /// A cgroup that was made for it.
+    pub group: Option<PathBuf>,
+    /// One that an earlier instance of that user was in. It is in that or nowhere: its user could make it impossible, to be rid
+    /// of its bounds.
+    pub group_again: Option<PathBuf>,
+    /// Absent where nothing is kept.
+    pub state_dir: Option<PathBuf>,
+}
+
 /// Becomes a user for good, with that user's groups, and this program anew: to be called first of all, while there is one
-/// thread. What comes back is why not. `group` is the cgroup to be in.
-pub fn become_instance(uid: u32, group: Option<&Path>) -> io::Error {
-    let become_user = || -> io::Result<Command> {
+/// thread. What comes back is why not.
+pub fn become_instance(uid: u32, place: &InstancePlace) -> io::Error {
+    let prepare = || -> io::Result<Command> {
         // Without a group it is contained as where none can be made; its report says so.
-        let _ = group.map(join_group);
+        let _ = place.group.as_deref().map(join_group);
+        place.group_again.as_deref().map_or(Ok(()), join_group)?;
         // The broker has raised its own; commands begin with what programs expect.
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS_EXPECTED), hard)?;
-        let user = Identity::of(uid)?;
-        let gid = user.gid;
-        match user.is_known {
-            true => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
-            false => nix::unistd::setgroups(&[])?,
-        }
-        nix::unistd::setresgid(gid, gid, gid)?;
-        let uid = Uid::from_raw(uid);
-        nix::unistd::setresuid(uid, uid, uid)?;
+        let user = become_user(uid)?;
         #[expect(clippy::disallowed_methods, reason = "this program anew: nothing is forked")]
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -109,16 +131,70 @@ pub fn become_instance(uid: u32, group: Option<&Path>) -> io::Error {
             .env("USER", &user.name)
             .env("LOGNAME", &user.name)
             .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
+        if let Some(state_dir) = &place.state_dir {
+            command.arg("--state-dir").arg(state_dir);
+        }
         Ok(command)
     };
-    match become_user() {
+    match prepare() {
         Ok(mut command) => command.exec(),
         Err(error) => error,
     }
 }
 
+/// Becomes a user for good, and looks whether something of that user's lives, or has no record yet, in this state directory.
+///
+/// # Errors
+/// It cannot become that user, or that user cannot look.
+pub fn is_needed(uid: u32, state_dir: &Path) -> io::Result<bool> {
+    become_user(uid)?;
+    Spool::has_live(&state_dir.join("spool"))
+}
+
+fn become_user(uid: u32) -> io::Result<Identity> {
+    let user = Identity::of(uid)?;
+    let gid = user.gid;
+    match user.is_known {
+        true => nix::unistd::initgroups(&std::ffi::CString::new(user.name.clone())?, gid)?,
+        false => nix::unistd::setgroups(&[])?,
+    }
+    nix::unistd::setresgid(gid, gid, gid)?;
+    let uid = Uid::from_raw(uid);
+    nix::unistd::setresuid(uid, uid, uid)?;
+    Ok(user)
+}
+
+/// Waits for what the broker says first. Nothing if it is gone.
+///
+/// # Errors
+/// It says something else.
+pub fn introduction(control: BorrowedFd<'_>) -> io::Result<Option<Introduction>> {
+    let odd = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let Some((bytes, _)) = handover::receive(control)? else {
+        return Ok(None);
+    };
+    let told = match bytes.split_first() {
+        Some((&CONFIGURATION, told)) => told,
+        _ => return Err(odd("the broker does not say first how to behave")),
+    };
+    let configuration = serde_json::from_slice(told)?;
+    let Some((bytes, audit)) = handover::receive(control)? else {
+        return Ok(None);
+    };
+    match bytes.first() {
+        Some(&AUDIT) => Ok(Some(Introduction { configuration, audit })),
+        _ => Err(odd("the broker does not say where audit records are")),
+    }
+}
+
 impl Daemon {
-    /// Serves the connections that a broker hands over on this socket, until it says so or is gone.
+    /// Where audit records are read for this instance. To be said before anything is started or taken up.
+    pub fn use_audit(&self, socket: OwnedFd) {
+        self.0.tree.use_audit_broker(socket);
+    }
+
+    /// Serves the connections that a broker hands over on this socket, until it says so, and then stops everything; or until
+    /// it is gone. Does not come back from that if what runs survives this process.
     pub async fn serve_instance(&self, control: OwnedFd, level: &LogLevel) {
         let counts = control.try_clone();
         let mut told = Counts::default();
@@ -149,7 +225,14 @@ impl Daemon {
                 }
                 packet = received.recv() => packet,
             };
-            let Some((bytes, descriptor)) = packet else { break };
+            let Some((bytes, descriptor)) = packet else {
+                if self.0.kept.is_some() {
+                    tracing::info!("the broker is gone; what runs goes on");
+                    // As if killed: whatever would be done on the way out is for an end of everything.
+                    std::process::exit(0);
+                }
+                break;
+            };
             match (bytes.split_first(), descriptor) {
                 (Some((&CONNECTION, _)), Some(descriptor)) => {
                     let stream = std::os::unix::net::UnixStream::from(descriptor);
@@ -171,7 +254,6 @@ impl Daemon {
                     }
                     Err(error) => tracing::error!(%error, "a configuration that is not understood"),
                 },
-                (Some((&AUDIT, _)), Some(descriptor)) => self.0.tree.use_audit_broker(descriptor),
                 (Some((&STOP, _)), _) => break,
                 (Some((&LEAVE, _)), _) => {
                     // What is in memory alone ends with us, by its stop rules.

@@ -241,7 +241,7 @@ fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
 }
 
 /// The directory is one, no link, and from the root to it nobody but us and root can rename what is on the way.
-fn check_directories(directory: &Path) -> Result<(), ListenError> {
+pub(super) fn check_directories(directory: &Path) -> Result<(), ListenError> {
     let bad = |path: &Path, why: &str| ListenError::Directory {
         path: path.to_owned(),
         why: why.to_owned(),

@@ -76,20 +76,22 @@ impl Source for Broker {
     }
 }
 
-/// Serves metrics at this address, for as long as the runtime lives.
+/// Where metrics are going to be served.
+#[derive(Debug)]
+pub enum Bound {
+    /// A loopback address.
+    Loopback(TcpListener),
+    /// A Unix socket.
+    Unix(UnixListener),
+}
+
+/// Takes this address.
 ///
 /// # Errors
-/// The address cannot be had.
-pub async fn serve(source: impl Source, address: &MetricsAddress) -> io::Result<()> {
+/// It cannot be had.
+pub async fn bind(address: &MetricsAddress) -> io::Result<Bound> {
     match address {
-        MetricsAddress::Loopback(address) => {
-            let listener = TcpListener::bind(address).await?;
-            tokio::spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(answer(source.clone(), stream));
-                }
-            });
-        }
+        MetricsAddress::Loopback(address) => TcpListener::bind(address).await.map(Bound::Loopback),
         MetricsAddress::Unix(path) => {
             // A socket that nobody listens on any more is in the way; anything else there is somebody's.
             let is_socket =
@@ -97,15 +99,29 @@ pub async fn serve(source: impl Source, address: &MetricsAddress) -> io::Result<
             if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
                 std::fs::remove_file(path)?;
             }
-            let listener = UnixListener::bind(path)?;
-            tokio::spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(answer(source.clone(), stream));
-                }
-            });
+            UnixListener::bind(path).map(Bound::Unix)
         }
     }
-    Ok(())
+}
+
+impl Bound {
+    /// Serves metrics there, for as long as the runtime lives.
+    pub fn serve(self, source: impl Source) {
+        tokio::spawn(async move {
+            match self {
+                Self::Loopback(listener) => {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(answer(source.clone(), stream));
+                    }
+                }
+                Self::Unix(listener) => {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(answer(source.clone(), stream));
+                    }
+                }
+            }
+        });
+    }
 }
 
 impl Daemon {

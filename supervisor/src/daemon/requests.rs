@@ -333,7 +333,10 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
                 cwd: String,
             }
             let asked: Check = request.params()?;
-            let loaded = daemon.policy(&asked.policy, std::path::Path::new(&asked.cwd))?;
+            let mut loaded = daemon.policy(&asked.policy, std::path::Path::new(&asked.cwd))?;
+            daemon
+                .hide_own(&mut loaded.policy)
+                .map_err(|error| RpcError::new(ErrorKind::Refused, "policy/check", error.to_string()))?;
             value(
                 &json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
             )

@@ -283,11 +283,13 @@ impl Daemon {
             Some(_) => None,
             None => Some(self.policy(named.unwrap_or("workspace-write"), &cwd)?),
         };
-        let policy: Policy = match (prepared, &loaded) {
+        let mut policy: Policy = match (prepared, &loaded) {
             (Some(policy), _) => policy.clone(),
             (None, Some(loaded)) => loaded.policy.clone(),
             (None, None) => return Err(invalid("there is no policy".to_owned())),
         };
+        self.hide_own(&mut policy)
+            .map_err(|error| RpcError::new(ErrorKind::Refused, what, error.to_string()))?;
         let mut spec = ProcessSpec::new(request.argv.iter().map(OsString::from), cwd, policy);
         spec.env = match &request.env {
             Some(env) => env

@@ -107,7 +107,8 @@ impl Decider {
             != Owner::Tree
         {
             let is_allowed = self.setup.net.unix.iter().any(|rule| rule.path == found.path);
-            if !is_allowed && !self.setup.ask.net {
+            let may_ask = self.setup.ask.net && !self.setup.metadata.denies(&found.path);
+            if !is_allowed && !may_ask {
                 return refuse(Errno::EACCES, &shown);
             }
             if let Err(errno) = mark(&socket) {
