@@ -229,6 +229,77 @@ fn i6_what_an_instance_has_left_that_is_gone_is_stopped_with_the_broker() {
 }
 
 #[test]
+fn i4_of_what_was_refused_around_the_death_of_the_broker_nothing_is_taken_for_complete_that_is_not() {
+    let Some((roots, theirs)) = both() else { return };
+    let mut served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let refused = format!("true 2>&- >{}", theirs.text("outside/refused"));
+    let mut witness = theirs.witness();
+    let script = format!(
+        "{refused}; exec 9>{}; echo up >&9; read line; {refused}; {refused}; true",
+        witness.path()
+    );
+    let process = start(&mut client, &theirs, &script, json!({}));
+    becomes("the command", || witness.was_alive());
+    served.crash();
+    served.start_again(&roots, &[]);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let line = json!({ "process": process, "data": "Cg==" });
+    client.call("process/write", line).expect("it reads");
+    let record = client.wait(&process);
+    let denials = &record["denials"];
+    assert!(denials["complete"] == false || denials["total"] == 3, "{record}");
+    // Of what starts from now on everything is known, and in the configuration's words.
+    let script = format!("{refused}; {refused}; true");
+    let process = start(&mut client, &theirs, &script, json!({}));
+    let record = client.wait(&process);
+    let denials = &record["denials"];
+    assert_eq!(
+        (&denials["total"], &denials["complete"]),
+        (&json!(2), &json!(true)),
+        "{record}"
+    );
+    assert_eq!(record["sandbox"]["file_denials"], "audit", "{record}");
+}
+
+#[test]
+fn a_new_broker_s_configuration_and_reload_reach_what_an_earlier_one_left_and_its_numbers_count() {
+    let Some((roots, theirs)) = both() else { return };
+    let socket = roots.text("work/metrics.sock");
+    let text = |processes: u32| format!("max_processes = {processes}\nmetrics = \"{socket}\"\n");
+    let config = roots.file("work/provost.toml", &text(11));
+    let flags = ["--config", config.as_str()];
+    let mut served = Served::start_with(&roots, &flags);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let mut witness = theirs.witness();
+    start(&mut client, &theirs, &stays(&witness), json!({}));
+    becomes("the command", || witness.was_alive());
+    served.crash();
+    roots.file("work/provost.toml", &text(12));
+    served.start_again(&roots, &flags);
+    let limit = || {
+        let mut client = LineClient::silent(served.socket());
+        let params = json!({ "protocol": 1, "client": "asks", "user": theirs.uid().to_string() });
+        let answer = client.call("initialize", params).expect("it is served");
+        answer["limits"]["processes"].clone()
+    };
+    assert_eq!(limit(), 12);
+    roots.file("work/provost.toml", &text(13));
+    served.signal(Signal::SIGHUP);
+    becomes("the new limit", || limit() == 13);
+    let live = || {
+        let asked = Command::new("curl")
+            .args(["-sS", "--unix-socket", &socket, "http://localhost/metrics"])
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&asked.stdout).into_owned();
+        let has = |wanted: &str| text.lines().any(|line| line == wanted);
+        has("provost_instances 1") && has("provost_processes_live 1")
+    };
+    becomes("the numbers of what was taken up", live);
+}
+
+#[test]
 fn i12_nobody_else_sees_anything_of_a_user_s_before_or_after() {
     let Some((roots, theirs)) = both() else { return };
     let mut served = Served::start(&roots);

@@ -229,6 +229,11 @@ impl Account {
     /// Those news were told.
     pub(super) fn told(&mut self, news: &News) {
         self.told = news.after;
+        if self.told.end {
+            // Nobody is left whose calls could wait for it; but a file that the command made keeps its Landlock domain, and the
+            // kernel says what it counted of that when it goes.
+            self.release(Kept::Listener);
+        }
     }
 
     fn all(&self, process: Uuid) -> News {
