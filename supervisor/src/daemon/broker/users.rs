@@ -164,7 +164,6 @@ mod tests {
         assert!(!path.join("kept").exists());
         assert_eq!(fs::read_dir(state.path().join("users")).unwrap().count(), 1);
         fs::write(state.path().join("users/77.group"), "/nowhere").unwrap();
-        fs::create_dir(state.path().join("users/0")).unwrap();
         let known = again.known().unwrap();
         assert_eq!(known, if uid == 0 { vec![] } else { vec![uid] });
         assert!(again.group(77).is_none());
