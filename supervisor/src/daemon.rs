@@ -61,13 +61,13 @@ pub use self::instance::{
     Configuration, InstancePlace, Introduction, NOT_NEEDED, become_instance, introduction, is_needed,
 };
 use self::leave::Leaving;
-pub use self::leave::Place;
+pub use self::leave::{Place, Unstopped};
 use self::live::Live;
 use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
-pub use self::recover::Recovered;
+pub use self::recover::{FindError, Recovered};
 use self::start::Starts;
 use crate::decider::DECIDERS_MAX;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,28 @@ impl Served {
         let (served, listens) = Self::begin(world, &[]);
         let _ = listens.recv_timeout(after);
         served.crash();
+    }
+
+    /// One that cannot serve, and ends by itself: what it said. Everything else is as it was.
+    pub fn start_to_fail(world: &World, flags: &[&str]) -> String {
+        let (mut served, listens) = Self::begin(world, flags);
+        // Until nothing more is said.
+        let heard = listens.recv_timeout(crate::DEADLINE);
+        let said = served.said();
+        assert_eq!(heard, Err(RecvTimeoutError::Disconnected), "it serves:\n{said}");
+        let status = served.child.wait().expect("our own child");
+        assert!(!status.success(), "{status}:\n{said}");
+        std::mem::forget(served);
+        said
+    }
+
+    /// Starts another, to which this one leaves everything; this one has ended, and well.
+    pub fn replace(mut self, world: &World, flags: &[&str]) -> Self {
+        let next = Self::start_with(world, &[&["--replace"], flags].concat());
+        let status = self.child.wait().expect("our own child");
+        assert!(status.success(), "{status}:\n{}", self.said());
+        std::mem::forget(self);
+        next
     }
 
     /// Starts one, and does not wait until it listens, which the receiver tells.

@@ -1,5 +1,6 @@
 //! What other users have running through root's daemon survives whoever dies, and is nobody else's.
 
+use std::collections::HashSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -127,6 +128,150 @@ fn i8_i12_a_user_s_process_survives_kill_9_of_the_broker_as_that_user_with_every
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
 }
 
+/// How one broker follows another.
+#[derive(Debug, Clone, Copy)]
+enum Follows {
+    /// One that was killed.
+    Death,
+    /// `--replace`.
+    Replace,
+    /// USR2: the same process.
+    Signal,
+}
+
+impl Follows {
+    fn happens(self, served: Served, roots: &World) -> Served {
+        match self {
+            Self::Death => {
+                served.crash();
+                Served::start(roots)
+            }
+            Self::Replace => served.replace(roots, &[]),
+            Self::Signal => {
+                let listening = |served: &Served| served.said().matches("listening on").count();
+                let before = listening(&served);
+                served.signal(Signal::SIGUSR2);
+                becomes("the new program", || listening(&served) > before);
+                served
+            }
+        }
+    }
+}
+
+#[test]
+fn i8_a_restart_of_the_broker_takes_every_user_s_processes_up_with_their_ids_and_every_byte() {
+    each_goes_on(&[Follows::Death, Follows::Death]);
+}
+
+#[test]
+fn i8_a_replaced_broker_leaves_every_user_s_processes_with_their_ids_and_every_byte() {
+    each_goes_on(&[Follows::Replace, Follows::Signal, Follows::Replace]);
+}
+
+#[test]
+fn i8_users_processes_go_on_however_brokers_follow_each_other() {
+    each_goes_on(&[Follows::Replace, Follows::Death, Follows::Signal, Follows::Death]);
+}
+
+/// Two processes of each of three users, root among them, write numbers all the time.
+fn each_goes_on(follow: &[Follows]) {
+    let Some((roots, theirs)) = both() else { return };
+    let mut served = Served::start(&roots);
+    let users = [0, theirs.uid(), theirs.uid() + 1];
+    let connect = |served: &Served, uid: u32| match uid {
+        0 => LineClient::connect(served.socket()),
+        uid => LineClient::connect_for(served.socket(), uid),
+    };
+    // They count until there is something to read. Python's select, for bash's `read -t` may lose what it has read half.
+    let script = "import select, sys\nn = 0\n\
+                  while not select.select([sys.stdin], [], [], 0.002)[0]:\n n += 1\n print(n, flush=True)\n\
+                  print(sys.stdin.readline(), end='')\nsys.exit(7)";
+    let mut started: Vec<(u32, Vec<String>)> = Vec::new();
+    for uid in users {
+        let mut client = connect(&served, uid);
+        let ids = (0..2).map(|_| {
+            let params = json!({
+                "argv": ["python3", "-c", script], "cwd": "/", "policy": "read-only", "stdin": true,
+            });
+            let begun = client.call("process/start", params).expect("it starts");
+            begun["process"].as_str().expect("an id").to_owned()
+        });
+        started.push((uid, ids.collect()));
+    }
+    let mut pids = HashSet::new();
+    for step in follow {
+        for (uid, ids) in &started {
+            let mut client = connect(&served, *uid);
+            // A number of a process that lives is nobody else's.
+            let is_new = pids.insert(instance(&mut client));
+            assert!(is_new || *uid == 0, "{uid} has the same instance");
+            for id in ids {
+                let seen = client.read_all(id).0.len();
+                client.read_until(id, seen + 1);
+            }
+        }
+        served = step.happens(served, &roots);
+        // The instance of before has gone with its broker.
+        let gone = |uid: &u32| *uid != 0;
+        for uid in users.iter().filter(|uid| gone(uid)) {
+            let now = instance(&mut connect(&served, *uid));
+            assert!(!pids.contains(&now), "{step:?}");
+        }
+    }
+    for (uid, ids) in &started {
+        let mut client = connect(&served, *uid);
+        let listed = client.call("process/list", json!({})).expect("it is served");
+        let listed: HashSet<&str> = listed
+            .as_array()
+            .expect("processes")
+            .iter()
+            .map(|process| process["process"].as_str().expect("an id"))
+            .collect();
+        assert_eq!(listed, ids.iter().map(String::as_str).collect(), "of {uid}");
+        for id in ids {
+            let line = json!({ "process": id, "data": "d29yZAo=" });
+            client.call("process/write", line).expect("it reads");
+            let record = client.wait(id);
+            assert_eq!(
+                (&record["outcome"], &record["exit_code"]),
+                (&json!("exited"), &json!(7)),
+                "{record}\n{}",
+                served.said()
+            );
+            let (bytes, events) = client.read_all(id);
+            assert!(events.iter().all(|event| event["type"] != "gap"));
+            let text = String::from_utf8(bytes).expect("text");
+            let last = text.lines().count() - 1;
+            let numbers: String = (1..=last).map(|n| format!("{n}\n")).collect();
+            assert!(
+                text == numbers + "word\n",
+                "of {uid}: {last} lines, ends with {:?}",
+                text.get(text.len() - 20..)
+            );
+            assert_eq!(record["output"]["stdout"]["bytes"], text.len());
+        }
+    }
+}
+
+#[test]
+fn i8_an_instance_that_its_user_has_stopped_holds_a_replacement_up_and_loses_nothing() {
+    let Some((roots, theirs)) = both() else { return };
+    let served = Served::start(&roots);
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let script = "echo before; read line; echo $line";
+    let process = start(&mut client, &theirs, script, json!({}));
+    client.read_until(&process, "before\n".len());
+    let stopped = instance(&mut client);
+    kill(stopped, Signal::SIGSTOP).expect("it lives");
+    let served = served.replace(&roots, &[]);
+    assert!(!lives(stopped));
+    let mut client = LineClient::connect_for(served.socket(), theirs.uid());
+    let line = json!({ "process": process, "data": "d29yZAo=" });
+    client.call("process/write", line).expect("it reads");
+    assert_eq!(client.wait(&process)["outcome"], "exited");
+    assert_eq!(output(&mut client, &process), "before\nword\n");
+}
+
 #[test]
 fn i8_a_new_broker_sees_to_what_users_have_running_before_any_of_them_comes() {
     let Some((roots, theirs)) = both() else { return };
@@ -242,7 +387,7 @@ fn i4_of_what_was_refused_around_the_death_of_the_broker_nothing_is_taken_for_co
     let process = start(&mut client, &theirs, &script, json!({}));
     becomes("the command", || witness.was_alive());
     served.crash();
-    served.start_again(&roots, &[]);
+    served = Served::start(&roots);
     let mut client = LineClient::connect_for(served.socket(), theirs.uid());
     let line = json!({ "process": process, "data": "Cg==" });
     client.call("process/write", line).expect("it reads");
@@ -276,7 +421,7 @@ fn a_new_broker_s_configuration_and_reload_reach_what_an_earlier_one_left_and_it
     becomes("the command", || witness.was_alive());
     served.crash();
     roots.file("work/provost.toml", &text(12));
-    served.start_again(&roots, &flags);
+    served = Served::start_with(&roots, &flags);
     let limit = || {
         let mut client = LineClient::silent(served.socket());
         let params = json!({ "protocol": 1, "client": "asks", "user": theirs.uid().to_string() });

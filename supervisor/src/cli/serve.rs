@@ -25,7 +25,7 @@ use crate::daemon::notify::Notifier;
 use crate::daemon::signals;
 use crate::daemon::state::StateDir;
 use crate::daemon::{
-    Broker, Daemon, InstancePlace, NOT_NEEDED, Place, Recovered, Settings, UserDirectories,
+    Broker, Daemon, InstancePlace, NOT_NEEDED, Place, Recovered, Settings, Unstopped, UserDirectories,
     become_instance, introduction, is_needed,
 };
 use crate::store;
@@ -111,18 +111,20 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             let control = std::io::stdin().as_fd().try_clone_to_owned();
             let control = control.map_err(|error| format!("cannot listen to the broker: {error}"))?;
             let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-            let daemon = begin(&supervisor, config.settings, state, audit).await?;
+            let (daemon, unstopped) = begin(&supervisor, config.settings, state, audit).await?;
             daemon.serve_instance(control, &level).await;
+            unstopped.stopped();
             return Ok(0);
         }
         if args.stdio {
             config.settings.hidden = own_paths(&config, durable, None);
             let supervisor = supervisor.start().await.map_err(|error| error.to_string())?;
-            let daemon = begin(&supervisor, config.settings, state, None).await?;
+            let (daemon, unstopped) = begin(&supervisor, config.settings, state, None).await?;
             daemon
                 .serve_streams(tokio::io::stdin(), tokio::io::stdout())
                 .await;
             daemon.stop_now().await;
+            unstopped.stopped();
             return Ok(0);
         }
         // From here on a signal is an order, also one that comes while this starts.
@@ -149,8 +151,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             }
             _ => None,
         };
-        let daemon = begin(&supervisor, config.settings.clone(), state, None).await?;
-        // From here on nothing fails.
+        let (daemon, unstopped) = begin(&supervisor, config.settings.clone(), state, None).await?;
         if let (Some(tree), true) = (supervisor.tree(), durable) {
             tree.let_go(listen::HELD_MADE);
             tree.let_go(listen::HELD_PASSED);
@@ -190,6 +191,7 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
             kept: Some((kept, made.is_some())),
         };
         running.serve(socket, orders, &notifier).await;
+        unstopped.stopped();
         Ok(0)
     });
     // Everything has stopped, or somebody does not want to wait: not for a thread that reads stdin or waits for an instance either.
@@ -288,9 +290,7 @@ async fn bind_metrics(address: &MetricsAddress, replaces: bool) -> Result<metric
     loop {
         match metrics::bind(address).await {
             Ok(bound) => return Ok(bound),
-            Err(error)
-                if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline =>
-            {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
                 tokio::time::sleep(LOOK).await;
             }
             Err(error) => {
@@ -302,13 +302,14 @@ async fn bind_metrics(address: &MetricsAddress, replaces: bool) -> Result<metric
     }
 }
 
-/// Takes up what an earlier daemon has left, if it has. What fails, fails before that.
+/// Takes up what an earlier daemon has left, if it has. What fails, fails before that, and nothing may fail behind it: an error
+/// would leave everything to the next daemon, and its words be lost.
 async fn begin(
     supervisor: &Supervisor,
     settings: Settings,
     state: State,
     audit: Option<OwnedFd>,
-) -> Result<Daemon, String> {
+) -> Result<(Daemon, Unstopped), String> {
     let (kept, loaded) = match state {
         Some((database, lock)) => {
             if let Some(aside) = &database.moved_aside {
@@ -323,11 +324,13 @@ async fn begin(
     if let Some(audit) = audit {
         daemon.use_audit(audit);
     }
-    let recovered = daemon.recover(loaded).await;
+    let found = daemon.find_left().map_err(|error| error.to_string())?;
+    let unstopped = daemon.unstopped();
+    let recovered = daemon.recover(loaded, found).await;
     if recovered != Recovered::default() {
         tracing::info!(?recovered, "taken up from an earlier daemon");
     }
-    Ok(daemon)
+    Ok((daemon, unstopped))
 }
 
 /// Where the daemon of this user listens.

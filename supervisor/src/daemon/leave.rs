@@ -45,7 +45,40 @@ pub struct Place {
     pub watchdog: Option<Duration>,
 }
 
+/// Held from before anything is taken up until everything has stopped.
+///
+/// Dropped before that, because of an error or a panic, it ends the process there and then, and what it holds is not dropped: the
+/// daemon, where its processes survive it. Its actors would take their being dropped for the end of what they supervise, and
+/// kill it and seal it as lost. So everything goes on, for the next daemon.
+#[derive(Debug)]
+#[must_use = "to drop it ends the process"]
+pub struct Unstopped<T = Daemon>(Option<T>);
+
+/// The exit code of a daemon that ends that way.
+const FAILED: i32 = 125;
+
+impl<T> Unstopped<T> {
+    /// Everything was stopped on purpose: the process may end as it likes.
+    pub fn stopped(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<T> Drop for Unstopped<T> {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            tracing::error!("the daemon fails; what it supervises goes on, for the next one");
+            std::process::exit(FAILED);
+        }
+    }
+}
+
 impl Daemon {
+    /// To be called before anything is taken up or started.
+    pub fn unstopped(&self) -> Unstopped {
+        Unstopped(self.is_durable().then(|| self.clone()))
+    }
+
     /// From now on it can be asked to leave.
     pub fn may_leave(&self, place: Place) {
         let _ = self.0.leaving.place.set(place);
@@ -169,4 +202,67 @@ pub(super) fn waits(method: &str) -> bool {
 /// How long the writer of a connection may take then.
 pub(super) const fn last_words() -> Duration {
     LAST_WORDS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Says that it was dropped.
+    struct Actors;
+
+    impl Drop for Actors {
+        fn drop(&mut self) {
+            println!("\nthe actors are dropped");
+        }
+    }
+
+    /// How this test, run again in a process of its own, ends.
+    const WAY: &str = "PROVOST_TEST_WAY";
+
+    fn begin(way: &str) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let result: Result<(), String> = runtime.block_on(async {
+            let unstopped = Unstopped(Some(Actors));
+            match way {
+                "stop" => unstopped.stopped(),
+                "error" => Err("something fails")?,
+                _ => panic!("something is wrong"),
+            }
+            Ok(())
+        });
+        drop(runtime);
+        println!("\nthe runtime is dropped: {result:?}");
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this test itself, for it ends its process"
+    )]
+    fn i8_a_daemon_that_fails_ends_before_anything_that_it_has_is_dropped() {
+        if let Ok(way) = std::env::var(WAY) {
+            return begin(&way);
+        }
+        let name =
+            "daemon::leave::tests::i8_a_daemon_that_fails_ends_before_anything_that_it_has_is_dropped";
+        for (way, code, drops) in [
+            ("stop", 0, true),
+            ("error", FAILED, false),
+            ("panic", FAILED, false),
+        ] {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env(WAY, way)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(code), "{way}: {said}");
+            assert_eq!(said.contains("the actors are dropped"), drops, "{way}: {said}");
+            assert_eq!(said.contains("the runtime is dropped"), drops, "{way}: {said}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use provost_actors::approval::ApprovalSummary;
 use provost_actors::event::ProcessId;
 use provost_actors::record::{DenialSummary, Outcome, RECORD_SCHEMA, TerminalRecord, TreeSummary};
 use provost_actors::session::{OnDisconnect, OpenSession, SessionId};
-use provost_actors::spool::Loaded as Journal;
+use provost_actors::spool::{Found, Loaded as Journal};
 use provost_actors::{ProcessLink, SessionLink};
 use serde::{Deserialize, Serialize};
 
@@ -43,19 +43,33 @@ pub struct Recovered {
     pub unreadable: usize,
 }
 
+/// Nobody knows what there is to be taken up. Nothing was.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot look what is in the spool: {0}; what an earlier daemon left goes on, and waits for one that can"
+)]
+pub struct FindError(#[source] std::io::Error);
+
 impl Daemon {
-    /// Takes up everything that an earlier daemon left in the state directory. To be awaited before clients come.
-    pub async fn recover(&self, loaded: Loaded) -> Recovered {
+    /// Looks what an earlier daemon left in the state directory, and touches nothing.
+    ///
+    /// # Errors
+    /// It cannot be seen. To go on would be to take everything for foreign, and to kill it.
+    pub fn find_left(&self) -> Result<Found, FindError> {
+        match self.0.tree.keeping() {
+            Some(keeping) => keeping.spool.find().map_err(FindError),
+            None => Ok(Found::default()),
+        }
+    }
+
+    /// Takes up everything that was [found](Self::find_left). To be awaited before clients come.
+    pub async fn recover(&self, loaded: Loaded, found: Found) -> Recovered {
         let mut recovered = Recovered::default();
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
             return recovered;
         };
         let (store, spool) = (&kept.store, &keeping.spool);
         recovered.sessions = self.restore_sessions(loaded.sessions).await;
-        let found = spool.find().unwrap_or_else(|error| {
-            tracing::error!(%error, "the spool cannot be read");
-            Default::default()
-        });
         if !found.gone.is_empty()
             && let Err(error) = erase(store, spool, found.gone.clone()).await
         {

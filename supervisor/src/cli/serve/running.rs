@@ -37,7 +37,12 @@ pub(super) struct Running {
 
 impl Running {
     /// Serves until everything has stopped.
-    pub(super) async fn serve(mut self, socket: UnixListener, mut orders: Receiver<Order>, notifier: &Notifier) {
+    pub(super) async fn serve(
+        mut self,
+        socket: UnixListener,
+        mut orders: Receiver<Order>,
+        notifier: &Notifier,
+    ) {
         let (daemon, broker) = (self.daemon.clone(), self.broker.clone());
         let serving = async {
             match broker {
