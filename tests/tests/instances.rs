@@ -82,7 +82,7 @@ fn i4_denials_of_another_user_s_files_are_observed_and_complete_through_roots_da
 }
 
 #[test]
-fn i4_a_flood_of_denials_is_counted_exactly_through_roots_daemon() {
+fn i4_a_flood_of_denials_is_counted_exactly_through_roots_daemon_or_not_called_complete() {
     let Some((roots, theirs)) = both() else { return };
     let served = Served::start(&roots);
     let mut client = LineClient::connect_for(served.socket(), theirs.uid());
@@ -93,8 +93,16 @@ fn i4_a_flood_of_denials_is_counted_exactly_through_roots_daemon() {
     let params = json!({ "argv": ["python3", "-c", script], "cwd": theirs.work() });
     let started = client.call("process/start", params).expect("it starts");
     let record = client.wait(started["process"].as_str().expect("an id"));
-    let of_files = &record["denials"]["by_class"]["filesystem"];
-    assert_eq!(of_files, 30_000, "{}", record["denials"]);
+    let denials = &record["denials"];
+    let of_files = denials["by_class"]["filesystem"].as_u64().unwrap_or(0);
+    // On a busy machine two seconds from the end of the tree may not be enough to read so many records: then that is said.
+    match denials["complete"] == true {
+        true => assert_eq!(of_files, 30_000, "{denials}"),
+        false => {
+            assert!(of_files <= 30_000, "{denials}");
+            assert_ne!(denials["unobserved"], json!([]), "{denials}");
+        }
+    }
 }
 
 #[test]
