@@ -120,9 +120,12 @@ fn told(ledger: &Ledger) -> Value {
     value
 }
 
+/// Events by number, and gaps.
+type Told = (Vec<(u64, Value)>, Vec<(u64, u64)>);
+
 /// What a reader gets: its events with their numbers, and what is a gap. (What retention dropped is told where its last event
 /// was; when the facts are applied again, the same range may be told in several gaps.)
-fn read(log: &Arc<Log>) -> (Vec<(u64, Value)>, Vec<(u64, u64)>) {
+fn read(log: &Arc<Log>) -> Told {
     let (mut told, mut gaps) = (Vec::new(), Vec::<(u64, u64)>::new());
     for event in events(log) {
         let value = match &event.body {
