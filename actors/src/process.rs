@@ -14,9 +14,13 @@ mod ending;
 mod limits;
 mod request;
 mod resume;
+#[cfg(test)]
+mod survive;
+mod unkept;
 
 pub(crate) use self::request::{ledger_spec, spawn_request};
-pub(crate) use self::resume::{Resumed, Unkept};
+pub(crate) use self::resume::Resumed;
+pub(crate) use self::unkept::Unkept;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -68,6 +72,8 @@ pub(crate) enum ProcessMsg {
     Notice(Notice, Vec<OwnedFd>),
     /// The spawner is gone.
     SpawnerLost(String),
+    /// The spawner could not be asked to start it.
+    NotAsked(String),
     /// A timer of this actor's own.
     Timer(Timer),
     /// It was accepted by an earlier daemon: what there is of it.
@@ -281,6 +287,7 @@ impl Actor for ProcessActor {
             ProcessMsg::Resume(resumed) => state.resume(&myself, *resumed).await?,
             ProcessMsg::Written { bytes, took } => state.written(&myself, bytes, took),
             ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
+            ProcessMsg::NotAsked(reason) => state.did_not_start(&myself, &reason),
         }
         state.shorten_journal();
         Ok(())
@@ -626,15 +633,13 @@ impl ProcessState {
             Some(exit) => {
                 let _ = exit.send_message(ExitMsg::SpawnerLost { reason });
             }
+            None if self.ledger.is_started() => {
+                self.resume_unkept(myself, Unkept::KeeperLost { reason, exit: None });
+            }
             None => {
-                let reason = format!("{reason} before it answered");
-                self.fact(
-                    myself,
-                    Fact::SpawnFailed {
-                        reason,
-                        exit_code: 125,
-                    },
-                );
+                // The last it did may have been to start the command.
+                let reason = format!("{reason} before it said whether the command runs");
+                self.fact(myself, Fact::Lost { reason });
             }
         }
     }

@@ -289,7 +289,7 @@ impl SpawnerLink {
                 tracing::warn!(%error, "cannot send to the spawner");
                 if let Request::Spawn(request) = &pending.request {
                     let reason = format!("the spawner process could not be asked: {error}");
-                    self.tell(request.process, ProcessMsg::SpawnerLost(reason));
+                    self.tell(request.process, ProcessMsg::NotAsked(reason));
                 }
                 true
             }

@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use provost_sandbox::keeper::exits::ExitRecord;
 use provost_sandbox::keeper::wire::{HeldState, HeldTree, Kept, Notice};
 use ractor::{ActorProcessingErr, ActorRef};
 
+use super::unkept::Unkept;
 use super::{ProcessMsg, ProcessState, START_MAX, Timer};
-use crate::exit::{ExitMsg, decode};
+use crate::exit::ExitMsg;
 use crate::ledger::{Effect, Fact, Ledger, StopCause};
 use crate::record::Closed;
 
@@ -26,18 +26,6 @@ pub(crate) struct Resumed {
     pub(crate) accepted_before: Option<Duration>,
     /// Why it must not go on.
     pub(crate) cannot_go_on: Option<String>,
-}
-
-/// Why no keeper knows a process.
-#[derive(Debug, Clone)]
-pub(crate) enum Unkept {
-    /// The keeper was there all the time and was never asked to start it.
-    NeverAsked,
-    /// The keeper is gone, and everything that it held died with it. What it wrote down before, if it did.
-    KeeperLost {
-        reason: String,
-        exit: Option<ExitRecord>,
-    },
 }
 
 impl ProcessState {
@@ -131,45 +119,17 @@ impl ProcessState {
     }
 
     /// Nobody keeps it: what is known of its end is all that ever will be.
-    fn resume_unkept(&mut self, myself: &ActorRef<ProcessMsg>, unkept: Unkept) {
-        let (reason, exit) = match unkept {
-            Unkept::NeverAsked if !self.ledger.is_started() => {
-                let reason = "the daemon ended before it was started; nothing ran".to_owned();
-                let exit_code = 125;
-                self.fact(myself, Fact::SpawnFailed { reason, exit_code });
-                return;
+    pub(super) fn resume_unkept(&mut self, myself: &ActorRef<ProcessMsg>, unkept: Unkept) {
+        let hits = unkept.end().map(|end| end.hits);
+        let unobserved = &self.args.sandbox.unobserved;
+        for fact in unkept.facts(&self.ledger, self.args.spec.streams(), unobserved) {
+            if let (Fact::TreeEmpty { .. }, Some(hits)) = (&fact, hits)
+                && !self.ledger.tree_settled()
+            {
+                self.limit_hits(myself, hits);
             }
-            Unkept::NeverAsked => ("its keeper does not know it any more".to_owned(), None),
-            Unkept::KeeperLost { reason, exit } => (reason, exit),
-        };
-        if let Some(status) = exit.and_then(|exit| exit.status) {
-            self.fact(myself, Fact::Exited(decode(status)));
+            self.fact(myself, fact);
         }
-        for &stream in self.args.spec.streams() {
-            let closed = Closed::Abandoned;
-            self.fact(myself, Fact::StreamClosed { stream, closed });
-        }
-        self.drained_unread(myself);
-        if let Some(end) = exit.and_then(|exit| exit.end) {
-            if !self.ledger.tree_settled() {
-                self.limit_hits(myself, end.hits);
-            }
-            let (killed, usage) = (end.killed, end.usage.map(crate::exit::usage_of));
-            let unkillable = Vec::new();
-            self.fact(
-                myself,
-                Fact::TreeEmpty {
-                    killed,
-                    usage,
-                    unkillable,
-                },
-            );
-        }
-        if self.ledger.exit().is_none() {
-            let reason = reason.clone();
-            self.fact(myself, Fact::Lost { reason });
-        }
-        self.fact(myself, Fact::SpawnerLost { reason });
     }
 
     /// Nobody will read what its listener still has to say.

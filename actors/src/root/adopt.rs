@@ -118,16 +118,9 @@ impl Tree {
             return Ok(held);
         }
         let boot = self.keeping.as_ref().map(|keeping| keeping.spool.boot());
-        if boot.is_some_and(|boot| boot != loaded.accepted.boot) {
-            let reason = "the machine was restarted".to_owned();
-            return Err(Unkept::KeeperLost { reason, exit: None });
-        }
+        let same_boot = boot.is_none_or(|boot| boot == loaded.accepted.boot);
         let exit = self.exits.get(id.as_uuid()).copied();
-        if inventory.was_there && exit.is_none() {
-            return Err(Unkept::NeverAsked);
-        }
-        let reason = "its keeper died, and everything that it held with it".to_owned();
-        Err(Unkept::KeeperLost { reason, exit })
+        Err(Unkept::why(same_boot, inventory.was_there, exit))
     }
 
     /// Kills what the keeper holds and nobody took up: there is no journal of it. How many.

@@ -1,5 +1,6 @@
 //! Nothing is lost when the daemon dies, or its keeper (I8): real ones, killed at any moment, and tests that know the truth.
 
+mod cost;
 mod input;
 mod keepers;
 mod load;
