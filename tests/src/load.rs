@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::random::Random;
 use crate::truth::Teller;
-use crate::{LineClient, Served, World, program};
+use crate::{LineClient, Served, World, keeper, program};
 
 /// What was seen.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,6 +24,8 @@ pub struct Count {
     pub events: u64,
     /// Starts that were asked for again after a crash and answered with the process of before.
     pub repeated: u64,
+    /// Processes that lived when their keeper was killed.
+    pub shaken: u64,
     /// Starts that a crash caught before anything came of them.
     pub caught: u64,
     /// Inputs of which nobody knows whether they were written.
@@ -58,6 +60,8 @@ struct Followed {
     acknowledged: bool,
     written: bool,
     uncertain: bool,
+    /// Its keeper was killed: it may have died at any point.
+    shaken: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +118,29 @@ impl<'w> Load<'w> {
         self.subscriptions.clear();
     }
 
+    /// The client dies instead: its connection ends at once.
+    pub fn leave(&mut self) {
+        self.client = None;
+        self.asked.clear();
+        self.subscriptions.clear();
+    }
+
+    /// Kills the keeper, if one of the commands still tells which it is. Of what lives now nobody can know how it would have
+    /// ended.
+    pub fn kill_keeper(&mut self) {
+        let live = || {
+            self.tellers
+                .values()
+                .filter_map(|followed| followed.heard.first())
+        };
+        let killed = live().any(|started| started["pid"].as_u64().is_some_and(keeper::kill_keeper_of));
+        if killed {
+            for followed in self.tellers.values_mut() {
+                followed.shaken = true;
+            }
+        }
+    }
+
     /// Starts no more, and waits until all have ended. Then the daemon must know these processes and no others.
     pub fn finish(&mut self) {
         self.live_max = 0;
@@ -149,6 +176,7 @@ impl<'w> Load<'w> {
                 logged: Vec::new(),
                 acknowledged: false,
                 uncertain: false,
+                shaken: false,
             };
             self.tellers.insert(number, followed);
             self.ask(number, Asked::Start);
@@ -263,7 +291,7 @@ impl<'w> Load<'w> {
             }
             Asked::Write => {
                 // Its end of input came to it before, or nothing comes to it any more: the check will tell.
-                let was_told = result.is_object() || error["data"]["kind"] == "ended";
+                let was_told = result.is_object() || error["data"]["kind"] == "ended" || followed.shaken;
                 assert!(was_told, "it takes its input: {line}");
                 followed.written = true;
             }
@@ -289,9 +317,14 @@ impl<'w> Load<'w> {
         }
         assert_eq!(followed.heard.len(), followed.logged.len());
         let (uncertain, acknowledged) = (followed.uncertain, followed.acknowledged);
-        let checked = followed.teller.check(&followed.logged, uncertain, acknowledged);
+        let teller = &followed.teller;
+        let checked = match followed.shaken {
+            true => teller.check_shaken(&followed.logged),
+            false => teller.check(&followed.logged, uncertain, acknowledged),
+        };
+        self.count.shaken += u64::from(followed.shaken);
         self.count.processes += 1;
-        self.count.caught += u64::from(checked.bytes == 0);
+        self.count.caught += u64::from(checked.bytes == 0 && !followed.shaken);
         self.count.bytes += checked.bytes;
         self.count.events += checked.events;
     }

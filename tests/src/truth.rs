@@ -23,6 +23,9 @@ pub fn left_behind(word: &str) -> String {
     format!("{word}-left")
 }
 
+/// Refused calls of one teller, at most. None, as long as a call can be refused before the refusal is in the journal.
+const DENIED_MAX: u64 = 0;
+
 /// One teller.
 #[derive(Debug, Clone)]
 pub struct Teller {
@@ -34,7 +37,9 @@ pub struct Teller {
     pub pause_ms: u16,
     /// Its exit code.
     pub code: i32,
-    /// How many connections it attempts that are refused; with any it is confined.
+    /// It runs in a sandbox.
+    pub confined: bool,
+    /// How many connections it attempts that are refused there.
     pub denied: u64,
     /// It leaves a process in a session of its own behind, which writes as many lines to stderr and is waited for.
     pub leaves: bool,
@@ -57,7 +62,12 @@ impl Teller {
         let kind = random.below(5);
         Self {
             input: (kind == 1).then(|| random.bytes(200)),
-            denied: if kind == 2 { 1 + random.below(5) } else { 0 },
+            confined: kind == 2,
+            denied: if kind == 2 {
+                random.below(DENIED_MAX + 1)
+            } else {
+                0
+            },
             leaves: kind == 3,
             lines: 10 + random.below(if kind == 4 { 4000 } else { 200 }),
             pause_ms: if kind == 4 { 1 } else { 1 + random.below(40) as u16 },
@@ -106,6 +116,35 @@ impl Teller {
         let word = left_behind(&self.word);
         let lines = if self.leaves { self.lines } else { 0 };
         (0..lines).map(|number| line(&word, number)).collect()
+    }
+
+    /// The same where its keeper was killed: it ended wherever it was, but what is said of it is true.
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn check_shaken(&self, events: &[Value]) -> Checked {
+        let about = || format!("{self:?}\n{}", shown(events));
+        for (index, event) in events.iter().enumerate() {
+            assert_eq!(event["seq"], index + 1, "a hole in the numbers of {}", about());
+        }
+        let count = |kind: &str| events.iter().filter(|event| event["type"] == kind).count() as u64;
+        assert_eq!(count("terminal"), 1, "one record: {}", about());
+        let record = &events.last().expect("the terminal event")["record"];
+        match record["outcome"].as_str() {
+            Some("exited") => assert_eq!(record["exit_code"], self.code, "{}", about()),
+            Some("signaled") => assert_eq!(record["signal"], "SIGKILL", "{}", about()),
+            Some("spawn_failed") => assert_eq!(count("started"), 0, "{}", about()),
+            other => assert_eq!(other, Some("lost"), "{}", about()),
+        }
+        assert!(count("denial") <= self.denied, "{}", about());
+        let (stdout, stderr) = (bytes(events, "stdout"), bytes(events, "stderr"));
+        let told = [true, false].map(|came| self.stdout(came));
+        assert!(told.iter().any(|told| told.starts_with(&stdout)), "{}", about());
+        assert!(self.stderr().starts_with(&stderr), "{}", about());
+        Checked {
+            bytes: (stdout.len() + stderr.len()) as u64,
+            events: events.len() as u64,
+        }
     }
 
     /// Holds all events of it, the last of which is the terminal one, against the truth. `uncertain`: nobody knows whether
