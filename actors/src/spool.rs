@@ -39,6 +39,9 @@ use crate::spawner::lock;
 
 mod calls;
 mod checkpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod load;
 mod segments;

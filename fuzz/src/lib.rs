@@ -6,10 +6,11 @@ mod ledger;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("audit_record", provost_sandbox::fuzzing::audit_record),
     ("bpf_layout", provost_sandbox::fuzzing::bpf_layout),
     ("dns", provost_sandbox::fuzzing::dns),
+    ("journal", journal),
     ("ledger", ledger::ledger),
     ("notification", provost_sandbox::fuzzing::notification),
     ("policy_file", provost::policy_file::fuzzing::policy_file),
@@ -19,3 +20,12 @@ pub const TARGETS: [(&str, Target); 9] = [
 ];
 
 pub use ledger::ledger;
+
+/// Any bytes as the journal of a process.
+///
+/// # Panics
+/// Loading it panics, or what is loaded contradicts itself; or there is no room on the disk.
+pub fn journal(bytes: &[u8]) {
+    let directory = tempfile::tempdir().expect("a directory");
+    provost_actors::spool::fuzzing::journal(directory.path(), bytes);
+}

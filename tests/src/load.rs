@@ -5,6 +5,7 @@
 //! what it heard against what the log says and against the truth.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use base64_simd::STANDARD;
 use serde_json::{Value, json};
@@ -18,10 +19,18 @@ use crate::{LineClient, Served, World, keeper, program};
 pub struct Count {
     /// Processes that were followed to their end and found to be right.
     pub processes: u64,
-    /// Bytes of their output.
+    /// Bytes of their output, each of which was in its place.
     pub bytes: u64,
+    /// Bytes that they had written, where that can be known.
+    pub wanted: u64,
+    /// Gaps that were told in the place of output.
+    pub gaps: u64,
+    /// Their terminal records.
+    pub records: u64,
     /// Their events.
     pub events: u64,
+    /// Calls that were refused, each of which is known once.
+    pub denials: u64,
     /// Starts that were asked for again after a crash and answered with the process of before.
     pub repeated: u64,
     /// Processes that lived when their keeper was killed.
@@ -30,6 +39,28 @@ pub struct Count {
     pub caught: u64,
     /// Inputs of which nobody knows whether they were written.
     pub uncertain: u64,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} processes, {} records, {} events, {} denials, {} bytes checked, {} gaps, {} bytes lost, {} duplicates; \
+             {} starts repeated, {} caught before they began, {} inputs uncertain, {} of a keeper that was killed",
+            self.processes,
+            self.records,
+            self.events,
+            self.denials,
+            self.bytes,
+            self.gaps,
+            self.wanted.saturating_sub(self.bytes),
+            self.bytes.saturating_sub(self.wanted),
+            self.repeated,
+            self.caught,
+            self.uncertain,
+            self.shaken,
+        )
+    }
 }
 
 /// The load.
@@ -45,6 +76,8 @@ pub struct Load<'w> {
     client: Option<LineClient>,
     asked: HashMap<u64, (u64, Asked)>,
     subscriptions: HashMap<u64, u64>,
+    /// The keeper was killed before this teller was asked for, and none of those after it is known to run.
+    without_keeper: Option<u64>,
     /// What was seen so far.
     pub count: Count,
 }
@@ -85,6 +118,7 @@ impl<'w> Load<'w> {
             client: None,
             asked: HashMap::new(),
             subscriptions: HashMap::new(),
+            without_keeper: None,
             count: Count::default(),
         }
     }
@@ -126,19 +160,23 @@ impl<'w> Load<'w> {
     }
 
     /// Kills the keeper, if one of the commands still tells which it is. Of what lives now nobody can know how it would have
-    /// ended.
-    pub fn kill_keeper(&mut self) {
-        let live = || {
-            self.tellers
-                .values()
-                .filter_map(|followed| followed.heard.first())
-        };
-        let killed = live().any(|started| started["pid"].as_u64().is_some_and(keeper::kill_keeper_of));
+    /// ended, nor of what is asked of a daemon that may not have noticed.
+    pub fn kill_keeper(&mut self) -> bool {
+        let work = self.world.work();
+        let mut live = self.tellers.values().filter_map(|followed| {
+            let pid = followed.heard.first()?["pid"].as_u64()?;
+            // It may have ended, and the number may be another's.
+            let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+            (cwd == work).then_some(pid)
+        });
+        let killed = live.any(keeper::kill_keeper_of);
         if killed {
+            self.without_keeper = Some(self.next);
             for followed in self.tellers.values_mut() {
                 followed.shaken = true;
             }
         }
+        killed
     }
 
     /// Starts no more, and waits until all have ended. Then the daemon must know these processes and no others.
@@ -176,7 +214,7 @@ impl<'w> Load<'w> {
                 logged: Vec::new(),
                 acknowledged: false,
                 uncertain: false,
-                shaken: false,
+                shaken: self.without_keeper.is_some(),
             };
             self.tellers.insert(number, followed);
             self.ask(number, Asked::Start);
@@ -246,6 +284,9 @@ impl<'w> Load<'w> {
             followed.heard.len(),
             "followers miss and repeat nothing"
         );
+        if event["type"] == "started" && self.without_keeper.is_some_and(|killed| number >= killed) {
+            self.without_keeper = None;
+        }
         if event["type"] == "terminal" {
             self.ask(number, Asked::Read);
         }
@@ -324,8 +365,12 @@ impl<'w> Load<'w> {
         };
         self.count.shaken += u64::from(followed.shaken);
         self.count.processes += 1;
-        self.count.caught += u64::from(checked.bytes == 0 && !followed.shaken);
+        self.count.caught += u64::from(checked.caught);
+        self.count.denials += checked.denials;
         self.count.bytes += checked.bytes;
+        self.count.wanted += checked.wanted;
+        self.count.gaps += checked.gaps;
+        self.count.records += checked.records;
         self.count.events += checked.events;
     }
 }

@@ -23,8 +23,8 @@ pub fn left_behind(word: &str) -> String {
     format!("{word}-left")
 }
 
-/// Refused calls of one teller, at most. None, as long as a call can be refused before the refusal is in the journal.
-const DENIED_MAX: u64 = 0;
+/// Refused calls of one confined teller, at most.
+const DENIED_MAX: u64 = 5;
 
 /// One teller.
 #[derive(Debug, Clone)]
@@ -52,22 +52,30 @@ pub struct Teller {
 pub struct Checked {
     /// Bytes of output.
     pub bytes: u64,
+    /// Bytes that it had written, where that can be known.
+    pub wanted: u64,
+    /// Gaps that were told in the place of output.
+    pub gaps: u64,
+    /// Terminal records.
+    pub records: u64,
     /// Events.
     pub events: u64,
+    /// Denials.
+    pub denials: u64,
+    /// What a crash caught before anything came of it.
+    pub caught: bool,
 }
 
 impl Teller {
     /// Any one.
     pub fn random(word: String, random: &mut Random) -> Self {
         let kind = random.below(5);
+        // Whatever it does besides.
+        let confined = random.below(3) == 0;
         Self {
             input: (kind == 1).then(|| random.bytes(200)),
-            confined: kind == 2,
-            denied: if kind == 2 {
-                random.below(DENIED_MAX + 1)
-            } else {
-                0
-            },
+            confined,
+            denied: if confined { random.below(DENIED_MAX + 1) } else { 0 },
             leaves: kind == 3,
             lines: 10 + random.below(if kind == 4 { 4000 } else { 200 }),
             pause_ms: if kind == 4 { 1 } else { 1 + random.below(40) as u16 },
@@ -92,7 +100,7 @@ impl Teller {
         if self.input.is_some() {
             argv.push("read".to_owned());
         }
-        let policy = if self.denied > 0 {
+        let policy = if self.confined {
             "workspace-write"
         } else {
             "unconfined"
@@ -143,7 +151,12 @@ impl Teller {
         assert!(self.stderr().starts_with(&stderr), "{}", about());
         Checked {
             bytes: (stdout.len() + stderr.len()) as u64,
+            wanted: (stdout.len() + stderr.len()) as u64,
+            gaps: count("gap"),
+            records: count("terminal"),
             events: events.len() as u64,
+            denials: count("denial"),
+            caught: false,
         }
     }
 
@@ -158,7 +171,12 @@ impl Teller {
             assert_eq!(only["record"]["outcome"], "spawn_failed", "{only}");
             let reason = only["record"]["reason"].as_str().expect("a reason");
             assert!(reason.ends_with("nothing ran"), "{only}");
-            return Checked { bytes: 0, events: 1 };
+            return Checked {
+                events: 1,
+                records: 1,
+                caught: true,
+                ..Checked::default()
+            };
         }
         let about = || format!("{self:?}\n{}", shown(events));
         for (index, event) in events.iter().enumerate() {
@@ -176,16 +194,22 @@ impl Teller {
         assert_eq!(record["denials"]["total"], self.denied, "{}", about());
         assert_eq!(record["last_seq"], events.len(), "{}", about());
         let stdout = bytes(events, "stdout");
-        let right = stdout == self.stdout(true) || (uncertain && stdout == self.stdout(false));
-        assert!(right, "stdout is {stdout:?} of {}", about());
+        let came = !uncertain || stdout == self.stdout(true);
+        let (wanted_stdout, wanted_stderr) = (self.stdout(came), self.stderr());
+        assert_eq!(stdout, wanted_stdout, "stdout of {}", about());
         let stderr = bytes(events, "stderr");
-        assert_eq!(stderr, self.stderr(), "stderr of {}", about());
+        assert_eq!(stderr, wanted_stderr, "stderr of {}", about());
         let told = |stream: &str| record["output"][stream]["bytes"].as_u64();
         assert_eq!(told("stdout"), Some(stdout.len() as u64), "{}", about());
         assert_eq!(told("stderr"), Some(stderr.len() as u64), "{}", about());
         Checked {
             bytes: (stdout.len() + stderr.len()) as u64,
+            wanted: (wanted_stdout.len() + wanted_stderr.len()) as u64,
+            gaps: count("gap"),
+            records: count("terminal"),
             events: events.len() as u64,
+            denials: count("denial"),
+            caught: false,
         }
     }
 }

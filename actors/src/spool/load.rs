@@ -77,6 +77,7 @@ impl Spool {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|e| error(e.to_string()))?;
         let mut replay = Replay {
+            process,
             files: self.stream_files(process),
             known: Default::default(),
             begun: None,
@@ -103,6 +104,7 @@ impl Spool {
 }
 
 struct Replay {
+    process: ProcessId,
     files: [StreamFiles; 3],
     known: [Vec<Segment>; 3],
     begun: Option<(Accepted, Ledger, Vec<Effect>)>,
@@ -116,6 +118,9 @@ struct Replay {
 impl Replay {
     fn take(&mut self, time: Timestamp, entry: Entry) -> Result<(), String> {
         match (&mut self.begun, entry) {
+            (None, Entry::Accepted(accepted)) if accepted.process != self.process => {
+                return Err(format!("it is of another process, {}", accepted.process));
+            }
             (None, Entry::Accepted(accepted)) => {
                 let (session, spec) = (accepted.session.clone(), accepted.spec.restore());
                 let spec = ledger_spec(accepted.process, session, &spec, accepted.queued_at);
@@ -221,11 +226,14 @@ impl Replay {
         for effect in effects {
             match (effect, &was) {
                 (Effect::Append(draft), _) => log.append_event(draft),
-                (Effect::Seal { .. }, Some((time, was))) => {
+                // Its numbers may be higher: events of which the disk had no room for the facts.
+                (Effect::Seal { record: made, .. }, Some((time, was)))
+                    if was.process == process && was.last_seq >= made.last_seq =>
+                {
                     record = Some(log.seal_as_was(*time, was.clone()));
                 }
-                // Everything was known, and there was no time to say so.
-                (Effect::Seal { time, record: made }, None) => {
+                // Everything was known, and there was no time to say so; or what was said is not of these facts.
+                (Effect::Seal { time, record: made }, _) => {
                     let seal = |made: &TerminalRecord| journal.seal(time, made);
                     record = Some(log.seal_after(time, *made, seal));
                 }

@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 
 use proptest::prelude::*;
 
+use super::fuzzing::texts;
 use super::journal::{self, Entry};
 use super::*;
 use crate::event::{Event, EventBody};
@@ -11,9 +12,11 @@ use crate::log::Log;
 use crate::process::ledger_spec;
 use crate::record::{Closed, TerminalRecord};
 use crate::spec::ProcessSpec;
+use provost_sandbox::denial::{Certainty, Decision, Denial, DenialClass, DenialTarget};
 use provost_sandbox::policy::Policy;
 
 mod compaction;
+mod cut;
 
 const OUT: StreamName = StreamName::Stdout;
 
@@ -84,6 +87,17 @@ impl Process {
     fn take(&mut self, fact: Fact) {
         let now = Timestamp::now();
         self.spool.write(now, &Entry::Fact(fact.clone()));
+        self.apply(now, fact);
+    }
+
+    /// The same with a fact that was observed before.
+    fn took(&mut self, number: u64, fact: Fact) {
+        let now = Timestamp::now();
+        self.spool.write(now, &Entry::Took(number));
+        self.apply(now, fact);
+    }
+
+    fn apply(&mut self, now: Timestamp, fact: Fact) {
         for effect in self.ledger.apply(fact, now) {
             match effect {
                 Effect::Append(draft) => self.log.append_event(draft),
@@ -137,6 +151,22 @@ impl Process {
             usage: None,
             unkillable: Vec::new(),
         });
+    }
+}
+
+/// A call that was refused.
+pub(super) fn refusal() -> Denial {
+    Denial {
+        class: DenialClass::Network,
+        operation: "connect".to_owned(),
+        target: DenialTarget::default(),
+        pid: Some(1),
+        comm: None,
+        rule: "net.off".to_owned(),
+        errno: "EACCES".to_owned(),
+        certainty: Certainty::Observed,
+        decision: Decision::Deny,
+        allow: None,
     }
 }
 
@@ -225,12 +255,6 @@ fn i1_a_record_is_the_same_when_it_is_read_again() {
     assert_eq!(spool.find().expect("a directory").sealed, [id]);
     let loaded = spool.load(id).expect("a journal");
     assert_eq!(json(&loaded.record.expect("its record")), json(&record));
-    let texts = |events: &[Event]| -> Vec<String> {
-        events
-            .iter()
-            .map(|event| serde_json::to_string(event).expect("JSON"))
-            .collect()
-    };
     assert_eq!(texts(&events(&loaded.log)), texts(&before));
     spool.remove(&[id].into()).expect("a directory");
     let left: Vec<_> = std::fs::read_dir(&spool.directory.path).expect("it").collect();
