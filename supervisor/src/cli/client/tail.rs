@@ -45,13 +45,16 @@ fn lines(events: Vec<Event>, most: u64) -> Vec<Event> {
     let mut excess = total.saturating_sub(most);
     // Of each stream, whether what comes next begins a line; unknown at first, unless nothing came before.
     let mut begins = [None; StreamName::ALL.len()];
+    // What is left of it begins within a line.
+    let mut within = [false; StreamName::ALL.len()];
     let mut kept = Vec::new();
     for mut event in events {
         let EventBody::Output { stream, offset, data } = &event.body else {
             kept.push(event);
             continue;
         };
-        let (begun, length) = (&mut begins[*stream as usize], data.len());
+        let (index, length) = (*stream as usize, data.len());
+        let begun = &mut begins[index];
         let last = data.last().map(|last| *last == b'\n');
         let first = begun.unwrap_or(*offset == 0);
         let cut = usize::try_from(excess).unwrap_or(usize::MAX).min(length);
@@ -62,26 +65,42 @@ fn lines(events: Vec<Event>, most: u64) -> Vec<Event> {
         }
         let at_line = if cut == 0 { first } else { data[cut - 1] == b'\n' };
         let is_first = !kept.iter().any(|event| self::stream(event) == Some(*stream));
-        let begin = match is_first && !at_line {
-            true => cut + line(&data[cut..]),
-            false => cut,
-        };
-        shorten(&mut event, begin);
+        within[index] |= is_first && !at_line;
+        shorten(&mut event, cut);
         kept.push(event);
+    }
+    for stream in StreamName::ALL {
+        if within[stream as usize] {
+            begin_line(&mut kept, stream);
+        }
     }
     kept
 }
 
-/// Where a line begins; where there is none, a character.
-fn line(bytes: &[u8]) -> usize {
-    let feed = bytes.iter().position(|byte| *byte == b'\n');
-    match feed.map(|feed| feed + 1).filter(|begin| *begin < bytes.len()) {
-        Some(begin) => begin,
-        None => bytes
-            .iter()
+/// Takes off what comes before the first line of a stream that begins; where none does, what is left of a character.
+fn begin_line(events: &mut Vec<Event>, of: StreamName) {
+    let pieces = events.iter().filter_map(|event| match &event.body {
+        EventBody::Output { stream, data, .. } if *stream == of => Some(&data[..]),
+        _ => None,
+    });
+    let mut bytes = pieces.clone().flatten().copied();
+    let feed = bytes.position(|byte| byte == b'\n');
+    let mut excess = match (feed, bytes.next()) {
+        (Some(feed), Some(_)) => feed + 1,
+        _ => pieces
+            .flatten()
             .take_while(|byte| (0x80..0xc0).contains(*byte))
             .count(),
-    }
+    };
+    events.retain_mut(|event| {
+        if stream(event) != Some(of) {
+            return true;
+        }
+        let cut = excess.min(usize::try_from(length(event)).unwrap_or(usize::MAX));
+        excess -= cut;
+        shorten(event, cut);
+        length(event) > 0
+    });
 }
 
 fn terminal(mut events: Vec<Event>, most: u64) -> (Screen, Vec<Event>) {
@@ -170,6 +189,9 @@ mod tests {
         assert_eq!(shown(out(0, &["one\ntwo\n", "three\n"]), 6), "three\n");
         // It may have begun before.
         assert_eq!(shown(out(7, &["one\ntwo\n"]), 100), "two\n");
+        // Wherever the pieces end.
+        assert_eq!(shown(out(0, &["one\n", "two\n", "three\n"]), 8), "three\n");
+        assert_eq!(shown(out(0, &["on", "e", "\nt", "wo\n"]), 6), "two\n");
         assert_eq!(shown(out(0, &["no line é at all"]), 8), " at all");
         assert_eq!(shown(out(0, &["one\n"]), 0), "");
     }
