@@ -21,6 +21,7 @@ pub mod event;
 pub mod ledger;
 pub mod log;
 pub mod record;
+pub mod restart;
 pub mod session;
 pub mod spec;
 pub mod spool;

@@ -22,6 +22,7 @@ mod sink;
 mod summary;
 mod target;
 mod tty;
+mod up;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use policy::rendered;
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
             Some(option) => Err(option),
             None => run::run(*run),
         },
+        args::Verb::Up(up) => up::run(*up),
         args::Verb::Client(verb) => client::run(verb),
         args::Verb::Serve(serve) => serve::run(serve),
         args::Verb::Records(records) => records::run(*records),

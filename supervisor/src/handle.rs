@@ -16,7 +16,7 @@ use provost_actors::ShutdownReport;
 use provost_actors::Tree;
 use provost_actors::approval::Verdict;
 use provost_actors::event::EventBody;
-use provost_actors::session::SessionId;
+use provost_actors::session::{OnDisconnect, SessionId};
 use provost_sandbox::denial::Denial;
 use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::kernel::KernelSupport;
@@ -176,7 +176,15 @@ impl Supervisor {
     pub async fn open_session(&self) -> Result<Self, Error> {
         Ok(Self(match &self.0 {
             Here(embedded) => Here(embedded.open_session().await?),
-            There(remote) => There(remote.open_session().await?),
+            There(remote) => There(remote.open(OnDisconnect::default()).await?),
+        }))
+    }
+
+    /// The same, but that a daemon stops it when this connection is gone and has not come back.
+    pub(crate) async fn open_session_that_ends(&self) -> Result<Self, Error> {
+        Ok(Self(match &self.0 {
+            Here(embedded) => Here(embedded.open_session().await?),
+            There(remote) => There(remote.open(OnDisconnect::Stop).await?),
         }))
     }
 

@@ -64,6 +64,7 @@ pub mod daemon;
 #[cfg(feature = "cli")]
 mod decider;
 mod error;
+mod group;
 mod handle;
 pub mod policy_file;
 pub mod protocol;
@@ -74,6 +75,9 @@ mod units;
 
 pub use builder::Builder;
 pub use error::{Error, Reason};
+pub use group::{
+    Group, GroupCause, GroupEnd, GroupEvent, GroupEvents, GroupSpec, MemberSpec, Readiness,
+};
 pub use handle::{ApprovalRequest, ProcessHandle, Supervisor};
 pub use protocol::ProcessInfo;
 pub use provost_actors::approval::{ApprovalScope, ApprovalSummary, GrantRecord, Verdict};
@@ -83,6 +87,7 @@ pub use provost_actors::log::LogLimits;
 pub use provost_actors::record::{
     Closed, DenialSummary, Outcome, OutputSummary, TerminalRecord, TreeSummary, Usage,
 };
+pub use provost_actors::restart::{Backoff, Intensity, Restart, Strategy};
 pub use provost_actors::session::SessionId;
 pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule, TerminalSize};
 pub use provost_actors::{ShutdownReport, StartError};

@@ -149,6 +149,10 @@ fn every_flag_is_documented() {
     for flag in flags_of("records") {
         assert!(database.contains(&format!("`{flag}")), "{flag} is not documented");
     }
+    let groups = page("docs/restart.md");
+    for flag in flags_of("up") {
+        assert!(groups.contains(&format!("`{flag}")), "{flag} is not documented");
+    }
     let flags = flags_of("serve");
     assert!(flags.len() > 5, "the help does not look as it used to: {flags:?}");
     let daemon = page("docs/daemon.md");
@@ -186,6 +190,39 @@ fn every_key_of_the_daemons_configuration_is_documented() {
             documented.contains(&format!("\n| `{key}` |")),
             "`{key}` is not documented"
         );
+    }
+}
+
+#[test]
+fn every_key_and_event_of_a_group_is_documented() {
+    let documented = page("docs/restart.md");
+    let source = page("supervisor/src/cli/up/file.rs");
+    let mut keys = 0;
+    for name in ["UpFile", "BackoffTable", "ProcessTable", "ReadyTable"] {
+        let head = format!("struct {name} {{");
+        let body = source.lines().skip_while(|line| **line != head).skip(1);
+        for key in body
+            .take_while(|line| *line != "}")
+            .filter_map(|line| Some(line.trim().split_once(':')?.0))
+        {
+            assert!(
+                documented.contains(&format!("\n| `{key}` |")),
+                "`{key}` is not documented"
+            );
+            keys += 1;
+        }
+    }
+    assert!(keys > 15, "only {keys} keys were found");
+    let source = page("supervisor/src/group.rs");
+    for (name, found) in [("GroupEvent", 6), ("GroupCause", 5)] {
+        let variants = variants(&source, name);
+        assert_eq!(variants.len(), found, "{variants:?}");
+        for variant in variants {
+            assert!(
+                documented.contains(&format!("`{variant}`")),
+                "`{variant}` is not documented"
+            );
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::client::{ClientVerb, patience};
 use super::db::DbArgs;
 use super::records::RecordsArgs;
+use super::up::UpArgs;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Run commands that nobody fully trusts, and know what became of them.
@@ -35,6 +36,8 @@ pub(crate) struct Args {
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
     Run(Box<RunArgs>),
+    /// Start the processes of a file in order, keep them running, and stop them in reverse
+    Up(Box<UpArgs>),
     #[command(flatten)]
     Client(ClientVerb),
     /// Supervise for many clients, over a Unix socket

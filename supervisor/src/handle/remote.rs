@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use provost_actors::ShutdownReport;
 use provost_actors::approval::Verdict;
-use provost_actors::session::SessionId;
+use provost_actors::session::{OnDisconnect, SessionId};
 use provost_sandbox::keeper::wire::SignalScope;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -174,13 +174,14 @@ impl Remote {
         }
     }
 
-    pub(super) async fn open_session(&self) -> Result<Self, Error> {
+    pub(super) async fn open(&self, on_disconnect: OnDisconnect) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct Opened {
             session: SessionId,
         }
         let asked = SessionOpen {
             parent: self.session_text(),
+            on_disconnect,
             ..SessionOpen::default()
         };
         let opened = self.link.call_once::<Opened>("session/open", asked).await;
