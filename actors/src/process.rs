@@ -97,6 +97,11 @@ pub enum ProcessCommand {
         /// Who asks, or why, for the record.
         reason: String,
     },
+    /// Another process takes its place: end it by its stop rule.
+    Replace {
+        /// How long it has at most, where its own rule gives it longer.
+        grace: Option<Duration>,
+    },
     /// Its session was given up, and it runs on.
     Detached {
         /// The session.
@@ -564,7 +569,12 @@ impl ProcessState {
 
     fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {
         match command {
-            ProcessCommand::Stop { reason, grace } => self.stop_requested(myself, reason, grace),
+            ProcessCommand::Stop { reason, grace } => {
+                self.stop_requested(myself, StopCause::Cancelled { reason }, grace);
+            }
+            ProcessCommand::Replace { grace } => {
+                self.stop_requested(myself, StopCause::Replaced, grace);
+            }
             ProcessCommand::Kill { reason } => {
                 let cause = StopCause::Cancelled { reason };
                 self.stopping = true; // no polite signal first

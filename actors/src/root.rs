@@ -30,11 +30,12 @@ use crate::keeping::Keeping;
 use crate::log::Log;
 use crate::process::{ProcessArgs, spawn_request};
 use crate::proxy::ProxyPort;
+use crate::slots::SLOT_BYTES_MAX;
 use crate::spawner::{Inventory, LaunchedSpawner, LinkTasks, SpawnerLink, StartError, lock};
-use crate::spec::{ProcessSpec, StdinSpec};
+use crate::spec::{ProcessSpec, Slot, StdinSpec};
 use crate::spool::{Accepted, StdinProgress, StoredSpec, monotonic};
 use crate::stdin::StdinPort;
-use crate::supervisor::{ProcessLink, SessionLink, SupervisorActor, SupervisorMsg};
+use crate::supervisor::{Claim, ProcessLink, SessionLink, SupervisorActor, SupervisorMsg};
 
 /// Compiled sandboxes that are kept for the next process with the same policy.
 const PREPARED_MAX: usize = 16;
@@ -334,7 +335,17 @@ impl Tree {
             (&self.found, None)
         };
         let has_audit = audit.is_some();
-        let sandbox = self.prepare(&spec, kernel)?;
+        let mut sandbox = self.prepare(&spec, kernel)?;
+        // Nothing makes room for what cannot start; and nothing is accepted before there is room.
+        let claim = match spec.slot.clone() {
+            Some(slot) => {
+                let claim = claim_slot(session, slot).await?;
+                // Meanwhile files may have changed.
+                sandbox = self.prepare(&spec, kernel)?;
+                Some(claim)
+            }
+            None => None,
+        };
         let id = ProcessId::new();
         let proxy = match sandbox.policy.net.proxy {
             true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),
@@ -409,7 +420,7 @@ impl Tree {
             link.post(request, Some(sandbox), given);
             if session
                 .supervisor
-                .send_message(SupervisorMsg::Spawn { args, reply })
+                .send_message(SupervisorMsg::Spawn { args, claim, reply })
                 .is_err()
             {
                 link.disown(process);
@@ -567,10 +578,28 @@ pub enum SpawnRefused {
     Gone(String),
 }
 
+/// Waits until a slot is free.
+async fn claim_slot(session: &SessionLink, slot: Slot) -> Result<Claim, SpawnRefused> {
+    let gone = || SpawnRefused::Gone("the supervisor is shutting down".to_owned());
+    let (reply, given) = oneshot::channel();
+    let sent = session
+        .supervisor
+        .send_message(SupervisorMsg::Claim { slot, reply });
+    sent.map_err(|_| gone())?;
+    given.await.map_err(|_| gone())
+}
+
 fn validate(spec: &ProcessSpec) -> Result<(), SpawnRefused> {
     let refuse = |why: String| Err(SpawnRefused::Spec(why));
     if spec.argv.first().is_none_or(|program| program.is_empty()) {
         return refuse("no command to run".to_owned());
+    }
+    if let Some(Slot { name, .. }) = &spec.slot
+        && (name.is_empty() || name.len() > SLOT_BYTES_MAX || name.chars().any(char::is_control))
+    {
+        return refuse(format!(
+            "{name:?} cannot be a slot: want 1 to {SLOT_BYTES_MAX} bytes without control characters"
+        ));
     }
     let nul = |text: &std::ffi::OsStr| text.as_encoded_bytes().contains(&0);
     if let Some(bad) = spec.argv.iter().find(|argument| nul(argument)) {

@@ -13,6 +13,7 @@ use provost_sandbox::policy::Policy;
 use crate::event::StreamName;
 use crate::ledger::{OnDenial, TreeRule};
 use crate::log::LogLimits;
+pub use crate::slots::Slot;
 
 /// What to run and how.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct ProcessSpec {
     /// Keep the pace for the first reader that asks for it, so that it misses nothing however late it comes. The process
     /// waits for that reader: for callers that take one at once.
     pub paced: bool,
+    /// The place in its session that it takes, where only one process is at a time: what is there is replaced.
+    pub slot: Option<Slot>,
     /// Free words of the caller, repeated in the record.
     pub labels: BTreeMap<String, String>,
 }
@@ -117,6 +120,7 @@ impl ProcessSpec {
             observe_reads: false,
             retention: LogLimits::default(),
             paced: false,
+            slot: None,
             labels: BTreeMap::new(),
         }
     }

@@ -13,6 +13,7 @@ use crate::event::{ProcessId, StreamName};
 use crate::log::{Log, LogLimits};
 use crate::process::{ProcessActor, ProcessArgs, ProcessCommand, ProcessMsg};
 use crate::record::TerminalRecord;
+use crate::slots::{Slot, SlotEffect, Slots};
 use crate::spawner::lock;
 use crate::spool::{Spool, StdinProgress};
 use crate::stdin::StdinPort;
@@ -23,8 +24,17 @@ pub(crate) enum SupervisorMsg {
     /// Start a process; answered when its actor lives (and has asked the spawner).
     Spawn {
         args: Box<ProcessArgs>,
+        /// Of the slot that it takes; none if it lived before we did.
+        claim: Option<Claim>,
         reply: oneshot::Sender<Result<ActorRef<ProcessMsg>, String>>,
     },
+    /// Get a slot ready for a process that is to start; answered when it is free, and never if nothing starts any more.
+    Claim {
+        slot: Slot,
+        reply: oneshot::Sender<Claim>,
+    },
+    /// Nothing was started with a claim.
+    Released { slot: String, ticket: u64 },
     /// Stop every process by its rule, or kill at once. Answered when none is left.
     StopAll {
         reason: String,
@@ -39,6 +49,7 @@ pub(crate) struct SupervisorState {
     /// Set once it is stopping: nothing starts any more.
     stopping: bool,
     empty: Vec<oneshot::Sender<()>>,
+    slots: Slots<ActorId, oneshot::Sender<Claim>>,
 }
 
 impl Actor for SupervisorActor {
@@ -61,8 +72,13 @@ impl Actor for SupervisorActor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SupervisorMsg::Spawn { args, reply } => {
-                let _ = reply.send(state.spawn(&myself, *args).await);
+            SupervisorMsg::Spawn { args, claim, reply } => {
+                let _ = reply.send(state.spawn(&myself, *args, claim).await);
+            }
+            SupervisorMsg::Claim { slot, reply } => state.claim(&myself, slot, reply),
+            SupervisorMsg::Released { slot, ticket } => {
+                let effect = state.slots.released(&slot, ticket);
+                state.perform(&myself, effect);
             }
             SupervisorMsg::StopAll { reason, kill, reply } => state.stop_all(&reason, kill, reply),
         }
@@ -72,15 +88,15 @@ impl Actor for SupervisorActor {
     /// Restart decision: none, a process is run once. One that failed has sealed its record in its `Drop`.
     async fn handle_supervisor_evt(
         &self,
-        _myself: ActorRef<SupervisorMsg>,
+        myself: ActorRef<SupervisorMsg>,
         event: SupervisionEvent,
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorTerminated(who, ..) => state.gone(who.get_id()),
+            SupervisionEvent::ActorTerminated(who, ..) => state.gone(&myself, who.get_id()),
             SupervisionEvent::ActorFailed(who, error) => {
                 tracing::error!(%error, "a process actor failed");
-                state.gone(who.get_id());
+                state.gone(&myself, who.get_id());
             }
             _ => {}
         }
@@ -93,19 +109,58 @@ impl SupervisorState {
         &mut self,
         myself: &ActorRef<SupervisorMsg>,
         args: ProcessArgs,
+        claim: Option<Claim>,
     ) -> Result<ActorRef<ProcessMsg>, String> {
         if self.stopping {
             return Err("the supervisor is shutting down".to_owned());
         }
+        let slot = args.spec.slot.as_ref().map(|slot| slot.name.clone());
         let (actor, _) = ProcessActor::spawn_linked(None, ProcessActor, args, myself.get_cell())
             .await
             .map_err(|error| error.to_string())?;
         self.processes.insert(actor.get_id(), actor.clone());
+        if let Some(slot) = slot {
+            let ticket = claim.as_ref().map(|claim| claim.ticket);
+            let effect = self.slots.taken(&slot, ticket, actor.get_id());
+            self.perform(myself, effect);
+        }
         Ok(actor)
+    }
+
+    fn claim(&mut self, myself: &ActorRef<SupervisorMsg>, slot: Slot, reply: oneshot::Sender<Claim>) {
+        if !self.stopping {
+            let effect = self.slots.claim(slot, reply);
+            self.perform(myself, effect);
+        }
+    }
+
+    fn perform(
+        &mut self,
+        myself: &ActorRef<SupervisorMsg>,
+        effect: Option<SlotEffect<ActorId, oneshot::Sender<Claim>>>,
+    ) {
+        match effect {
+            None => {}
+            Some(SlotEffect::Give { name, ticket, to }) => {
+                // One who does not wait any more drops it, which releases it.
+                let _ = to.send(Claim {
+                    supervisor: myself.clone(),
+                    slot: name,
+                    ticket,
+                });
+            }
+            Some(SlotEffect::Replace { process, grace }) => {
+                if let Some(process) = self.processes.get(&process) {
+                    let command = ProcessCommand::Replace { grace };
+                    let _ = process.send_message(ProcessMsg::Command(command));
+                }
+            }
+        }
     }
 
     fn stop_all(&mut self, reason: &str, kill: bool, reply: Option<oneshot::Sender<()>>) {
         self.stopping = true;
+        self.slots.close();
         for process in self.processes.values() {
             let reason = reason.to_owned();
             let command = if kill {
@@ -119,8 +174,10 @@ impl SupervisorState {
         self.tell_if_empty();
     }
 
-    fn gone(&mut self, who: ActorId) {
+    fn gone(&mut self, myself: &ActorRef<SupervisorMsg>, who: ActorId) {
         self.processes.remove(&who);
+        let effect = self.slots.gone(who);
+        self.perform(myself, effect);
         self.tell_if_empty();
     }
 
@@ -130,6 +187,23 @@ impl SupervisorState {
                 let _ = reply.send(());
             }
         }
+    }
+}
+
+/// A slot that is kept free for a process that is to start. Dropped, it is free for the next one, unless the process has it.
+pub(crate) struct Claim {
+    supervisor: ActorRef<SupervisorMsg>,
+    slot: String,
+    ticket: u64,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let slot = std::mem::take(&mut self.slot);
+        let ticket = self.ticket;
+        let _ = self
+            .supervisor
+            .send_message(SupervisorMsg::Released { slot, ticket });
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) use embedded::Embedded;
 use embedded::EmbeddedProcess;
 pub(crate) use remote::RemoteEvents;
 use remote::{Remote, RemoteProcess};
+#[cfg(feature = "cli")]
+pub(crate) use request::millis;
 pub(crate) use request::request;
 
 /// Supervises processes: in this program ([`Supervisor::builder`]), or in a daemon ([`Supervisor::connect`]). What is

@@ -89,7 +89,7 @@ pub use provost_actors::record::{
 };
 pub use provost_actors::restart::{Backoff, Intensity, Restart, Strategy};
 pub use provost_actors::session::SessionId;
-pub use provost_actors::spec::{ProcessSpec, StdinSpec, StopRule, TerminalSize};
+pub use provost_actors::spec::{ProcessSpec, Slot, StdinSpec, StopRule, TerminalSize};
 pub use provost_actors::{ShutdownReport, StartError};
 pub use provost_sandbox::compile::CompileError;
 pub use provost_sandbox::denial::{

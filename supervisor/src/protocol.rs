@@ -366,6 +366,10 @@ pub struct ProcessStart {
     pub observe_reads: bool,
     /// Bytes of each stream that are kept.
     pub max_output: Option<u64>,
+    /// The place in its session that it takes: what is there is replaced, and it starts when nothing of that lives any more.
+    pub slot: Option<String>,
+    /// How long what is replaced has to end, where its own rule gives it longer.
+    pub slot_grace_ms: Option<u64>,
     /// Free words, repeated in the record.
     pub labels: BTreeMap<String, String>,
     /// Follow it from its beginning at this client's pace, as by `process/follow`: nothing is missed in between.

@@ -45,13 +45,13 @@ impl ProcessState {
     pub(super) fn stop_requested(
         &mut self,
         myself: &ActorRef<ProcessMsg>,
-        reason: String,
+        cause: StopCause,
         grace: Option<Duration>,
     ) {
         let shorter = grace.filter(|grace| *grace < self.args.spec.stop.grace);
         self.args.spec.stop.grace = shorter.unwrap_or(self.args.spec.stop.grace);
         let was_stopping = self.stopping;
-        self.fact(myself, Fact::StopRequested(StopCause::Cancelled { reason }));
+        self.fact(myself, Fact::StopRequested(cause));
         if !self.ledger.is_started() {
             self.arm(myself, self.args.spec.stop.grace, Timer::StartGrace);
         } else if let (true, Some(grace)) = (was_stopping, shorter) {

@@ -89,9 +89,11 @@ impl Tree {
         });
         let (reply, adopted) = oneshot::channel();
         let gone = || SpawnRefused::Gone("the supervisor ended".to_owned());
-        let sent = session
-            .supervisor
-            .send_message(SupervisorMsg::Spawn { args, reply });
+        let sent = session.supervisor.send_message(SupervisorMsg::Spawn {
+            args,
+            claim: None,
+            reply,
+        });
         sent.map_err(|_| gone())?;
         let actor = adopted.await.map_err(|_| gone())?.map_err(SpawnRefused::Gone)?;
         if uses_audit {

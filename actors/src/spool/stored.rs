@@ -16,7 +16,7 @@ use crate::event::ProcessId;
 use crate::ledger::{OnDenial, TreeRule};
 use crate::log::LogLimits;
 use crate::proxy::ProxyPlace;
-use crate::spec::{ProcessSpec, StdinSpec, StopRule};
+use crate::spec::{ProcessSpec, Slot, StdinSpec, StopRule};
 
 /// What was accepted: the first entry of a journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,8 @@ pub struct StoredSpec {
     head_bytes: u64,
     tail_bytes: u64,
     events_max: usize,
+    #[serde(default)]
+    slot: Option<Slot>,
     labels: BTreeMap<String, String>,
 }
 
@@ -115,6 +117,7 @@ impl From<&ProcessSpec> for StoredSpec {
             head_bytes: spec.retention.head_bytes,
             tail_bytes: spec.retention.tail_bytes,
             events_max: spec.retention.events_max,
+            slot: spec.slot.clone(),
             labels: spec.labels.clone(),
         }
     }
@@ -148,6 +151,7 @@ impl StoredSpec {
             tail_bytes: self.tail_bytes,
             events_max: self.events_max,
         };
+        spec.slot.clone_from(&self.slot);
         spec.labels.clone_from(&self.labels);
         spec
     }

@@ -22,7 +22,7 @@ use super::{Account, Daemon, State, lock};
 use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
 use crate::protocol::{self, ErrorKind, OUTPUT_BYTES, ProcessStart, RpcError, Started};
 use crate::store::Request;
-use crate::{OnDenial, ProcessSpec, StdinSpec, StopRule, TreeRule};
+use crate::{OnDenial, ProcessSpec, Slot, StdinSpec, StopRule, TreeRule};
 
 /// Starts that are remembered by their request ids.
 const REMEMBERED_MAX: usize = 10_000;
@@ -345,6 +345,14 @@ impl Daemon {
             .clamp(*OUTPUT_BYTES.start(), most);
         spec.retention = LogLimits::keeping(kept);
         spec.paced = request.follow;
+        spec.slot = match (&request.slot, request.slot_grace_ms) {
+            (Some(name), grace) => Some(Slot {
+                name: name.clone(),
+                grace: millis(grace),
+            }),
+            (None, None) => None,
+            (None, Some(_)) => return Err(invalid("`slot_grace_ms` without `slot`".to_owned())),
+        };
         spec.labels.clone_from(&request.labels);
         Ok(spec)
     }

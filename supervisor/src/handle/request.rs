@@ -64,6 +64,8 @@ pub(crate) fn request(spec: ProcessSpec) -> Result<ProcessStart, Error> {
         ask_timeout_ms: Some(millis(spec.ask_timeout)),
         observe_reads: spec.observe_reads,
         max_output: Some(kept),
+        slot_grace_ms: spec.slot.as_ref().and_then(|slot| slot.grace).map(millis),
+        slot: spec.slot.map(|slot| slot.name),
         labels: spec.labels,
         follow: spec.paced,
         argv,
@@ -72,7 +74,7 @@ pub(crate) fn request(spec: ProcessSpec) -> Result<ProcessStart, Error> {
 }
 
 /// Whole milliseconds, rounded up: nothing ends before its time.
-fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 

@@ -1,6 +1,7 @@
 //! `provost start`.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
@@ -9,6 +10,7 @@ use crate::cli::args::SpecArgs;
 use crate::cli::{CliResult, config};
 use crate::client::RECONNECT;
 use crate::protocol::{self, AskCommand, ProcessStart, Started};
+use crate::units::duration;
 use crate::{LogLimits, ProcessId, ProcessSpec, TerminalSize, handle};
 
 /// Start a command in the daemon and print its id
@@ -21,6 +23,7 @@ use crate::{LogLimits, ProcessId, ProcessSpec, TerminalSize, handle};
   id=$(provost start -- make -j4)
   provost start --name web --session dev --timeout 1h -- ./server
   provost start --stdin --label job=7 -- sort && provost send sort 'b' --eof
+  provost start --slot dev-server --slot-grace 2s -- ./server   # in place of the one before
   provost start --request-id deploy-42 -- ./deploy     # said twice, it starts once")]
 pub(crate) struct StartArgs {
     #[command(flatten)]
@@ -33,6 +36,12 @@ pub(crate) struct StartArgs {
     /// Start it in this session
     #[arg(long, value_name = "SESSION", help_heading = "Daemon")]
     session: Option<String>,
+    /// Take this place in the session: what is there is replaced, and the command starts when nothing of that lives any more
+    #[arg(long, value_name = "NAME", help_heading = "Daemon")]
+    slot: Option<String>,
+    /// How long what is replaced has to end before it is killed, if its own --grace is longer
+    #[arg(long, value_name = "TIME", requires = "slot", value_parser = duration, help_heading = "Daemon")]
+    slot_grace: Option<Duration>,
     /// Give it a standard input that `provost send` writes to
     #[arg(long, help_heading = "Daemon")]
     stdin: bool,
@@ -58,6 +67,8 @@ pub(super) fn run(args: StartArgs) -> CliResult {
         request_id: args.request_id.or_else(|| Some(ProcessId::new().to_string())),
         session: args.session,
         name: args.name,
+        slot: args.slot,
+        slot_grace_ms: args.slot_grace.map(handle::millis),
         stdin: args.stdin,
         terminal: args.tty.then(|| terminal(TerminalSize::default())),
         ..request(&args.spec, args.command)?

@@ -267,6 +267,7 @@ fn again(spec: &ProcessSpec) -> ProcessSpec {
         observe_reads: spec.observe_reads,
         retention: spec.retention,
         paced: spec.paced,
+        slot: spec.slot.clone(),
         labels: spec.labels.clone(),
     }
 }
