@@ -35,7 +35,7 @@ mod process;
 mod proxy;
 mod readiness;
 mod root;
-mod slots;
+pub mod slots;
 mod spawner;
 mod stdin;
 mod stream;
@@ -51,6 +51,5 @@ pub use process::ProcessCommand;
 #[doc(hidden)]
 pub use proxy::tls_hello;
 pub use root::{ShutdownReport, SpawnRefused, Tree};
-pub use slots::Slot;
 pub use spawner::{LaunchedSpawner, StartError};
 pub use supervisor::{ProcessLink, SessionLink, WeakProcessLink};

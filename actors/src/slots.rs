@@ -31,7 +31,7 @@ pub struct Slot {
 
 /// The slots of one session. `P` is what tells processes apart, `R` the way to whoever claims.
 #[derive(Debug)]
-pub(crate) struct Slots<P, R> {
+pub struct Slots<P, R> {
     places: HashMap<String, Place<P, R>>,
     held_by: HashMap<P, String>,
     tickets: u64,
@@ -52,11 +52,23 @@ enum Holder<P> {
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum SlotEffect<P, R> {
+pub enum SlotEffect<P, R> {
     /// The slot is free for this claim: start, and show the ticket.
-    Give { name: String, ticket: u64, to: R },
+    Give {
+        /// The slot.
+        name: String,
+        /// What shows that it was given.
+        ticket: u64,
+        /// Who claims.
+        to: R,
+    },
     /// This process is to make room.
-    Replace { process: P, grace: Option<Duration> },
+    Replace {
+        /// Which.
+        process: P,
+        /// How long it has.
+        grace: Option<Duration>,
+    },
 }
 
 impl<P, R> Default for Slots<P, R> {
@@ -71,7 +83,7 @@ impl<P, R> Default for Slots<P, R> {
 
 impl<P: Copy + Eq + Hash, R> Slots<P, R> {
     /// Somebody wants to start in it.
-    pub(crate) fn claim(&mut self, slot: Slot, to: R) -> Option<SlotEffect<P, R>> {
+    pub fn claim(&mut self, slot: Slot, to: R) -> Option<SlotEffect<P, R>> {
         let Slot { name, grace } = slot;
         let Some(place) = self.places.get_mut(&name) else {
             return Some(self.give(name, VecDeque::new(), to));
@@ -86,12 +98,7 @@ impl<P: Copy + Eq + Hash, R> Slots<P, R> {
     }
 
     /// This process lives in it now. Without a ticket (it lived before we did) it has a slot that is free.
-    pub(crate) fn taken(
-        &mut self,
-        name: &str,
-        ticket: Option<u64>,
-        process: P,
-    ) -> Option<SlotEffect<P, R>> {
+    pub fn taken(&mut self, name: &str, ticket: Option<u64>, process: P) -> Option<SlotEffect<P, R>> {
         let place = match (self.places.get_mut(name), ticket) {
             (Some(place), Some(ticket)) if place.holder == Holder::Given(ticket) => place,
             (None, None) => self.places.entry(name.to_owned()).or_insert(Place {
@@ -110,7 +117,7 @@ impl<P: Copy + Eq + Hash, R> Slots<P, R> {
     }
 
     /// Whoever had this ticket has started nothing. After the process took the slot it says nothing any more.
-    pub(crate) fn released(&mut self, name: &str, ticket: u64) -> Option<SlotEffect<P, R>> {
+    pub fn released(&mut self, name: &str, ticket: u64) -> Option<SlotEffect<P, R>> {
         let place = self.places.get(name)?;
         match place.holder == Holder::Given(ticket) {
             true => self.next(name),
@@ -119,13 +126,13 @@ impl<P: Copy + Eq + Hash, R> Slots<P, R> {
     }
 
     /// Nothing of this process lives any more.
-    pub(crate) fn gone(&mut self, process: P) -> Option<SlotEffect<P, R>> {
+    pub fn gone(&mut self, process: P) -> Option<SlotEffect<P, R>> {
         let name = self.held_by.remove(&process)?;
         self.next(&name)
     }
 
     /// Nobody gets a slot any more: those who wait are forgotten.
-    pub(crate) fn close(&mut self) {
+    pub fn close(&mut self) {
         for place in self.places.values_mut() {
             place.waiting.clear();
         }

@@ -71,6 +71,7 @@ pub mod protocol;
 #[cfg(feature = "cli")]
 pub mod store;
 mod stream;
+mod task;
 mod units;
 
 pub use builder::Builder;
@@ -108,6 +109,9 @@ pub use provost_sandbox::report::{
 };
 pub use provost_sandbox::spawn::LaunchError;
 pub use stream::EventStream;
+pub use task::{
+    AbortReason, Task, TaskContext, TaskEnd, TaskEvent, TaskEvents, TaskId, TaskSpec, Tasks,
+};
 
 /// The example in README.md compiles.
 #[cfg(doctest)]
