@@ -18,6 +18,7 @@
 
 pub mod approval;
 pub mod event;
+pub mod jobs;
 pub mod ledger;
 pub mod log;
 pub mod record;

@@ -9,7 +9,11 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Migration `n` makes version `n + 1` out of version `n`.
-pub(super) const MIGRATIONS: [&str; 2] = [include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+pub(super) const MIGRATIONS: [&str; 3] = [
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+];
 
 /// The version that this program writes and reads.
 pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;

@@ -12,9 +12,28 @@ use serde_json::value::RawValue;
 use super::{BUSY_TIMEOUT, DATABASE_NAME, Reader, SCHEMA_VERSION, StoreError, schema, text};
 
 /// All tables, in the order in which rows may be put back.
-const TABLES: [&str; 4] = ["sessions", "processes", "records", "denials"];
+const TABLES: [&str; 10] = [
+    "sessions",
+    "processes",
+    "records",
+    "denials",
+    "job_specs",
+    "job_groups",
+    "jobs",
+    "job_attempts",
+    "job_events",
+    "job_notices",
+];
 /// Columns that hold JSON.
-const JSON_COLUMNS: [&str; 4] = ["labels", "argv", "record", "target"];
+const JSON_COLUMNS: [&str; 7] = [
+    "labels",
+    "argv",
+    "record",
+    "target",
+    "spec",
+    "after_jobs",
+    "retry",
+];
 
 /// What a look at everything found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,7 +66,7 @@ impl Reader {
             let mut problems = texts("PRAGMA integrity_check")?;
             problems.retain(|line| line != "ok");
             problems.extend(texts(
-                "SELECT 'a row of ' || \"table\" || ' belongs to a process that is not there'
+                "SELECT 'a row of ' || \"table\" || ' belongs to something that is not there'
                  FROM pragma_foreign_key_check LIMIT 100",
             )?);
             problems.extend(texts(
