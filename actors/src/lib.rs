@@ -47,7 +47,7 @@ mod workers;
 
 pub use head_start::Expected;
 pub use keeping::Keeping;
-pub use process::ProcessCommand;
+pub use process::{NEVER_STARTED, ProcessCommand};
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub use proxy::tls_hello;

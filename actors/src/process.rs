@@ -20,6 +20,7 @@ mod unkept;
 
 pub(crate) use self::request::{ledger_spec, spawn_request};
 pub(crate) use self::resume::Resumed;
+pub use self::unkept::NEVER_STARTED;
 pub(crate) use self::unkept::Unkept;
 
 use std::os::fd::OwnedFd;

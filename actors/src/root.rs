@@ -274,7 +274,7 @@ impl Tree {
     /// # Errors
     /// The spec or its policy cannot be used, or this machine cannot hold it; nothing was started.
     pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcessLink, SpawnRefused> {
-        self.spawn_noted(&self.own, spec, serde_json::Value::Null).await
+        self.spawn_in(&self.own, spec).await
     }
 
     /// What lets processes survive this one, if anything does.
@@ -309,10 +309,11 @@ impl Tree {
         session: &SessionLink,
         spec: ProcessSpec,
     ) -> Result<ProcessLink, SpawnRefused> {
-        self.spawn_noted(session, spec, serde_json::Value::Null).await
+        self.spawn_noted(session, ProcessId::new(), spec, serde_json::Value::Null)
+            .await
     }
 
-    /// Starts a process in a session. Where processes survive us, `note` is written down with it, for whoever
+    /// Starts a process in a session, under an id that no process had before. Where processes survive us, `note` is written down with it, for whoever
     /// [adopts](Self::adopt) it.
     ///
     /// # Errors
@@ -320,6 +321,7 @@ impl Tree {
     pub async fn spawn_noted(
         &self,
         session: &SessionLink,
+        id: ProcessId,
         mut spec: ProcessSpec,
         note: serde_json::Value,
     ) -> Result<ProcessLink, SpawnRefused> {
@@ -346,7 +348,6 @@ impl Tree {
             }
             None => None,
         };
-        let id = ProcessId::new();
         let proxy = match sandbox.policy.net.proxy {
             true => Some(ProxyPort::open().map_err(SpawnRefused::Proxy)?),
             false => None,

@@ -28,7 +28,8 @@ pub use lasting::{Lasting, RECONNECT};
 
 use crate::protocol::{
     ErrorKind, EventNotification, FRAME_BYTES_MAX, FollowGap, Following, Initialize, Initialized,
-    InputLost, PROTOCOL_VERSION, ProcessStart, RpcError, SessionEvent, Started,
+    InputLost, JobEventNotification, JobFollow, JobFollowing, PROTOCOL_VERSION, ProcessStart, RpcError,
+    SessionEvent, Started,
 };
 use crate::{Event, EventBody, ProcessId, StreamName};
 
@@ -220,6 +221,21 @@ impl Client {
             .subscribe(method, params, |following: &Following| Some(*following))
             .await?;
         Ok(followed)
+    }
+
+    /// Follows changes of jobs; [`Followed::next_pushed`] gives them. The number behind which they begin comes with it.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    pub async fn follow_jobs(&self, asked: &JobFollow) -> Result<(u64, Followed), ClientError> {
+        let following = |following: &JobFollowing| {
+            Some(Following {
+                subscription: following.subscription,
+                paced: false,
+            })
+        };
+        let (begun, followed) = self.subscribe("job/follow", asked, following).await?;
+        Ok((begun.after_seq, followed))
     }
 
     /// Starts a process and follows it from its beginning, at this client's pace: nothing is missed.
@@ -483,6 +499,14 @@ fn take(line: &[u8], shared: &Shared) {
                     let _ = follower.send(Pushed::Session(event));
                 }
                 Some(None) => {}
+            }
+        }
+        "job/event" => {
+            if let Ok(JobEventNotification { subscription, event }) =
+                serde_json::from_value(incoming.params)
+                && let Some(follower) = shared.lock().followers.get(&subscription)
+            {
+                let _ = follower.send(Pushed::Job(Box::new(event)));
             }
         }
         "follow/gap" => {

@@ -20,6 +20,7 @@ mod forget;
 pub mod fuzzing;
 mod input;
 mod instance;
+mod jobs;
 mod leave;
 mod line;
 pub mod listen;
@@ -43,7 +44,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use provost_actors::event::ProcessId;
@@ -60,6 +61,7 @@ use self::follow::watch::Watcher;
 pub use self::instance::{
     Configuration, InstancePlace, Introduction, NOT_NEEDED, become_instance, introduction, is_needed,
 };
+use self::jobs::Jobs;
 use self::leave::Leaving;
 pub use self::leave::{Place, Unstopped};
 use self::live::Live;
@@ -181,6 +183,8 @@ struct Inner {
     /// What survives us, if anything does.
     kept: Option<Kept>,
     leaving: Leaving,
+    /// Set when it begins to serve.
+    jobs: OnceLock<Jobs>,
 }
 
 /// What is needed of the state directory while the daemon runs.
@@ -250,6 +254,7 @@ impl Daemon {
                 records: TaskTracker::new(),
             }),
             leaving: Leaving::default(),
+            jobs: OnceLock::new(),
         })))
     }
 

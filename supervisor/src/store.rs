@@ -22,6 +22,7 @@
 
 mod ballast;
 mod error;
+mod jobs;
 mod place;
 mod query;
 mod reader;
@@ -47,6 +48,9 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use self::ballast::Ballast;
 pub use self::error::StoreError;
+pub use self::jobs::{
+    AttemptRow, Change, EndRow, EventRow, GroupRow, JobQuery, JobRow, NoticeRow, Submitted, Transition,
+};
 pub use self::place::DATABASE_NAME;
 use self::place::Place;
 pub use self::query::{RecordQuery, RecordRow};
@@ -58,6 +62,7 @@ pub use self::rows::{
 };
 pub use self::schema::SCHEMA_VERSION;
 use self::statements::{Sealed, Write, Written};
+pub(crate) use self::text::digest;
 pub use self::upkeep::{Checked, vacuum};
 
 /// How long another program may hold the database before that is an error.
@@ -159,23 +164,63 @@ impl Store {
         let Some(reader) = Reader::open(state_dir)? else {
             return Err(StoreError::Closed(place.database));
         };
+        let store = Self::begin(connection, reader, place, ballast, say_health, health)?;
+        Ok(Opened {
+            store,
+            loaded,
+            moved_aside,
+        })
+    }
+
+    fn begin(
+        connection: Connection,
+        reader: Reader,
+        place: Place,
+        ballast: Ballast,
+        say_health: watch::Sender<Health>,
+        health: watch::Receiver<Health>,
+    ) -> Result<Self, StoreError> {
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
         let path = place.database.clone();
         let thread = std::thread::Builder::new().name("provost-db".to_owned());
         let started =
             thread.spawn(move || writer::run(connection, &place, ballast, &say_health, requests));
         started.map_err(|error| StoreError::io("start the thread that writes", &path, error))?;
-        let store = Self {
+        Ok(Self {
             path,
             reader: Arc::new(Mutex::new(reader)),
             queue,
             health,
-        };
-        Ok(Opened {
-            store,
-            loaded,
-            moved_aside,
         })
+    }
+
+    /// A database in memory, for a daemon that keeps nothing: it ends with its last clone.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let place = Place::in_memory();
+        // Under this name every connection of this program finds the same one.
+        let name = format!("file:/{}?vfs=memdb", provost_actors::event::ProcessId::new());
+        let say = |error| StoreError::of(&place.database, "make", error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || {
+            let connection = Connection::open_with_flags(&name, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF;")?;
+            Ok(connection)
+        };
+        let connection = open().map_err(say)?;
+        schema::migrate(&connection, &place.database)?;
+        let reader = Reader {
+            connection: open().map_err(say)?,
+            path: place.database.clone(),
+        };
+        let (say_health, health) = watch::channel(Health::Good);
+        Self::begin(connection, reader, place, Ballast::unneeded(), say_health, health)
     }
 
     /// Writes down that a process was accepted, unless its request was made before.
@@ -185,7 +230,7 @@ impl Store {
     pub async fn accept(&self, process: ProcessRow) -> Result<Acceptance, StoreError> {
         match self.write(Write::Accept(Box::new(process))).await? {
             Written::Accepted(acceptance) => Ok(acceptance),
-            Written::Done => Ok(Acceptance::Accepted),
+            Written::Done | Written::Job(_) => Ok(Acceptance::Accepted),
         }
     }
 

@@ -22,7 +22,16 @@ fn items<'a>(source: &'a str, head: &str) -> Vec<(&'a str, &'a str)> {
 #[test]
 fn every_method_has_a_section_with_an_example() {
     let page = page("docs/protocol.md");
-    let sources = ["connection", "requests", "follow", "follow/watch", "sessions"]
+    let parts = [
+        "connection",
+        "requests",
+        "follow",
+        "follow/watch",
+        "sessions",
+        "jobs/requests",
+        "jobs/follow",
+    ];
+    let sources = parts
         .map(|name| self::page(&format!("supervisor/src/daemon/{name}.rs")))
         .concat();
     let is_method = |text: &&str| {
@@ -47,7 +56,7 @@ fn every_method_has_a_section_with_an_example() {
             "session/attach",
             "session/clean",
         ];
-        let described = ["session/follow", "session/event", "follow/gap"];
+        let described = ["session/follow", "session/event", "follow/gap", "job/event"];
         assert!(
             is_shown || beside_another.contains(&method) || described.contains(&method),
             "there is no example of `{method}`"

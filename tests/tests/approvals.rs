@@ -339,7 +339,7 @@ fn i3_events_of_parts_are_forwarded_whole_and_in_order(world: &World) {
                     assert_eq!(session.map(|id| id.to_string()).as_ref(), inner);
                     told.entry(process).or_default().push(event);
                 }
-                Pushed::Session(_) => {}
+                Pushed::Session(_) | Pushed::Job(_) => {}
                 Pushed::Gap(gap) => panic!("it keeps up: {gap:?}"),
             }
         }

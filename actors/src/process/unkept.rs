@@ -8,6 +8,9 @@ use crate::exit::{decode, usage_of};
 use crate::ledger::{Fact, Ledger};
 use crate::record::Closed;
 
+/// The reason in the record (`spawn_failed`) of a process that an earlier daemon accepted and never asked for.
+pub const NEVER_STARTED: &str = "the daemon ended before it was started; nothing ran";
+
 /// Why no keeper knows a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unkept {
@@ -52,7 +55,7 @@ impl Unkept {
     ) -> Vec<Fact> {
         let (reason, exit) = match self {
             Self::NeverAsked if !ledger.is_started() => {
-                let reason = "the daemon ended before it was started; nothing ran".to_owned();
+                let reason = NEVER_STARTED.to_owned();
                 let exit_code = 125;
                 return vec![Fact::SpawnFailed { reason, exit_code }];
             }

@@ -152,7 +152,13 @@ pub(crate) struct RunArgs {
     /// Run it in the daemon that `provost serve` is; this client passes its output through, and it goes on without it
     #[arg(long, help_heading = "Daemon")]
     pub(crate) daemon: bool,
-    /// The same, in this session of the daemon's
+    /// The same, and end it when this client ends without having seen its end, however that happens
+    #[arg(long, conflicts_with = "session", help_heading = "Daemon")]
+    pub(crate) with_me: bool,
+    /// Start it in the daemon, print its id, and do not wait: what `provost start` does
+    #[arg(long, conflicts_with_all = ["with_me", "tty", "json", "events", "record", "stdin", "ask_command"], help_heading = "Daemon")]
+    pub(crate) detach: bool,
+    /// The same as --daemon, in this session of the daemon's
     #[arg(long, value_name = "SESSION", help_heading = "Daemon")]
     pub(crate) session: Option<String>,
     /// The daemon's socket [default: that of `provost serve`]

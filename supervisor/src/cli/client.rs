@@ -5,6 +5,7 @@ mod attach;
 mod events;
 mod history;
 mod inspect;
+mod job;
 mod logs;
 mod ps;
 pub(super) mod run;
@@ -62,6 +63,8 @@ pub(crate) enum ClientVerb {
     Approve(approvals::ApproveArgs),
     /// Deny what processes ask
     Deny(approvals::DenyArgs),
+    /// Submit commands that wait for their turn, and look after them
+    Job(job::JobArgs),
     /// Open, list, attach, detach and close sessions
     Session(session::SessionArgs),
     /// Forget processes that have ended
@@ -142,11 +145,14 @@ pub(super) fn run(verb: ClientVerb) -> CliResult {
         ClientVerb::Approvals(args) => block_on(approvals::approvals(args)),
         ClientVerb::Approve(args) => block_on(approvals::approve(args)),
         ClientVerb::Deny(args) => block_on(approvals::deny(args)),
+        ClientVerb::Job(args) => job::run(args),
         ClientVerb::Session(args) => block_on(session::run(args)),
         ClientVerb::Prune(args) => block_on(status::prune(args)),
         ClientVerb::Status(args) => block_on(status::run(args)),
     }
 }
+
+pub(super) use start::detached as start_detached;
 
 fn block_on(verb: impl Future<Output = CliResult>) -> CliResult {
     let runtime = super::runtime(0)?;

@@ -18,7 +18,10 @@ use super::{CliResult, EXIT_PROVOST, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
-    if args.daemon || args.session.is_some() {
+    if args.detach {
+        return client::start_detached(args);
+    }
+    if args.daemon || args.with_me || args.session.is_some() {
         return client::run::run(args);
     }
     let preset = PRESETS.contains(&args.spec.policy.as_str());
@@ -129,16 +132,15 @@ async fn follow(
     Ok(None)
 }
 
+/// The exit code that stands for a signal of this name.
+pub(super) fn signal_code(name: &str) -> Option<u8> {
+    let signal = name.parse::<nix::sys::signal::Signal>().ok()?;
+    Some(128 + signal as u8)
+}
+
 /// The exit code that stands for a record.
 pub(super) fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8 {
-    let by_signal = || {
-        let number = record
-            .signal
-            .as_deref()
-            .and_then(|name| name.parse::<nix::sys::signal::Signal>().ok())
-            .map(|signal| signal as u8);
-        number.map(|number| 128 + number)
-    };
+    let by_signal = || record.signal.as_deref().and_then(signal_code);
     let own = || record.exit_code.and_then(|code| u8::try_from(code).ok());
     match record.outcome {
         Outcome::TimedOut | Outcome::IdleTimeout => 124,

@@ -330,6 +330,9 @@ async fn begin(
     if recovered != Recovered::default() {
         tracing::info!(?recovered, "taken up from an earlier daemon");
     }
+    if let Err(error) = daemon.begin_jobs().await {
+        tracing::error!(%error, "there are no jobs until the next start: the database cannot be read");
+    }
     Ok((daemon, unstopped))
 }
 

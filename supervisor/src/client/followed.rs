@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::Client;
 use crate::Event;
-use crate::protocol::{Ack, FollowGap, Following, SessionEvent};
+use crate::protocol::{Ack, FollowGap, Following, JobEvent, SessionEvent};
 
 /// After how many events that were taken the daemon is told.
 const ACK_EVERY: u64 = 64;
@@ -20,6 +20,8 @@ pub enum Pushed {
     Event(Option<SessionId>, Event),
     /// Something happened to a session that is part of the one that is followed.
     Session(SessionEvent),
+    /// A job changed its state.
+    Job(Box<JobEvent>),
     /// What it was not told, because it did not keep up.
     Gap(FollowGap),
 }
@@ -58,7 +60,7 @@ impl Followed {
     /// The same as a poll.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Pushed>> {
         let pushed = ready!(self.events.poll_recv(cx));
-        let taken = matches!(pushed, Some(Pushed::Event(..)));
+        let taken = matches!(pushed, Some(Pushed::Event(..) | Pushed::Job(_)));
         self.taken += u64::from(taken);
         if taken && self.taken.is_multiple_of(ACK_EVERY) {
             let ack = Ack {

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::{Client, ClientError, Followed};
 use crate::protocol::{
-    ErrorKind, InputLost, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart, ProcessWrite,
-    SessionAttach, Started, Written,
+    ErrorKind, InputLost, JobFollow, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart,
+    ProcessWrite, SessionAttach, Started, Written,
 };
 
 /// How long a client waits for its daemon to come back, unless it says otherwise.
@@ -137,6 +137,20 @@ impl Lasting {
         let mut client = self.client();
         loop {
             match client.follow("process/follow", asked).await {
+                Err(error @ ClientError::Lost) => client = self.renew(&client, error).await?,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Follows changes of jobs, from a number on that the caller knows after the first time.
+    ///
+    /// # Errors
+    /// As of [`Lasting::call`].
+    pub async fn follow_jobs(&self, asked: &JobFollow) -> Result<(u64, Followed), ClientError> {
+        let mut client = self.client();
+        loop {
+            match client.follow_jobs(asked).await {
                 Err(error @ ClientError::Lost) => client = self.renew(&client, error).await?,
                 answer => return answer,
             }

@@ -71,7 +71,19 @@ impl Way {
 
     /// Sends an event when there is room. False when there is nobody to send to.
     async fn send(&self, body: &EventNotification) -> bool {
-        let line = line(body);
+        self.send_one(line(body)).await
+    }
+
+    /// The same with any message.
+    pub(super) async fn send_message(&self, message: &impl serde::Serialize) -> bool {
+        let line = serde_json::to_vec(message).ok().map(|mut line| {
+            line.push(b'\n');
+            line
+        });
+        self.send_one(line).await
+    }
+
+    async fn send_one(&self, line: Option<Vec<u8>>) -> bool {
         let send = async {
             let place = match &self.room {
                 Some(room) => match room.acquire().await {
@@ -114,7 +126,7 @@ impl Way {
     }
 
     /// Done when nobody wants more.
-    async fn over(&self) {
+    pub(super) async fn over(&self) {
         tokio::select! {
             () = self.enough.cancelled() => {}
             () = self.outbox.closed() => {}

@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use super::logging::LogLevel;
 use super::metrics::Counts;
 use super::{Daemon, HOUSEKEEPING, Settings};
+use crate::store::Reader;
 
 /// What the broker says to an instance, as the first byte of a packet.
 pub(super) const CONNECTION: u8 = b'c';
@@ -142,13 +143,17 @@ pub fn become_instance(uid: u32, place: &InstancePlace) -> io::Error {
     }
 }
 
-/// Becomes a user for good, and looks whether something of that user's lives, or has no record yet, in this state directory.
+/// Becomes a user for good, and looks whether something of that user's lives, has no record yet, or waits (jobs, and who is to
+/// be told of an end), in this state directory.
 ///
 /// # Errors
 /// It cannot become that user, or that user cannot look.
 pub fn is_needed(uid: u32, state_dir: &Path) -> io::Result<bool> {
     become_user(uid)?;
-    Spool::has_live(&state_dir.join("spool"))
+    // An older database has no jobs.
+    let database = Reader::open(state_dir).ok().flatten();
+    let waits = database.is_some_and(|database| database.has_waiting().unwrap_or(true));
+    Ok(waits || Spool::has_live(&state_dir.join("spool"))?)
 }
 
 fn become_user(uid: u32) -> io::Result<Identity> {

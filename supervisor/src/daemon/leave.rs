@@ -195,7 +195,7 @@ pub(super) async fn say_goodbye(client: &Client, answers: &TaskTracker) {
 pub(super) fn waits(method: &str) -> bool {
     matches!(
         method,
-        "process/wait" | "process/read" | "session/close" | "session/clean"
+        "process/wait" | "process/read" | "session/close" | "session/clean" | "job/wait" | "job/cancel"
     )
 }
 

@@ -17,7 +17,7 @@ use super::follow::Way;
 use super::follow::watch::{Scope, push_all};
 use super::line::Line;
 use super::processes::{Supervised, Turn};
-use super::{follow, lock};
+use super::{follow, jobs, lock};
 use crate::protocol::{
     Ack, ApprovalFollow, ApprovalList, ErrorKind, Following, Initialize, Initialized, PROTOCOL_VERSION,
     ProcessAttach, ProcessFollow, ProcessList, ProcessPrune, ProcessRead, ProcessRef, ProcessResize,
@@ -26,7 +26,7 @@ use crate::protocol::{
 };
 
 /// Written as JSON already: a tree of values would be made to be taken apart again.
-type Answer = Result<Box<RawValue>, RpcError>;
+pub(super) type Answer = Result<Box<RawValue>, RpcError>;
 
 /// A request whose place in the order of its kind is taken.
 pub(super) struct Prepared {
@@ -42,7 +42,7 @@ type Write = (Arc<Supervised>, Turn, ProcessWrite);
 pub(super) struct After {
     /// A follower begins behind its answer.
     answered: Option<oneshot::Sender<()>>,
-    large: Option<OwnedSemaphorePermit>,
+    pub(super) large: Option<OwnedSemaphorePermit>,
 }
 
 impl Client {
@@ -341,6 +341,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
                 &json!({ "name": loaded.policy.name, "layers": loaded.layers, "warnings": loaded.warnings }),
             )
         }
+        method if method.starts_with("job/") => jobs::answer(client, &request, after).await,
         "daemon/leave" => value(&daemon.ask_to_leave(request.params()?)?),
         "daemon/status" => value(&daemon.status()),
         "initialize" => Err(RpcError::new(
@@ -433,11 +434,11 @@ fn touched(client: &Client, process: &str, what: &str) -> Result<Arc<Supervised>
 }
 
 /// Said to nobody: the connection that asked has ended.
-fn gone() -> RpcError {
+pub(super) fn gone() -> RpcError {
     RpcError::new(ErrorKind::Ended, "wait", "the client is gone")
 }
 
-fn subscribe(client: &Client, window: Option<u64>) -> Result<Arc<Way>, RpcError> {
+pub(super) fn subscribe(client: &Client, window: Option<u64>) -> Result<Arc<Way>, RpcError> {
     let mut followers = lock(&client.followers);
     if followers.len() >= FOLLOWERS_MAX {
         let why = format!("this connection follows {FOLLOWERS_MAX} already");
@@ -449,7 +450,7 @@ fn subscribe(client: &Client, window: Option<u64>) -> Result<Arc<Way>, RpcError>
 }
 
 /// Takes a subscription out when it has ended by itself.
-async fn ending(client: Arc<Client>, subscription: u64, follow: impl Future<Output = ()>) {
+pub(super) async fn ending(client: Arc<Client>, subscription: u64, follow: impl Future<Output = ()>) {
     follow.await;
     // Who said `unfollow` has its answer.
     if lock(&client.followers).remove(&subscription).is_some() {
@@ -458,7 +459,7 @@ async fn ending(client: Arc<Client>, subscription: u64, follow: impl Future<Outp
     }
 }
 
-fn behind(after: &mut After) -> oneshot::Receiver<()> {
+pub(super) fn behind(after: &mut After) -> oneshot::Receiver<()> {
     let (answered, behind) = oneshot::channel();
     after.answered = Some(answered);
     behind
@@ -481,6 +482,6 @@ pub(super) fn signal(text: &str) -> Result<Signal, RpcError> {
     })
 }
 
-fn value(answer: &impl Serialize) -> Answer {
+pub(super) fn value(answer: &impl Serialize) -> Answer {
     to_raw_value(answer).map_err(|error| RpcError::new(ErrorKind::Internal, "answer", error.to_string()))
 }

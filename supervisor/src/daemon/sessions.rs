@@ -210,6 +210,8 @@ impl Daemon {
         for (id, lease) in &closed {
             self.tell(lease.holder, *id, "closed", &within[id]);
         }
+        // Before what runs of them ends: it is not to be tried again.
+        self.cancel_jobs_of(&ids, reason);
         let (daemon, reason, gone) = (self.clone(), reason.to_owned(), ids.clone());
         tokio::spawn(async move {
             let stopping = closed

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use provost_actors::event::ProcessId;
 use provost_actors::session::Holder;
-use provost_actors::{SpawnRefused, log::LogLimits};
+use provost_actors::{ProcessLink, SpawnRefused, log::LogLimits};
 use provost_sandbox::compile::CompileError;
 use provost_sandbox::policy::{Policy, PresetContext};
 use serde::Serialize;
@@ -27,7 +28,25 @@ use crate::{OnDenial, ProcessSpec, Slot, StdinSpec, StopRule, TreeRule};
 /// Starts that are remembered by their request ids.
 const REMEMBERED_MAX: usize = 10_000;
 /// The longest request id.
-const REQUEST_ID_BYTES_MAX: usize = 256;
+pub(super) const REQUEST_ID_BYTES_MAX: usize = 256;
+
+/// What is settled of a process before it is started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prescribed {
+    /// Its id, which nobody had before.
+    pub(super) id: ProcessId,
+    /// When it is to be over, whatever its own time limit.
+    pub(super) deadline: Option<Timestamp>,
+}
+
+impl Default for Prescribed {
+    fn default() -> Self {
+        Self {
+            id: ProcessId::new(),
+            deadline: None,
+        }
+    }
+}
 
 /// Starts by request id.
 #[derive(Debug, Default)]
@@ -78,9 +97,12 @@ impl Daemon {
         confined: bool,
     ) -> Result<Started, RpcError> {
         let Some(request_id) = request.request_id.clone() else {
-            let process = self.start_once(request, None, holder, confined).await?;
+            let own = Prescribed::default();
+            let link = self
+                .start_once(request, None, Some(holder), confined, own)
+                .await?;
             return Ok(Started {
-                process,
+                process: link.id(),
                 repeated: false,
                 following: None,
             });
@@ -108,10 +130,12 @@ impl Daemon {
         // A start that failed is not remembered: it may be tried again.
         let process = known
             .started
-            .get_or_try_init(|| {
+            .get_or_try_init(async || {
                 repeated = false;
                 let word = Some((request_id.clone(), asked.clone()));
-                self.start_once(request, word, holder, confined)
+                let own = Prescribed::default();
+                let started = self.start_once(request, word, Some(holder), confined, own);
+                Ok::<_, RpcError>(started.await?.id())
             })
             .await?;
         Ok(Started {
@@ -121,13 +145,24 @@ impl Daemon {
         })
     }
 
+    /// Starts the process of a job, whose id was chosen before.
+    pub(super) async fn start_job(
+        &self,
+        request: ProcessStart,
+        prescribed: Prescribed,
+    ) -> Result<ProcessLink, RpcError> {
+        self.start_once(request, None, None, false, prescribed).await
+    }
+
+    /// For somebody who holds sessions, or for the queue, which asked whoever submitted.
     async fn start_once(
         &self,
         request: ProcessStart,
         word: Option<(String, String)>,
-        holder: Holder,
+        holder: Option<Holder>,
         confined: bool,
-    ) -> Result<ProcessId, RpcError> {
+        prescribed: Prescribed,
+    ) -> Result<ProcessLink, RpcError> {
         let what = protocol::starting(&request.argv);
         let settings = self.settings();
         if self.0.stopping.is_cancelled() {
@@ -141,7 +176,9 @@ impl Daemon {
         let session = match &request.session {
             Some(session) => {
                 let id = self.find_session(session)?;
-                self.may_touch(Some(id), holder, &what)?;
+                if let Some(holder) = holder {
+                    self.may_touch(Some(id), holder, &what)?;
+                }
                 Some(id)
             }
             None => None,
@@ -156,7 +193,12 @@ impl Daemon {
         };
         let place = self.place(request.name.clone(), settings.processes_max, &what)?;
         let confined_peers = confined.then_some(&settings.confined_peers);
-        let spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
+        let mut spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
+        if let Some(deadline) = prescribed.deadline {
+            let left = Duration::try_from(deadline.duration_since(Timestamp::now()));
+            let left = left.unwrap_or_default().max(Duration::from_millis(1));
+            spec.timeout = Some(spec.timeout.map_or(left, |timeout| timeout.min(left)));
+        }
         let decider = self.decider(request.ask_command.as_ref(), &spec, confined, &what)?;
         let policy = spec.policy.name.clone();
         let note = Note {
@@ -167,7 +209,7 @@ impl Daemon {
         };
         let note = serde_json::to_value(note).unwrap_or_default();
         let link = link.as_ref().unwrap_or(self.0.tree.own_session());
-        let started = self.0.tree.spawn_noted(link, spec, note).await;
+        let started = self.0.tree.spawn_noted(link, prescribed.id, spec, note).await;
         let link = started.map_err(|error| {
             self.0.metrics.refused();
             match error {
@@ -187,7 +229,7 @@ impl Daemon {
         process.policy = policy;
         process.labels = request.labels;
         process.request = word.map(|(id, asked)| Request { id, asked });
-        let id = process.id();
+        let (id, accepted) = (process.id(), process.link.clone());
         let row = self.0.kept.is_some().then(|| process.row());
         self.0.metrics.watch(&process);
         if let Some(decider) = decider {
@@ -208,7 +250,7 @@ impl Daemon {
         {
             tracing::error!(process = %id, %error, "the database does not take it");
         }
-        Ok(id)
+        Ok(accepted)
     }
 
     /// Room for a process that is being started, and its name.
@@ -243,7 +285,7 @@ impl Daemon {
         })
     }
 
-    fn spec(
+    pub(super) fn spec(
         &self,
         request: &ProcessStart,
         what: &str,
@@ -411,14 +453,11 @@ impl Drop for Place {
     }
 }
 
-/// A word for what was asked, which stays the same over restarts and releases: FNV-1a of its JSON. Two different requests
+/// A word for what was asked, which stays the same over restarts and releases. Two different requests
 /// of one client under one id are a mistake of its own; whoever makes their words collide harms nobody else.
-fn digest(of: &impl Serialize) -> String {
+pub(super) fn digest(of: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(of).unwrap_or_default();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    crate::store::digest(&bytes)
 }
 
 impl Account {

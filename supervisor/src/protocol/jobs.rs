@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::ProcessStart;
 
-/// Jobs of one `job/submit`, `job/wait` or `job/list`.
-pub const JOBS_PER_REQUEST_MAX: usize = 10_000;
+/// Jobs of one `job/submit`.
+pub const JOBS_PER_SUBMIT_MAX: usize = 10_000;
+/// Jobs that another request names, or an answer lists: so many fit into one line.
+pub const JOBS_PER_ANSWER_MAX: usize = 1000;
 /// Jobs of a user that have not ended.
 pub const JOBS_MAX: usize = 100_000;
 /// The group of jobs that name none.
@@ -301,8 +303,10 @@ pub struct JobCancel {
 /// The answer to `job/cancel`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JobsCancelled {
-    /// In the order of the request.
+    /// In the order of the request; of a group the first 1000.
     pub jobs: Vec<JobCancelled>,
+    /// How many were ended besides.
+    pub more: u64,
 }
 
 /// What a `job/cancel` came to.
@@ -339,7 +343,7 @@ pub struct JobRef {
 pub struct JobInspected {
     /// As in lists.
     #[serde(flatten)]
-    pub info: JobInfo,
+    pub job: JobInfo,
     /// What it runs.
     pub spec: Box<ProcessStart>,
     /// What it comes after.
@@ -407,7 +411,7 @@ pub struct JobMessage {
     pub dedup: String,
     /// The job, with its `end`.
     #[serde(flatten)]
-    pub info: JobInfo,
+    pub job: JobInfo,
     /// The record of its last process, if there is one.
     pub record: Option<Box<TerminalRecord>>,
 }

@@ -23,6 +23,14 @@ impl Ballast {
         Self { path, held: false }
     }
 
+    /// Where nothing is on a disk.
+    pub(super) const fn unneeded() -> Self {
+        Self {
+            path: PathBuf::new(),
+            held: true,
+        }
+    }
+
     /// Whether there is room that can be given up.
     pub(super) const fn is_held(&self) -> bool {
         self.held

@@ -24,6 +24,11 @@ impl Place {
         Self::of(&state_dir.join(DATABASE_NAME))
     }
 
+    /// No files at all.
+    pub(super) fn in_memory() -> Self {
+        Self::of(Path::new(":memory:"))
+    }
+
     pub(super) fn of(database: &Path) -> Self {
         Self {
             database: database.to_owned(),
@@ -77,6 +82,9 @@ impl Place {
 
     /// Remembers that it is damaged, for the next start.
     pub(super) fn mark(&self, why: &str) {
+        if !self.database.is_absolute() {
+            return;
+        }
         let marked = fs::write(self.beside(".damaged"), why);
         if let Err(error) = marked {
             tracing::warn!(%error, "cannot note that the database is damaged");

@@ -32,13 +32,14 @@ impl Store {
             .await
     }
 
-    /// Forgets sessions that were closed so long ago and have no process left.
+    /// Forgets sessions that were closed so long ago and have no process left, and jobs that ended so long ago.
     ///
     /// # Errors
     /// The database cannot be written.
     pub async fn forget_sessions(&self, age: Duration) -> Result<(), StoreError> {
         let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
-        self.write(Write::ForgetSessions(before)).await.map(|_| ())
+        self.write(Write::ForgetSessions(before)).await.map(|_| ())?;
+        self.forget_jobs(before).await
     }
 }
 

@@ -8,6 +8,8 @@ use provost_actors::record::TerminalRecord;
 use provost_actors::session::SessionId;
 use rusqlite::{Connection, Statement, params};
 
+use super::jobs::statements::JobStatements;
+use super::jobs::{JobWrite, JobWritten};
 use super::rows::{Acceptance, DenialRow, ProcessRow, ProcessState, SessionRow, SessionState};
 use super::{StoreError, text};
 
@@ -21,6 +23,7 @@ pub(super) enum Write {
     SessionChanged(SessionId, SessionState, Timestamp),
     Forget(Vec<ProcessId>),
     ForgetSessions(Timestamp),
+    Job(JobWrite),
 }
 
 /// A record as it is written.
@@ -56,10 +59,11 @@ impl Sealed {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Written {
     Done,
     Accepted(Acceptance),
+    Job(JobWritten),
 }
 
 /// The statements, prepared once.
@@ -79,6 +83,7 @@ pub(super) struct Statements<'c> {
     session_changed: Statement<'c>,
     forget: Statement<'c>,
     forget_sessions: Statement<'c>,
+    jobs: JobStatements<'c>,
 }
 
 impl<'c> Statements<'c> {
@@ -128,6 +133,8 @@ impl<'c> Statements<'c> {
                 "DELETE FROM sessions WHERE state = 'closed' AND closed_at < ?1
                  AND NOT EXISTS (SELECT 1 FROM processes WHERE processes.session = sessions.id)",
             )?,
+            jobs: JobStatements::prepare(connection)
+                .map_err(|error| StoreError::of(path, "prepare to write", error))?,
         })
     }
 
@@ -149,6 +156,10 @@ impl<'c> Statements<'c> {
                     .accept(process)
                     .map(Written::Accepted)
                     .map_err(say("accept a process"));
+            }
+            Write::Job(job) => {
+                let written = self.jobs.perform(job);
+                return written.map(Written::Job).map_err(say("write about jobs"));
             }
             Write::Sealed(sealed) => return self.seal(sealed).map(|()| Written::Done),
             Write::Live(process) => {

@@ -189,9 +189,12 @@ impl Writer<'_> {
     }
 
     fn refuse_new(&self, batch: Vec<Request>) -> Vec<Request> {
-        let (new, rest): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|request| matches!(request.write, Write::Accept(_) | Write::SessionOpened(_)));
+        let (new, rest): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|request| match &request.write {
+                Write::Accept(_) | Write::SessionOpened(_) => true,
+                Write::Job(job) => job.is_new(),
+                _ => false,
+            });
         let full = StoreError::Full {
             what: "begin something new",
             path: self.database(),

@@ -15,7 +15,11 @@ use crate::cli::target::{Target, close};
 use crate::cli::tty::Attached;
 use crate::cli::{CliResult, config, output, summary};
 use crate::client::{Followed, Lasting};
-use crate::protocol::{InputLost, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart};
+use crate::protocol::{
+    InputLost, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart, SessionOpen, SessionRef,
+};
+use provost_actors::session::OnDisconnect;
+
 use crate::{EventBody, ProcessId, SignalScope, StdinSpec, StreamName, TerminalRecord};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
@@ -47,7 +51,8 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         Some(_) => Some(launch()?),
         None => None,
     };
-    let (quiet, json) = (args.quiet, args.json);
+    let (quiet, json, with_me) = (args.quiet, args.json, args.with_me);
+    let mut request = request;
     let mut sink = Sink::open(&config::reporting(args))?;
     if let (Some(note), false) = (note, quiet) {
         output::note(&note);
@@ -67,6 +72,18 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         };
         if asks && answerer.is_none() && !quiet {
             output::note("what it asks waits for `provost approve`; `provost approvals` lists it");
+        }
+        if with_me {
+            // A session that stops when its holder, this connection, is gone.
+            let open = SessionOpen {
+                on_disconnect: OnDisconnect::Stop,
+                ..SessionOpen::default()
+            };
+            let opened: SessionRef = client.call_once("session/open", &open).await.map_err(said)?;
+            if let Ok(session) = opened.session.parse() {
+                client.holds(session);
+            }
+            request.session = Some(opened.session);
         }
         let (started, events) = client.start_following(&request).await.map_err(said)?;
         let process = started.process.to_string();
@@ -121,7 +138,8 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
         };
         drop(raw);
         let Some(record) = followed else {
-            output::note(&format!("left {process}; it goes on"));
+            let what = if with_me { "it ends" } else { "it goes on" };
+            output::note(&format!("left {process}; {what}"));
             return Ok(130);
         };
         let record = record

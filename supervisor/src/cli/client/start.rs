@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use super::{Connection, block_on, print, said};
-use crate::cli::args::SpecArgs;
+use crate::cli::args::{RunArgs, SpecArgs};
 use crate::cli::{CliResult, config};
 use crate::client::RECONNECT;
 use crate::protocol::{self, AskCommand, ProcessStart, Started};
@@ -83,6 +83,21 @@ pub(super) fn run(args: StartArgs) -> CliResult {
     }
     block_on(async {
         let client = args.connection.open_lasting(RECONNECT).await?;
+        let started: Started = client.call("process/start", &request).await.map_err(said)?;
+        print(&format!("{}\n", started.process))
+    })
+}
+
+/// `provost run --detach`.
+pub(in crate::cli) fn detached(args: RunArgs) -> CliResult {
+    let request = ProcessStart {
+        request_id: Some(ProcessId::new().to_string()),
+        session: args.session,
+        ..request(&args.spec, args.command)?
+    };
+    let connection = Connection { socket: args.socket };
+    block_on(async {
+        let client = connection.open_lasting(args.reconnect).await?;
         let started: Started = client.call("process/start", &request).await.map_err(said)?;
         print(&format!("{}\n", started.process))
     })

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 use clap::Args as ClapArgs;
 use futures_util::{StreamExt, stream};
 
-use super::{Connection, Reconnect, millis, print_line, said};
+use super::{Connection, Reconnect, job, millis, print_line, said};
 use crate::cli::run::exit_code;
 use crate::cli::{CliResult, EXIT_PROVOST, output, summary};
 use crate::client::{ClientError, Lasting};
-use crate::protocol::{ProcessWait, Waited};
+use crate::protocol::{ErrorKind, ProcessInfo, ProcessList, ProcessWait, Waited};
 use crate::units::duration;
 
 /// Requests at a time, of one connection: fewer than the daemon works on.
 pub(super) const AT_A_TIME: usize = 32;
 const TIMED_OUT: u8 = 124;
 
-/// Wait until processes have ended; the exit code is theirs
+/// Wait until processes or jobs have ended; the exit code is theirs
 ///
 /// That this command is interrupted does nothing to them. What they were refused is told on stderr, as `provost run` does.
 #[derive(Debug, ClapArgs)]
@@ -27,7 +27,9 @@ const TIMED_OUT: u8 = 124;
 Examples:
   provost wait \"$id\"
   provost wait --timeout 10m web worker
-  provost wait --json \"$id\" | jq .denials")]
+  provost wait --json \"$id\" | jq .denials
+  provost wait --group build         # its jobs that have not ended
+  provost wait --all                 # every live process, every job that has not ended")]
 pub(crate) struct WaitArgs {
     #[command(flatten)]
     connection: Connection,
@@ -42,15 +44,35 @@ pub(crate) struct WaitArgs {
     /// No summary on stderr
     #[arg(long, short)]
     quiet: bool,
-    /// The processes: ids, beginnings or ends of them, or names
-    #[arg(required = true, value_name = "ID")]
+    /// Everything that lives, and every job that has not ended
+    #[arg(long, conflicts_with_all = ["processes", "group"])]
+    all: bool,
+    /// The jobs of this group that have not ended
+    #[arg(long, value_name = "GROUP", conflicts_with = "processes")]
+    group: Option<String>,
+    /// The processes or jobs: ids, beginnings or ends of them, or names
+    #[arg(required_unless_present_any = ["all", "group"], value_name = "ID")]
     processes: Vec<String>,
 }
 
 pub(super) async fn run(args: WaitArgs) -> CliResult {
     let client = args.connection.open_lasting(args.again.reconnect).await?;
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
-    let waits = args.processes.iter().map(|process| {
+    let mut processes = args.processes;
+    let jobs = match args.all || args.group.is_some() {
+        true => job::wait::all(&client, args.group).await?,
+        false => Vec::new(),
+    };
+    if args.all {
+        let asked = ProcessList {
+            live: Some(true),
+            ..ProcessList::default()
+        };
+        let live: Vec<ProcessInfo> = client.call("process/list", &asked).await.map_err(said)?;
+        processes = live.iter().map(|process| process.process.to_string()).collect();
+    }
+    let several = processes.len() > 1;
+    let waits = processes.iter().map(|process| {
         let client = &client;
         async move { (process, until(client, process, deadline).await) }
     });
@@ -58,22 +80,23 @@ pub(super) async fn run(args: WaitArgs) -> CliResult {
     let mut first = 0;
     while let Some((process, waited)) = waits.next().await {
         let code = match waited {
-            Ok(Waited { record: Some(record) }) => {
+            Ok(Found::Process(Waited { record: Some(record) })) => {
                 if args.json {
                     print_line(&record)?;
                 }
                 if !args.quiet {
-                    if args.processes.len() > 1 {
+                    if several {
                         output::note(&format!("{process}:"));
                     }
                     summary::print(&record);
                 }
                 exit_code(&record, None)
             }
-            Ok(Waited { record: None }) => {
+            Ok(Found::Process(Waited { record: None })) => {
                 output::error(&format!("{process} has not ended in time; it goes on"));
                 TIMED_OUT
             }
+            Ok(Found::Job(waited)) => job::wait::tell(&waited, args.json, args.quiet)?,
             Err(error) => {
                 output::error(&error);
                 EXIT_PROVOST
@@ -83,15 +106,25 @@ pub(super) async fn run(args: WaitArgs) -> CliResult {
             first = code;
         }
     }
-    Ok(first)
+    let waited = job::wait::wait_for(&client, &jobs, deadline)
+        .await
+        .map_err(said)?;
+    let code = job::wait::tell(&waited, args.json, args.quiet)?;
+    Ok(if first == 0 { code } else { first })
 }
 
-/// Waits for one record.
+/// What was meant, and what became of it.
+pub(super) enum Found {
+    Process(Waited),
+    Job(Vec<job::wait::Waited>),
+}
+
+/// Waits for one process, or one job.
 pub(super) async fn until(
     client: &Lasting,
     process: &str,
     deadline: Option<Instant>,
-) -> Result<Waited, String> {
+) -> Result<Found, String> {
     let left = |deadline: Instant| millis(deadline.saturating_duration_since(Instant::now()));
     let mut connection = client.client();
     loop {
@@ -103,7 +136,17 @@ pub(super) async fn until(
             Err(error @ ClientError::Lost) => {
                 connection = client.renew(&connection, error).await.map_err(said)?;
             }
-            answer => return answer.map_err(said),
+            Err(ClientError::Refused(error)) if error.data.kind == ErrorKind::NotFound => {
+                let jobs = [process.to_owned()];
+                let waited = job::wait::wait_for(client, &jobs, deadline).await;
+                return match waited {
+                    Err(ClientError::Refused(none)) if none.data.kind == ErrorKind::NotFound => {
+                        Err(said(ClientError::Refused(error)))
+                    }
+                    waited => waited.map(Found::Job).map_err(said),
+                };
+            }
+            answer => return answer.map(Found::Process).map_err(said),
         }
     }
 }

@@ -51,6 +51,8 @@ CREATE TABLE jobs (
     CHECK (state IN ('queued', 'ended') OR process IS NOT NULL)
 ) STRICT;
 CREATE UNIQUE INDEX jobs_by_request ON jobs (request_id) WHERE request_id IS NOT NULL;
+CREATE INDEX jobs_by_name ON jobs (name) WHERE name IS NOT NULL;
+CREATE INDEX jobs_by_group ON jobs (job_group);
 CREATE INDEX jobs_by_spec ON jobs (spec);
 CREATE INDEX jobs_unended ON jobs (id) WHERE state <> 'ended';
 CREATE INDEX jobs_by_end ON jobs (ended_at) WHERE state = 'ended';
