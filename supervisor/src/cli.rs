@@ -105,6 +105,8 @@ pub(crate) fn runtime(workers: usize) -> Result<tokio::runtime::Runtime, String>
     if workers > 0 {
         builder.worker_threads(workers);
     }
+    // What is done each second would keep as many threads as a burst once needed: they take turns.
+    builder.thread_keep_alive(std::time::Duration::from_millis(500));
     let built = builder.enable_all().build();
     built.map_err(|error| format!("cannot start the runtime: {error}"))
 }
