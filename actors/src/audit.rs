@@ -27,8 +27,11 @@ use crate::spool::{Observed, ProcessSpool};
 const BATCH_MAX: usize = 512;
 /// Domains of commands that are not registered (yet, or other people's) that are kept.
 const STRANGERS_MAX: usize = 1024;
-/// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end.
+/// How long to wait for the kernel's counts where records were lost; they come some 50 ms after the end, if the machine has
+/// time. Of a process that was not heard of none may come.
 const RECONCILE_MAX: Duration = Duration::from_secs(1);
+/// The same of a process that was refused something, for which one is sure to be made.
+const OWED_MAX: Duration = Duration::from_secs(5);
 /// The same for a process of which an earlier daemon may have read all there was without a trace.
 const COUNT_MAX: Duration = Duration::from_millis(200);
 /// Denials of one process that are told one by one: the first, and then those unlike any before, as many of them as
@@ -140,7 +143,8 @@ pub(crate) struct AuditState {
     processes: HashMap<Uuid, Registered>,
     domains: HashMap<u64, Domain>,
     strangers: HashMap<u64, Stranger>,
-    fences: HashMap<FenceId, (Uuid, ActorRef<DenialMsg>)>,
+    /// Who waits for which.
+    fences: HashMap<FenceId, Vec<(Uuid, ActorRef<DenialMsg>)>>,
     lost: u64,
     /// It goes on where an earlier daemon's feed ended.
     continued: bool,
@@ -247,6 +251,7 @@ impl Actor for AuditFeed {
             AuditMsg::Unregister(process) => state.unregister(process),
             AuditMsg::Fence { process_id, reply } => state.fence(&myself, process_id, reply),
             AuditMsg::Readable => {
+                state.tell_those_who_wait();
                 state.read(&myself);
                 // A flood keeps this actor's mailbox filled, and an actor with messages does not yield by itself.
                 tokio::task::yield_now().await;
@@ -283,16 +288,29 @@ impl AuditState {
     }
 
     fn fence(&mut self, myself: &ActorRef<AuditMsg>, process: Uuid, reply: ActorRef<DenialMsg>) {
-        let sent = self.reader.send_fence();
-        match sent {
-            Ok(id) => drop(self.fences.insert(id, (process, reply))),
-            Err(error) => {
-                tracing::warn!(%error, "cannot fence the audit feed");
-                let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
-            }
-        }
+        self.send_fence(vec![(process, reply)]);
         // It is usually there already.
         self.read(myself);
+    }
+
+    fn send_fence(&mut self, waiting: Vec<(Uuid, ActorRef<DenialMsg>)>) {
+        match self.reader.send_fence() {
+            Ok(id) => drop(self.fences.insert(id, waiting)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot fence the audit feed");
+                for (_, reply) in waiting {
+                    let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
+                }
+            }
+        }
+    }
+
+    /// Something has come, so their turn will come.
+    fn tell_those_who_wait(&self) {
+        let fenced = self.fences.values().flatten().map(|(_, reply)| reply);
+        for reply in fenced.chain(self.reconciling.values()) {
+            let _ = reply.send_message(DenialMsg::AuditAdvanced);
+        }
     }
 
     fn read(&mut self, myself: &ActorRef<AuditMsg>) {
@@ -327,7 +345,8 @@ impl AuditState {
     /// Nothing that is waited for is sure to come any more.
     fn give_up(&mut self) {
         self.lost += 1;
-        let waiting = self.fences.drain().map(|(_, (_, reply))| reply);
+        let waiting = self.fences.drain().flat_map(|(_, waiting)| waiting);
+        let waiting = waiting.map(|(_, reply)| reply);
         for reply in waiting.chain(self.reconciling.drain().map(|(_, reply)| reply)) {
             let _ = reply.send_message(DenialMsg::AuditDrained { complete: false });
         }
@@ -339,11 +358,17 @@ impl AuditState {
             AuditEvent::Denied(denial) => self.denied(denial),
             AuditEvent::DomainGone { domain, denials } => self.gone(domain, denials),
             AuditEvent::Fence(id) => {
-                if let Some((process, reply)) = self.fences.remove(&id) {
+                for (process, reply) in self.fences.remove(&id).unwrap_or_default() {
                     self.fenced(process, reply);
                 }
             }
-            AuditEvent::Overflow => {}
+            // Fences may be among what was lost, and there is room again.
+            AuditEvent::Overflow => {
+                let waiting: Vec<_> = self.fences.drain().flat_map(|(_, waiting)| waiting).collect();
+                if !waiting.is_empty() {
+                    self.send_fence(waiting);
+                }
+            }
         }
     }
 
@@ -355,9 +380,11 @@ impl AuditState {
             let _ = reply.send_message(DenialMsg::AuditDrained { complete: true });
             return;
         }
-        // Of a process without denials no count comes.
         let patience = match self.processes.get(&process) {
             Some(registered) if registered.resumed && registered.domains.is_empty() => COUNT_MAX,
+            // A new broker does not know whose a domain is that an earlier one was told of.
+            Some(registered) if registered.resumed && !self.continued => RECONCILE_MAX,
+            Some(registered) if !registered.domains.is_empty() => OWED_MAX,
             _ => RECONCILE_MAX,
         };
         self.reconciling.insert(process, reply);

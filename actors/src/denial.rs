@@ -12,7 +12,7 @@ mod witness;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::observe::notify::Grants;
@@ -32,20 +32,25 @@ use crate::process::ProcessMsg;
 use crate::proxy::ProxyPort;
 use crate::spool::{Calls, ProcessSpool};
 
-/// How long the channel may take to run dry once the tree is gone.
-const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How long the channel may stand still once the tree is gone.
+const STILL_MAX: Duration = Duration::from_secs(2);
+/// How long it may take to run dry in all, as long as it goes on. What was written before the fence is read in this time on
+/// any machine that works at all.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct DenialActor;
 
 pub(crate) enum DenialMsg {
     /// Nothing of the tree lives: what was not heard by the deadline will not be.
     TreeEnded,
-    /// The deadline has passed.
+    /// The deadline may have passed.
     DrainExpired,
-    /// The listener has hung up.
-    HungUp,
+    /// The listener has hung up, and everything that had come there was seen to, or not.
+    HungUp { complete: bool },
     /// For who serves the listener.
     Answered(Answered),
+    /// The audit feed is still on its way to the fence.
+    AuditAdvanced,
     /// Every audit record queued before the fence was delivered; some may have been lost.
     AuditDrained { complete: bool },
 }
@@ -75,6 +80,12 @@ pub(crate) struct DenialState {
     unobserved: Vec<String>,
     serve: Option<JoinHandle<()>>,
     answers: Option<mpsc::UnboundedSender<Answered>>,
+    /// The calls were all seen to.
+    calls_complete: bool,
+    /// When the tree was gone.
+    ended: Option<Instant>,
+    /// When the channel was last seen to go on.
+    advanced: Instant,
     said: bool,
 }
 
@@ -129,6 +140,9 @@ impl Actor for DenialActor {
             unobserved,
             serve: None,
             answers: None,
+            calls_complete: true,
+            ended: None,
+            advanced: Instant::now(),
             said: false,
         };
         // Without a listener nothing tells when the last task is gone; the end of the tree will.
@@ -151,18 +165,14 @@ impl Actor for DenialActor {
                 }
                 server.serve(listener, answered).await;
                 let names = names.is_over()
-                    || tokio::task::spawn_blocking(move || names.wait(DRAIN_MAX))
+                    || tokio::task::spawn_blocking(move || names.wait(STILL_MAX))
                         .await
                         .unwrap_or(false);
                 let complete = match proxy {
-                    Some(proxy) => proxy.drain(DRAIN_MAX).await && names,
+                    Some(proxy) => proxy.drain(STILL_MAX).await && names,
                     None => names,
                 };
-                let _ = myself.send_message(if complete {
-                    DenialMsg::HungUp
-                } else {
-                    DenialMsg::DrainExpired
-                });
+                let _ = myself.send_message(DenialMsg::HungUp { complete });
             }));
         }
         Ok(state)
@@ -176,27 +186,48 @@ impl Actor for DenialActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             DenialMsg::TreeEnded => {
+                state.ended = Some(Instant::now());
+                state.goes_on();
                 if state.serve.is_none() {
                     state.ask_for_fence(&myself);
                 }
-                if !state.said {
-                    myself.send_after(DRAIN_MAX, || DenialMsg::DrainExpired);
-                }
+                state.drain_expired(&myself);
             }
-            DenialMsg::DrainExpired => state.drained(false),
-            DenialMsg::HungUp => {
+            DenialMsg::DrainExpired => state.drain_expired(&myself),
+            DenialMsg::AuditAdvanced => state.goes_on(),
+            DenialMsg::HungUp { complete } => {
+                state.goes_on();
+                state.calls_complete = complete;
                 // Whoever answers now is told at once that nothing waits any more.
                 state.answers = None;
                 state.ask_for_fence(&myself);
             }
             DenialMsg::Answered(answered) => state.tell_server(answered),
-            DenialMsg::AuditDrained { complete } => state.drained(complete),
+            DenialMsg::AuditDrained { complete } => state.drained(complete && state.calls_complete),
         }
         Ok(())
     }
 }
 
 impl DenialState {
+    fn goes_on(&mut self) {
+        self.advanced = Instant::now();
+    }
+
+    /// Gives the channel up if it has stood still for too long, or goes on for too long; else looks again when that can be.
+    fn drain_expired(&mut self, myself: &ActorRef<DenialMsg>) {
+        let Some(ended) = self.ended.filter(|_| !self.said) else {
+            return;
+        };
+        let deadline = (self.advanced + STILL_MAX).min(ended + DRAIN_MAX);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.drained(false);
+        } else {
+            myself.send_after(left, || DenialMsg::DrainExpired);
+        }
+    }
+
     fn tell_server(&self, answered: Answered) {
         if let Some(answers) = &self.answers {
             let _ = answers.send(answered);
@@ -205,7 +236,7 @@ impl DenialState {
 
     fn ask_for_fence(&mut self, myself: &ActorRef<DenialMsg>) {
         let Some(audit) = &self.audit else {
-            return self.drained(true);
+            return self.drained(self.calls_complete);
         };
         let fence = AuditMsg::Fence {
             process_id: self.process_id,

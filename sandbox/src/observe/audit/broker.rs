@@ -36,8 +36,12 @@ const QUEUE_WITH_COUNTS_BYTES_MAX: usize = 2 * QUEUE_BYTES_MAX;
 const PACKET_BYTES: usize = 32 * 1024;
 /// Packets of a supervisor that are read before others get their turn.
 const REQUESTS_MAX: usize = 64;
-/// How long a fence may take, and how long is waited after one that could not be sent.
+/// How long nothing may come while a fence is under way, and how long is waited after one that could not be sent.
 const FENCE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a fence may take while something comes.
+const FENCE_MAX: Duration = Duration::from_secs(30);
+/// How often those who wait for a fence are told that the feed advances, where they are not told anything else.
+const ADVANCE_EVERY: Duration = Duration::from_millis(500);
 /// How long nothing is tried again where there are no records to be had.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -106,6 +110,7 @@ impl AuditBroker {
             lost: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            sent_at: Instant::now(),
             gone: false,
         };
         self.newcomers
@@ -143,6 +148,8 @@ struct Subscriber {
     /// Packets, the last of which is still being filled.
     queue: VecDeque<Vec<u8>>,
     queued_bytes: usize,
+    /// When it was last told anything.
+    sent_at: Instant,
     gone: bool,
 }
 
@@ -203,6 +210,14 @@ impl Subscriber {
         }
     }
 
+    /// What was read was not its own, and brings its fence nearer all the same.
+    fn advance(&mut self) {
+        let waits = self.asked > self.answered && self.queue.is_empty();
+        if waits && self.sent_at.elapsed() >= ADVANCE_EVERY {
+            self.queue.push_back(head(0, self.answered).to_vec());
+        }
+    }
+
     fn refuse(&mut self, why: &str) {
         let mut packet = head(0, UNAVAILABLE).to_vec();
         packet.extend(why.bytes().take(PACKET_BYTES_MAX - HEAD_BYTES));
@@ -217,6 +232,7 @@ impl Subscriber {
         while let Some(packet) = self.queue.front() {
             match send(self.socket.as_raw_fd(), packet, flags) {
                 Ok(_) => {
+                    self.sent_at = Instant::now();
                     self.queued_bytes -= packet.len() - HEAD_BYTES;
                     self.queue.pop_front();
                 }
@@ -231,6 +247,21 @@ impl Subscriber {
     }
 }
 
+/// A fence that was sent.
+struct UnderWay {
+    id: FenceId,
+    sent: Instant,
+    /// When anything came last.
+    advanced: Instant,
+}
+
+impl UnderWay {
+    /// When the kernel must have dropped it.
+    fn deadline(&self) -> Instant {
+        (self.advanced + FENCE_DEADLINE).min(self.sent + FENCE_MAX)
+    }
+}
+
 struct Server {
     newcomers: Arc<Mutex<Vec<Subscriber>>>,
     woken: UnixStream,
@@ -241,8 +272,7 @@ struct Server {
     subscribers: Vec<Subscriber>,
     /// Records that have gone missing, anybody's.
     lost: u64,
-    /// The one under way, since when.
-    fence: Option<(FenceId, Instant)>,
+    fence: Option<UnderWay>,
     /// When the next may be sent.
     fence_at: Instant,
 }
@@ -279,8 +309,8 @@ impl Server {
             wanted.set(PollFlags::POLLOUT, !subscriber.queue.is_empty());
             fds.push(PollFd::new(subscriber.socket.as_fd(), wanted));
         }
-        let deadline = match self.fence {
-            Some((_, since)) => Some(since + FENCE_DEADLINE),
+        let deadline = match &self.fence {
+            Some(fence) => Some(fence.deadline()),
             None if self.is_fence_wanted() => Some(self.fence_at),
             None => None,
         };
@@ -354,14 +384,23 @@ impl Server {
             self.lost += 1;
             Drain::Empty
         });
+        if !events.is_empty() || drain == Drain::More {
+            if let Some(fence) = &mut self.fence {
+                fence.advanced = Instant::now();
+            }
+            self.subscribers.iter_mut().for_each(Subscriber::advance);
+        }
         let served: BTreeSet<u32> = self.subscribers.iter().map(|subscriber| subscriber.uid).collect();
         for event in events.drain(..) {
             if let AuditEvent::Fence(id) = event {
-                if self.fence.is_some_and(|(under_way, _)| under_way == id) {
-                    self.fence = None;
+                if self.fence.take_if(|under_way| under_way.id == id).is_some() {
                     self.fenced();
                 }
                 continue;
+            }
+            if event == AuditEvent::Overflow {
+                // The fence may be among what was lost, and there is room again.
+                self.fence = None;
             }
             let (subscribers, lost) = (&mut self.subscribers, &mut self.lost);
             let mut out = |routed: Routed| match routed {
@@ -389,7 +428,7 @@ impl Server {
     /// Sends a fence for all who want one, unless one is under way.
     fn send_fence(&mut self) {
         let now = Instant::now();
-        if self.fence.is_some_and(|(_, since)| now < since + FENCE_DEADLINE) {
+        if self.fence.as_ref().is_some_and(|fence| now < fence.deadline()) {
             return;
         }
         if self.fence.take().is_some() {
@@ -404,7 +443,11 @@ impl Server {
         };
         match reader.send_fence() {
             Ok(id) => {
-                self.fence = Some((id, now));
+                self.fence = Some(UnderWay {
+                    id,
+                    sent: now,
+                    advanced: now,
+                });
                 for subscriber in &mut self.subscribers {
                     subscriber.covered = subscriber.asked;
                 }
