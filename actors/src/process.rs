@@ -56,7 +56,7 @@ use crate::stdin::StdinPort;
 use crate::stream::{StreamActor, StreamArgs, StreamMsg};
 
 /// How long the kernel may take to end what was killed, before it is named in the record.
-const KILL_MAX: Duration = Duration::from_secs(10);
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// How long a start may take: a file system may hang under the program or the working directory.
 const START_MAX: Duration = Duration::from_secs(30);

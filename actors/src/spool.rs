@@ -7,6 +7,7 @@
 //! <process>.compacted            a journal that is being made short           checkpoint.rs
 //! <process>.calls                calls that wait for an answer            calls.rs
 //! <process>.<stream>.<offset>    raw output                                segments.rs
+//! damaged-<process>.…            what nobody can take up; for people
 //! ballast                        room that is given back to seal records when the disk is full
 //! ```
 //!
@@ -54,8 +55,8 @@ mod tests;
 pub(crate) use self::calls::{Calls, Slots};
 pub use self::journal::StdinProgress;
 pub(crate) use self::journal::{Entry, Journal, Observed};
-pub use self::load::Loaded;
 pub(crate) use self::load::Unfinished;
+pub use self::load::{LoadError, Loaded};
 pub(crate) use self::segments::{
     Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, segment_bytes,
 };
@@ -67,6 +68,8 @@ const BALLAST: &str = "ballast";
 const LIVE: &str = "journal";
 const SEALED: &str = "sealed";
 const GONE: &str = "gone";
+/// Stands before the names of what was set aside, which are nobody's any more.
+const ASIDE: &str = "damaged-";
 
 /// The spool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -334,6 +337,39 @@ impl Spool {
                 }
             }
         }
+    }
+
+    /// Sets aside what there is of a process whose journal is damaged: for whoever wants to look at it, and to be removed by
+    /// them. From now on nothing of it is found.
+    ///
+    /// # Errors
+    /// Something stays where it was; the journal is the last that is moved.
+    pub fn set_aside(&self, process: ProcessId) -> io::Result<()> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory.path)? {
+            let name = entry?.file_name();
+            let of_process = |name: &&str| {
+                name.split_once('.')
+                    .is_some_and(|(id, _)| id == process.to_string())
+            };
+            names.extend(name.to_str().filter(of_process).map(str::to_owned));
+        }
+        let is_journal = |name: &String| {
+            [LIVE, SEALED]
+                .iter()
+                .any(|kind| *name == journal_name(process, kind))
+        };
+        names.sort_by_key(is_journal);
+        let directory = self.directory.fd.as_fd();
+        for name in names {
+            renameat(
+                directory,
+                name.as_str(),
+                directory,
+                format!("{ASIDE}{name}").as_str(),
+            )?;
+        }
+        Ok(())
     }
 
     /// Removes the output of these streams of a process that has ended; the rest of it stays.

@@ -69,7 +69,7 @@ use self::metrics::Metrics;
 use self::outbox::Outbox;
 pub use self::peer::{ConfinedPeers, Peer};
 use self::processes::Supervised;
-pub use self::recover::{FindError, Recovered};
+pub use self::recover::{FindError, Left, Recovered};
 use self::start::Starts;
 use crate::decider::DECIDERS_MAX;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -31,6 +31,26 @@ impl Served {
     /// The same with more flags.
     pub fn start_with(world: &World, flags: &[&str]) -> Self {
         let (served, listens) = Self::begin(world, flags);
+        if listens.recv_timeout(crate::DEADLINE).is_err() {
+            panic!("the daemon does not listen:\n{}", served.said());
+        }
+        served
+    }
+
+    /// Starts one that waits for help with something, of which it says so: then it is helped, and serves.
+    pub fn start_helped(world: &World, says: &str, help: impl FnOnce()) -> Self {
+        let (served, listens) = Self::begin(world, &[]);
+        let begun = Instant::now();
+        while !served.said().contains(says) {
+            assert!(
+                begun.elapsed() < crate::DEADLINE,
+                "it does not say {says:?}:\n{}",
+                served.said()
+            );
+            let heard = listens.recv_timeout(Duration::from_millis(1));
+            assert_eq!(heard, Err(RecvTimeoutError::Timeout), "\n{}", served.said());
+        }
+        help();
         if listens.recv_timeout(crate::DEADLINE).is_err() {
             panic!("the daemon does not listen:\n{}", served.said());
         }

@@ -147,7 +147,12 @@ impl World {
 
     /// A new witness in the working directory.
     pub fn witness(&self) -> Witness {
-        let path = self.work().join("witness");
+        self.witness_of("witness")
+    }
+
+    /// The same by this name, where there are several.
+    pub fn witness_of(&self, name: &str) -> Witness {
+        let path = self.work().join(name);
         let witness = Witness::new(&path);
         self.give_away(&path, 0o600);
         witness

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use provost_sandbox::keeper::wire::HeldState;
 use provost_sandbox::policy::Policy;
+use tokio::io::Interest;
 use tokio::sync::oneshot;
 
 use super::{SpawnRefused, Tree};
 use crate::event::ProcessId;
-use crate::process::{ProcessArgs, Resumed, Unkept};
+use crate::process::{KILL_MAX, ProcessArgs, Resumed, Unkept};
 use crate::proxy::ProxyPort;
 use crate::spawner::lock;
 use crate::spool::{Loaded, monotonic};
@@ -108,13 +110,7 @@ impl Tree {
         &self,
         id: ProcessId,
         loaded: &Loaded,
-    ) -> Result<
-        (
-            provost_sandbox::keeper::wire::HeldState,
-            Vec<std::os::fd::OwnedFd>,
-        ),
-        Unkept,
-    > {
+    ) -> Result<(HeldState, Vec<std::os::fd::OwnedFd>), Unkept> {
         let mut inventory = lock(&self.inventory);
         if let Some(held) = inventory.trees.remove(id.as_uuid()) {
             return Ok(held);
@@ -123,6 +119,26 @@ impl Tree {
         let same_boot = boot.is_none_or(|boot| boot == loaded.accepted.boot);
         let exit = self.exits.get(id.as_uuid()).copied();
         Err(Unkept::why(same_boot, inventory.was_there, exit))
+    }
+
+    /// Kills what the keeper holds of a process that cannot be taken up, and waits until it is dead, but not for ever.
+    /// Whether there was anything.
+    pub async fn disown(&self, process: ProcessId) -> bool {
+        let id = process.as_uuid();
+        let Some((state, descriptors)) = lock(&self.inventory).trees.remove(id) else {
+            return false;
+        };
+        let link = lock(&self.link).clone();
+        link.disown(*id);
+        // The first is the init's, with which everything ends.
+        if let (HeldState::Started(_), Some(pidfd)) = (state, descriptors.into_iter().next())
+            && let Ok(pidfd) = crate::readiness::watch(pidfd, Interest::READABLE)
+            && tokio::time::timeout(KILL_MAX, pidfd.readable()).await.is_err()
+        {
+            tracing::error!(%process, "it was killed, and is not dead yet");
+        }
+        link.forget(*id);
+        true
     }
 
     /// Kills what the keeper holds and nobody took up: there is no journal of it. How many.

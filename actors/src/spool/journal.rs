@@ -332,6 +332,15 @@ pub(super) fn first_frame(rest: &[u8]) -> Option<&[u8]> {
     rest.get(..rest.len() - after.len())
 }
 
+/// Whether it ends within its first frame.
+pub(super) fn is_short(journal: &[u8]) -> bool {
+    let Some((length, rest)) = journal.split_first_chunk::<4>() else {
+        return true;
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    length <= FRAME_BYTES_MAX && rest.len() < HEAD_BYTES - 4 + length
+}
+
 fn next_frame(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = rest.split_first_chunk::<4>()?;
     let (checksum, rest) = rest.split_first_chunk::<4>()?;

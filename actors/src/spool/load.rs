@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -60,22 +60,42 @@ pub(crate) struct Unfinished {
     pub(crate) interrupted: bool,
 }
 
+/// Why a journal tells nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read now, or not by this program. At another time, or by another one, it may be.
+    #[error(transparent)]
+    Unread(SpoolError),
+    /// It ends within its first entry. What is written into it before anything is started was not written to its end, or it
+    /// was cut off later.
+    #[error(transparent)]
+    Short(SpoolError),
+    /// It does not begin as a journal does: nobody will ever read it.
+    #[error(transparent)]
+    Damaged(SpoolError),
+}
+
 impl Spool {
     /// Reads what there is of a process. Output that came last and that nobody was told of is not in its log yet.
     ///
     /// # Errors
     /// There is no journal of it, or its beginning cannot be read.
-    pub fn load(self: &Arc<Self>, process: ProcessId) -> Result<Loaded, SpoolError> {
+    pub fn load(self: &Arc<Self>, process: ProcessId) -> Result<Loaded, LoadError> {
         let mut name = journal_name(process, LIVE);
-        let opened = self.directory.open(&name, OFlag::O_RDWR).or_else(|_| {
+        let mut opened = self.directory.open(&name, OFlag::O_RDWR);
+        if opened
+            .as_ref()
+            .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        {
             name = journal_name(process, SEALED);
-            self.directory.open(&name, OFlag::O_RDWR)
-        });
+            opened = self.directory.open(&name, OFlag::O_RDWR);
+        }
         let path = || self.directory.path.join(&name).display().to_string();
         let error = |why: String| SpoolError { path: path(), why };
-        let mut file = opened.map_err(|e| error(e.to_string()))?;
+        let unread = |why: io::Error| LoadError::Unread(error(why.to_string()));
+        let mut file = opened.map_err(unread)?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| error(e.to_string()))?;
+        file.read_to_end(&mut bytes).map_err(unread)?;
         let mut replay = Replay {
             process,
             files: self.stream_files(process),
@@ -84,14 +104,20 @@ impl Spool {
             kept: None,
             record: None,
             standing: Standing::default(),
-            calls: calls::read(&self.directory, process).map_err(|e| error(e.to_string()))?,
+            calls: calls::read(&self.directory, process).map_err(unread)?,
         };
-        let length = journal::read(&bytes, |time, entry| replay.take(time, entry)).map_err(error)?;
+        let damaged = |why: String| LoadError::Damaged(error(why));
+        let length = journal::read(&bytes, |time, entry| replay.take(time, entry)).map_err(damaged)?;
         let rest = bytes.get(usize::try_from(length).unwrap_or(usize::MAX)..);
         if rest.and_then(journal::first_frame).is_some() {
-            return Err(error(
-                "it was written by a newer provost; use that, or a later one".to_owned(),
-            ));
+            let why = "it was written by a newer provost; use that, or a later one";
+            return Err(LoadError::Unread(error(why.to_owned())));
+        }
+        if length == 0 {
+            return Err(match journal::is_short(&bytes) {
+                true => LoadError::Short(error("it ends within its first entry".to_owned())),
+                false => damaged("its first entry is damaged".to_owned()),
+            });
         }
         // Of a journal that was being made short when we died.
         self.directory.remove(&journal_name(process, COMPACTED));
@@ -99,7 +125,7 @@ impl Spool {
             tracing::warn!(%process, cut = bytes.len() as u64 - length, "the end of a journal was torn");
         }
         drop(bytes);
-        replay.finish(self, file, length).map_err(error)
+        replay.finish(self, file, length).map_err(unread)
     }
 }
 
@@ -167,8 +193,9 @@ impl Replay {
         effects.extend(told.filter(Effect::is_of_the_log));
     }
 
-    fn finish(mut self, spool: &Arc<Spool>, file: File, length: u64) -> Result<Loaded, String> {
-        let (accepted, ledger, effects) = self.begun.take().ok_or("it is empty")?;
+    fn finish(mut self, spool: &Arc<Spool>, file: File, length: u64) -> io::Result<Loaded> {
+        let begun = self.begun.take().ok_or(io::ErrorKind::UnexpectedEof);
+        let (accepted, ledger, effects) = begun?;
         let process = accepted.process;
         let calls = self.calls.take();
         self.standing.keep_answers(calls.as_ref());
@@ -205,7 +232,7 @@ impl Replay {
             Segments::new(pty, in_pty),
         ];
         let limits = accepted.spec.restore().retention;
-        let mut journal = Journal::new(file, length).map_err(|error| error.to_string())?;
+        let mut journal = Journal::new(file, length)?;
         journal.observed_from(standing.next);
         let log = Arc::new(match self.kept.take() {
             Some(kept) => Log::restored(process, limits, segments, kept),

@@ -324,9 +324,9 @@ async fn begin(
     if let Some(audit) = audit {
         daemon.use_audit(audit);
     }
-    let found = daemon.find_left().map_err(|error| error.to_string())?;
+    let left = daemon.find_left().await.map_err(|error| error.to_string())?;
     let unstopped = daemon.unstopped();
-    let recovered = daemon.recover(loaded, found).await;
+    let recovered = daemon.recover(loaded, left).await;
     if recovered != Recovered::default() {
         tracing::info!(?recovered, "taken up from an earlier daemon");
     }

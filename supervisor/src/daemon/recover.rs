@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use provost_actors::approval::ApprovalSummary;
 use provost_actors::event::ProcessId;
 use provost_actors::record::{DenialSummary, Outcome, RECORD_SCHEMA, TerminalRecord, TreeSummary};
 use provost_actors::session::{OnDisconnect, OpenSession, SessionId};
-use provost_actors::spool::{Found, Loaded as Journal};
+use provost_actors::spool::{Found, LoadError, Loaded as Journal, Spool, SpoolError};
 use provost_actors::{ProcessLink, SessionLink};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,10 @@ pub(super) struct Note {
     pub(super) request: Option<(String, String)>,
 }
 
+/// How long journals are tried that cannot be read, and how often.
+const UNREAD_MAX: Duration = Duration::from_secs(5);
+const UNREAD_AGAIN: Duration = Duration::from_millis(100);
+
 /// What was found and taken up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recovered {
@@ -39,59 +43,78 @@ pub struct Recovered {
     pub live: usize,
     /// Processes with one.
     pub sealed: usize,
-    /// Processes of which nothing can be read any more.
+    /// Processes of which nothing can be read any more: each has a record that says so.
     pub unreadable: usize,
 }
 
 /// Nobody knows what there is to be taken up. Nothing was.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot look what is in the spool: {0}; what an earlier daemon left goes on, and waits for one that can"
-)]
-pub struct FindError(#[source] std::io::Error);
+#[error("{why}; what an earlier daemon left goes on, and waits for one that can")]
+pub struct FindError {
+    why: String,
+}
+
+/// What an earlier daemon left in the state directory.
+#[derive(Debug, Default)]
+pub struct Left {
+    found: Found,
+    /// Of those without a record.
+    journals: Vec<Journal>,
+    /// Of these there is a journal, and why it tells nothing and never will.
+    damaged: Vec<(ProcessId, LoadError)>,
+}
 
 impl Daemon {
-    /// Looks what an earlier daemon left in the state directory, and touches nothing.
+    /// Looks what an earlier daemon left in the state directory, and takes nothing up. What cannot be read is tried again for
+    /// some seconds.
     ///
     /// # Errors
-    /// It cannot be seen. To go on would be to take everything for foreign, and to kill it.
-    pub fn find_left(&self) -> Result<Found, FindError> {
-        match self.0.tree.keeping() {
-            Some(keeping) => keeping.spool.find().map_err(FindError),
-            None => Ok(Found::default()),
+    /// Something of it cannot be read. To go on would be to take what belongs to that for foreign, and to kill it.
+    pub async fn find_left(&self) -> Result<Left, FindError> {
+        let mut left = Left::default();
+        let Some(keeping) = self.0.tree.keeping() else {
+            return Ok(left);
+        };
+        left.found = keeping.spool.find().map_err(|error| FindError {
+            why: format!("cannot look what is in the spool: {error}"),
+        })?;
+        let deadline = Instant::now() + UNREAD_MAX;
+        for id in left.found.live.iter().copied() {
+            match load(&keeping.spool, id, deadline).await {
+                Ok(journal) => left.journals.push(journal),
+                Err(LoadError::Unread(error)) => {
+                    let why = format!("a journal cannot be read: {error}");
+                    return Err(FindError { why });
+                }
+                Err(error) => left.damaged.push((id, error)),
+            }
         }
+        Ok(left)
     }
 
     /// Takes up everything that was [found](Self::find_left). To be awaited before clients come.
-    pub async fn recover(&self, loaded: Loaded, found: Found) -> Recovered {
+    pub async fn recover(&self, loaded: Loaded, left: Left) -> Recovered {
         let mut recovered = Recovered::default();
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
             return recovered;
         };
         let (store, spool) = (&kept.store, &keeping.spool);
+        let found = left.found;
         recovered.sessions = self.restore_sessions(loaded.sessions).await;
         if !found.gone.is_empty()
             && let Err(error) = erase(store, spool, found.gone.clone()).await
         {
             tracing::error!(%error, "what was forgotten is still in the database");
         }
-        for id in &found.live {
-            let reading = spool.clone();
-            let id = *id;
-            let read = tokio::task::spawn_blocking(move || reading.load(id)).await;
-            match read
-                .map_err(|error| error.to_string())
-                .and_then(|read| read.map_err(|e| e.to_string()))
-            {
-                Ok(journal) => {
-                    recovered.live += 1;
-                    self.take_up(store, journal).await;
-                }
-                Err(error) => {
-                    tracing::error!(process = %id, error, "a journal cannot be read");
-                    recovered.unreadable += 1;
-                }
-            }
+        for journal in left.journals {
+            recovered.live += 1;
+            self.take_up(store, journal).await;
+        }
+        let mut unsealed: BTreeMap<_, _> =
+            loaded.unsealed.into_iter().map(|row| (row.id, row)).collect();
+        for (id, error) in left.damaged {
+            let row = unsealed.remove(&id);
+            recovered.unreadable += usize::from(self.give_up(store, row, id, &error).await);
         }
         let mut known: HashSet<ProcessId> = found.live.iter().copied().collect();
         let journals: HashSet<ProcessId> = found.sealed.iter().copied().collect();
@@ -105,17 +128,24 @@ impl Daemon {
             self.know(Supervised::restored(link, process));
         }
         // Sealed, and the daemon died before the database knew.
-        for id in journals.difference(&known).copied().collect::<Vec<_>>() {
-            let reading = spool.clone();
-            let read = tokio::task::spawn_blocking(move || reading.load(id)).await;
-            if let Ok(Ok(journal)) = read {
-                recovered.sealed += 1;
-                self.take_up(store, journal).await;
+        for id in journals.difference(&known).copied() {
+            match load(spool, id, Instant::now()).await {
+                Ok(journal) => {
+                    recovered.sealed += 1;
+                    self.take_up(store, journal).await;
+                }
+                Err(error @ LoadError::Unread(_)) => {
+                    tracing::error!(process = %id, %error, "an ended process is not to be seen until the next start");
+                }
+                Err(error) => {
+                    let row = unsealed.remove(&id);
+                    recovered.unreadable += usize::from(self.give_up(store, row, id, &error).await);
+                }
             }
         }
-        for row in loaded.unsealed {
+        for row in unsealed.into_values() {
             if !known.contains(&row.id) && !journals.contains(&row.id) {
-                self.seal_unknown(store, row).await;
+                self.seal_lost(store, row, "its journal is gone").await;
                 recovered.unreadable += 1;
             }
         }
@@ -218,16 +248,100 @@ impl Daemon {
         });
     }
 
-    /// The database knows of it, and nothing else does.
-    async fn seal_unknown(&self, store: &Store, row: ProcessRow) {
-        let record = lost(&row, "its journal is gone");
-        if let Err(error) = store.sealed(record.clone(), Vec::new()).await {
+    /// There is a journal of it, from which it will never be taken up: it is killed, and gets a record that says so. False if
+    /// it has one already, or there never was such a process.
+    async fn give_up(
+        &self,
+        store: &Store,
+        row: Option<ProcessRow>,
+        id: ProcessId,
+        error: &LoadError,
+    ) -> bool {
+        let Some(spool) = self.0.tree.keeping().map(|keeping| keeping.spool.clone()) else {
+            return false;
+        };
+        let was_held = self.0.tree.disown(id).await;
+        let has_record = matches!(store.sealed_process(id).await, Ok(Some(_)));
+        if let (LoadError::Short(_), None, false, false) = (error, &row, was_held, has_record) {
+            // An earlier daemon died while it began to accept it: nobody was told, and nothing was started.
+            tracing::info!(process = %id, "a process was not accepted to the end");
+            if let Err(error) = erase(store, &spool, vec![id]).await {
+                tracing::warn!(process = %id, %error, "it cannot be forgotten");
+            }
+            return false;
+        }
+        tracing::error!(process = %id, %error, was_held, "a process cannot be taken up, and is given up");
+        let sealed = has_record || {
+            let row = row.unwrap_or_else(|| unknown(id));
+            let why = format!("its journal is damaged, so that it was killed: {error}");
+            self.seal_lost(store, row, &why).await
+        };
+        // Until there is a record the next daemon has to find it.
+        if sealed {
+            match tokio::task::spawn_blocking(move || spool.set_aside(id)).await {
+                Ok(Ok(())) => {}
+                failed => {
+                    tracing::error!(process = %id, ?failed, "a damaged journal cannot be moved aside")
+                }
+            }
+        }
+        !has_record
+    }
+
+    /// Gives a process a record of which nothing but its row is known; whether the database has it.
+    async fn seal_lost(&self, store: &Store, row: ProcessRow, why: &str) -> bool {
+        let record = lost(&row, why);
+        let sealed = store.sealed(record.clone(), Vec::new()).await;
+        if let Err(error) = &sealed {
             tracing::error!(process = %row.id, %error, "a record is not in the database");
         }
         if let Some(keeping) = self.0.tree.keeping() {
             let link = ProcessLink::ended(row.id, Arc::new(record), keeping.spool.clone());
             self.know(Supervised::restored(link, row));
         }
+        sealed.is_ok()
+    }
+}
+
+/// Reads a journal; if it cannot be read, tries that again until then.
+async fn load(spool: &Arc<Spool>, id: ProcessId, deadline: Instant) -> Result<Journal, LoadError> {
+    let mut failed_before = false;
+    loop {
+        let reading = spool.clone();
+        let read = match tokio::task::spawn_blocking(move || reading.load(id)).await {
+            Ok(read) => read,
+            Err(error) => Err(LoadError::Unread(SpoolError {
+                path: id.to_string(),
+                why: error.to_string(),
+            })),
+        };
+        match read {
+            Err(LoadError::Unread(error)) if Instant::now() < deadline => {
+                if !std::mem::replace(&mut failed_before, true) {
+                    tracing::warn!(%error, "a journal cannot be read: it is tried again");
+                }
+                tokio::time::sleep(UNREAD_AGAIN).await;
+            }
+            read => return read,
+        }
+    }
+}
+
+/// What is known of a process that no row tells of.
+fn unknown(id: ProcessId) -> ProcessRow {
+    ProcessRow {
+        id,
+        session: None,
+        name: None,
+        labels: BTreeMap::new(),
+        argv: Vec::new(),
+        cwd: None,
+        policy: None,
+        confined: false,
+        request: None,
+        queued_at: None,
+        boot_id: None,
+        state: ProcessState::Accepted,
     }
 }
 

@@ -494,5 +494,6 @@ fn what_a_newer_program_wrote_is_left_as_it_is() {
     std::fs::write(&path, &bytes).expect("a disk");
     let refused = spool.load(process.id()).expect_err("it is not understood");
     assert!(refused.to_string().contains("newer"), "{refused}");
+    assert!(matches!(refused, LoadError::Unread(_)), "it may be read yet");
     assert_eq!(std::fs::read(&path).expect("a journal"), bytes);
 }
