@@ -47,6 +47,26 @@ fn instance(client: &mut LineClient) -> Pid {
     Pid::from_raw(status["pid"].as_i64().expect("a pid").try_into().expect("a pid"))
 }
 
+fn keeper(client: &mut LineClient) -> Pid {
+    let status = client.call("daemon/status", json!({})).expect("it is served");
+    Pid::from_raw(
+        status["keeper"]
+            .as_i64()
+            .expect("a pid")
+            .try_into()
+            .expect("a pid"),
+    )
+}
+
+/// A keeper that nobody finds any more: it ends with the test.
+struct Ends(Pid);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
 fn lives(pid: Pid) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -509,6 +529,7 @@ fn whatever_a_user_puts_into_its_state_directory_harms_nobody_else() {
     let mut served = Served::start(&roots);
     let mut client = LineClient::connect_for(served.socket(), theirs.uid());
     start(&mut client, &theirs, "exec sleep 1000", json!({}));
+    let _keeper = Ends(keeper(&mut client));
     let mut own = LineClient::connect(served.socket());
     let roots_process = own.start("exec sleep 1000");
     let killed = instance(&mut client);
