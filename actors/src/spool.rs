@@ -9,6 +9,7 @@
 //! <process>.<stream>.<offset>    raw output                                segments.rs
 //! damaged-<process>.…            what nobody can take up; for people
 //! ballast                        room that is given back to seal records when the disk is full
+//! trial                          for a moment, to see whether it can be written again
 //! ```
 //!
 //! One truth: the journal. A process is taken up again by applying its facts to a new ledger, which is pure and takes
@@ -21,7 +22,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -58,13 +59,14 @@ pub(crate) use self::journal::{Entry, Journal, Observed};
 pub(crate) use self::load::Unfinished;
 pub use self::load::{LoadError, Loaded};
 pub(crate) use self::segments::{
-    Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, segment_bytes,
+    Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, Unmoved, segment_bytes,
 };
 pub use self::stored::{Accepted, StoredSpec, monotonic};
 
 /// Room that is kept for records when the disk is full, in bytes.
 const BALLAST_BYTES: i64 = 4 << 20;
 const BALLAST: &str = "ballast";
+const TRIAL: &str = "trial";
 const LIVE: &str = "journal";
 const SEALED: &str = "sealed";
 const GONE: &str = "gone";
@@ -218,7 +220,7 @@ impl Spool {
         let why = lock(&self.trouble).clone()?;
         let path = self.directory.path.display();
         Some(format!(
-            "{path} cannot be written ({why}): what lives may not survive the daemon; make room"
+            "{path} cannot be written ({why}): what lives may not survive the daemon; make room, or let it be written"
         ))
     }
 
@@ -232,10 +234,21 @@ impl Spool {
 
     /// Looks whether there is room again; to be called now and then.
     pub fn recover_room(&self) {
-        if lock(&self.trouble).is_some() && self.take_ballast() {
-            tracing::info!("there is room in the spool again");
+        if lock(&self.trouble).is_some() && self.take_ballast() && self.can_be_written() {
+            tracing::info!("the spool can be written again");
             *lock(&self.trouble) = None;
         }
+    }
+
+    /// Whether a file can be made in it and filled: room is not all that can be missing.
+    fn can_be_written(&self) -> bool {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+        let written = self
+            .directory
+            .open(TRIAL, flags)
+            .and_then(|file| file.write_all_at(TRIAL.as_bytes(), 0));
+        self.directory.remove(TRIAL);
+        written.is_ok()
     }
 
     /// Keeps room for records. False if there is none.

@@ -224,6 +224,23 @@ pub(crate) enum Moved {
     End,
 }
 
+/// Why nothing was moved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unmoved {
+    /// Where it comes from: `WouldBlock` if nothing is there, `EIO` at the end of a terminal.
+    #[error("it cannot be read: {0}")]
+    Source(#[source] io::Error),
+    /// Where it was to go, whatever the reason. What is there is still there.
+    #[error("it cannot be kept: {0}")]
+    Disk(#[source] io::Error),
+}
+
+impl Unmoved {
+    fn is_would_block(&self) -> bool {
+        matches!(self, Self::Source(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
 impl SegmentWriter {
     /// Goes on at the end of what is there.
     pub(crate) fn new(
@@ -243,39 +260,47 @@ impl SegmentWriter {
     /// Moves what is there, at most `most` bytes, into the current file.
     ///
     /// # Errors
-    /// `WouldBlock` if nothing is there; `EIO` at the end of a terminal; what the disk says.
-    pub(crate) fn fill(&mut self, source: impl AsFd, most: usize) -> io::Result<Moved> {
+    /// Nothing is there, or its place cannot be written.
+    pub(crate) fn fill(&mut self, source: impl AsFd, most: usize) -> Result<Moved, Unmoved> {
         let Some((reader, writer)) = self.relay.take() else {
             return self.fill_from(source.as_fd(), most);
         };
         // First what is in between already.
         let mut moved = self.fill_from(reader.as_fd(), most);
-        if is_would_block(&moved) {
+        if moved.as_ref().is_err_and(Unmoved::is_would_block) {
             moved = move_on(source.as_fd(), writer.as_fd(), None, most)
+                .map_err(Unmoved::Source)
                 .and_then(|_| self.fill_from(reader.as_fd(), most));
         }
         self.relay = Some((reader, writer));
         moved
     }
 
-    fn fill_from(&mut self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<Moved> {
+    fn fill_from(&mut self, pipe: BorrowedFd<'_>, most: usize) -> Result<Moved, Unmoved> {
         let is_full = |start: u64| self.end - start >= self.segment_bytes;
         if self.current.as_ref().is_none_or(|(_, start)| is_full(*start)) {
             // No file for nothing.
-            if !has_bytes(pipe)? {
+            if !has_bytes(pipe).map_err(Unmoved::Source)? {
                 return Ok(Moved::End);
             }
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
-            let file = self.files.directory.open(&self.files.name(self.end), flags)?;
-            self.current = Some((file, self.end));
+            let file = self.files.directory.open(&self.files.name(self.end), flags);
+            self.current = Some((file.map_err(Unmoved::Disk)?, self.end));
         }
         let Some((file, start)) = &self.current else {
-            return Err(io::Error::other("no segment"));
+            return Err(Unmoved::Disk(io::Error::other("no segment")));
         };
         let start = *start;
         let room = self.segment_bytes - (self.end - start);
         let most = most.min(usize::try_from(room).unwrap_or(usize::MAX));
-        let moved = move_on(pipe, file.as_fd(), Some(self.end - start), most)?;
+        let moved = match move_on(pipe, file.as_fd(), Some(self.end - start), most) {
+            Ok(moved) => moved,
+            // A pipe can be empty, and has no other trouble.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Unmoved::Source(error));
+            }
+            Err(error) => return Err(Unmoved::Disk(error)),
+        };
         if moved == 0 {
             return Ok(Moved::End);
         }
@@ -315,10 +340,6 @@ impl SegmentWriter {
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
-}
-
-fn is_would_block<T>(result: &io::Result<T>) -> bool {
-    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Whether something is in a pipe; if not it is at its end, or `WouldBlock`.

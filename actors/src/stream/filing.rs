@@ -18,11 +18,11 @@ use crate::ledger::{Fact, StopCause};
 use crate::log::Log;
 use crate::process::ProcessMsg;
 use crate::record::Closed;
-use crate::spool::{Moved, SegmentWriter, Spool, WhenFull};
+use crate::spool::{Moved, SegmentWriter, Spool, Unmoved, WhenFull};
 
 /// Moves before other streams get their turn on the thread.
 const MOVES_MAX: usize = 16;
-/// What is dropped at once when the disk is full.
+/// What is dropped at once when the disk takes nothing.
 const DROP_BYTES: usize = 64 << 10;
 
 /// A stream and the files that it is moved into.
@@ -157,15 +157,16 @@ impl Filing {
                     length: segment.end - from,
                 }))
             }
-            Err(error) if is_hang_up(self.stream, error.raw_os_error()) => Ok(None),
-            Err(error) if is_of_the_disk(&error) => self.drop_piece(error),
-            Err(error) => Err(error),
+            Err(Unmoved::Disk(error)) => self.drop_piece(&error),
+            Err(Unmoved::Source(error)) if is_hang_up(self.stream, error.raw_os_error()) => Ok(None),
+            Err(Unmoved::Source(error)) => Err(error),
         }
     }
 
-    /// There is no room: the process goes on, and what it writes is counted and lost; or it is stopped.
-    fn drop_piece(&mut self, error: io::Error) -> io::Result<Option<Fact>> {
-        self.spool.is_full(&error);
+    /// There is no room, or it cannot be written to: the process goes on, and what it writes is counted and lost; or it is
+    /// stopped.
+    fn drop_piece(&mut self, error: &io::Error) -> io::Result<Option<Fact>> {
+        self.spool.is_full(error);
         if self.spool.when_full() == WhenFull::Stop {
             let limit = format!("no room for its output: {error}");
             let fact = Fact::StopRequested(StopCause::OverLimit { limit });
@@ -186,21 +187,4 @@ impl Filing {
             length: bytes,
         }))
     }
-}
-
-/// Errors that another attempt may not meet: of the disk, not of the pipe.
-fn is_of_the_disk(error: &io::Error) -> bool {
-    use nix::libc;
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::ENOSPC
-                | libc::EDQUOT
-                | libc::EFBIG
-                | libc::EROFS
-                | libc::ENOENT
-                | libc::EMFILE
-                | libc::ENFILE
-        )
-    )
 }

@@ -1,0 +1,144 @@
+//! A state directory in which nothing can be made for a while: what is lost meanwhile is counted, and nothing else is lost.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tools of the test's own, not supervised commands"
+)]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use provost_tests::{DEADLINE, LineClient, Served, World, both_users, needs, require};
+use serde_json::{Value, json};
+
+/// A directory in which its owner can make nothing, until it is dropped. Files that are open in it can be written.
+struct Closed {
+    path: PathBuf,
+    of_root: bool,
+}
+
+impl Closed {
+    fn begin(world: &World, name: &str) -> Self {
+        let closed = Self {
+            path: world.path(name),
+            of_root: world.is_root(),
+        };
+        closed.set(true);
+        closed
+    }
+
+    fn set(&self, closed: bool) {
+        if self.of_root {
+            // Modes are nothing to root.
+            assert!(chattr(if closed { "+i" } else { "-i" }, &self.path));
+        } else {
+            let mode = if closed { 0o500 } else { 0o700 };
+            fs::set_permissions(&self.path, Permissions::from_mode(mode)).expect("the test's own");
+        }
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
+fn chattr(flag: &str, path: &PathBuf) -> bool {
+    let done = Command::new("chattr").arg(flag).arg(path).status();
+    done.is_ok_and(|status| status.success())
+}
+
+/// Whether a directory can be closed for this user.
+fn can_close(world: &World) -> bool {
+    let trial = world.path("outside");
+    !world.is_root() || needs::command("chattr") && chattr("+i", &trial) && chattr("-i", &trial)
+}
+
+/// What the daemon says does not work; waits until it says something, or nothing any more.
+fn degraded(client: &mut LineClient, wanted: bool) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let status = client.call("daemon/status", json!({})).expect("a status");
+        let said = &status["degraded"];
+        if said.as_array().expect("a list").is_empty() != wanted {
+            return said.to_string();
+        }
+        assert!(Instant::now() < deadline, "degraded: {said}");
+    }
+}
+
+/// Reads events until there is one of this type, after the number `after`.
+fn event(client: &mut LineClient, process: &str, kind: &str, mut after: u64) -> Value {
+    loop {
+        let read = json!({ "process": process, "after_seq": after, "wait_ms": 60_000 });
+        let read = client.call("process/read", read).expect("it is known");
+        let events = read["events"].as_array().expect("events").clone();
+        let last = events.last().expect("something happens");
+        after = last["seq"].as_u64().expect("a number");
+        if let Some(found) = events.iter().find(|event| event["type"] == kind) {
+            return found.clone();
+        }
+        assert_ne!(last["type"], "terminal", "no {kind}: {read}");
+    }
+}
+
+fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept(world: &World) {
+    require!(can_close(world), "chattr, and a file system that knows it");
+    let fifo = world.path("work/go");
+    mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
+    world.give_away(&fifo, 0o600);
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    for (stream, lost, kept) in [("stdout", "ab\n", "kept\n"), ("pty", "ab\r\n", "kept\r\n")] {
+        let script = format!(
+            "read line < {0}; echo ab; read line < {0}; echo kept",
+            fifo.display()
+        );
+        let mut start = json!({ "argv": ["sh", "-c", script], "cwd": "/", "policy": "unconfined" });
+        if stream == "pty" {
+            start["terminal"] = json!({ "rows": 24, "cols": 80 });
+        }
+        let started = client.call("process/start", start.clone()).expect("it starts");
+        let id = started["process"].as_str().expect("an id");
+
+        let closed = Closed::begin(world, "state/spool");
+        fs::write(&fifo, "go\n").expect("it reads");
+        let gap = event(&mut client, id, "gap", 0);
+        assert_eq!(
+            (&gap["stream"], &gap["from"], &gap["to"]),
+            (&json!(stream), &json!(0), &json!(lost.len()))
+        );
+        let said = degraded(&mut client, true);
+        assert!(said.contains("cannot be written"), "{said}");
+        let refused = client
+            .call("process/start", start)
+            .expect_err("it cannot be written down");
+        assert_eq!(refused["data"]["kind"], "refused", "{refused}");
+        drop(closed);
+        degraded(&mut client, false);
+
+        fs::write(&fifo, "go\n").expect("it reads");
+        let record = client.wait(id);
+        let output = &record["output"][stream];
+        let number = |name: &str| output[name].as_u64().expect("a number");
+        assert_eq!(number("bytes"), (lost.len() + kept.len()) as u64, "{record}");
+        assert_eq!(number("dropped"), lost.len() as u64, "{record}");
+        assert_eq!(output["closed"], "eof", "{record}");
+        assert_eq!(record["outcome"], "exited", "{record}");
+        let output = event(&mut client, id, "output", 0);
+        let data = output["data"].as_str().expect("base64");
+        let data = base64_simd::STANDARD.decode_to_vec(data).expect("base64");
+        assert_eq!(String::from_utf8_lossy(&data), kept);
+        assert_eq!(output["offset"], lost.len(), "{output}");
+    }
+}
+
+both_users! {
+    i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept,
+}
