@@ -15,6 +15,9 @@
 //! - A write whose caller stopped waiting (a dropped future) may be done or not.
 //! - A slow disk makes callers wait, and only those; nothing here blocks a thread of the runtime. The exception is
 //!   [`Store::open`], which is for the start.
+//! - Where nothing can be written, because another program holds the database or the disk forbids it, callers wait at most ten
+//!   seconds and are refused from then on at once; it is tried again each time, [`Store::health`] says so, and
+//!   [`Store::writable`] waits for it to pass.
 //! - A full disk: a ballast of 1 MiB is given up, records and ends of sessions are still written, anything new is refused with
 //!   [`StoreError::Full`], and [`Store::health`] says so, until there is room again.
 //!
@@ -71,6 +74,8 @@ const BUSY_TIMEOUT: Duration = if cfg!(test) {
 } else {
     Duration::from_secs(10)
 };
+/// The same where somebody has held it for longer.
+const BUSY_AGAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// Writes that wait for the writer; more callers wait for a place among them.
 const QUEUE_MAX: usize = 1024;
 
@@ -107,6 +112,13 @@ pub enum Health {
         /// When.
         since: Timestamp,
     },
+    /// Nothing can be written at the moment: another program holds it, or the disk does not let it. It is tried again.
+    Unwritable {
+        /// What failed first.
+        why: String,
+        /// When.
+        since: Timestamp,
+    },
     /// It cannot be used; nothing is taken. The next [`Store::open`] moves it aside.
     Damaged {
         /// What SQLite says.
@@ -121,6 +133,9 @@ impl Health {
             Self::Good => None,
             Self::Degraded { why, since } => Some(format!(
                 "the database takes records only, since {since:.0}: {why}"
+            )),
+            Self::Unwritable { why, since } => Some(format!(
+                "the database takes nothing, since {since:.0}: {why}; records are written there as soon as it does"
             )),
             Self::Damaged { why } => Some(format!("the database takes nothing: {why}")),
         }
@@ -282,12 +297,23 @@ impl Store {
             .map(|_| ())
     }
 
-    /// Looks whether there is room again, where there was none; to be called now and then. Else only the next write does.
-    pub async fn recover_room(&self) {
-        if matches!(*self.health.borrow(), Health::Degraded { .. }) {
+    /// Looks whether it can be written again, where it could not; to be called now and then. Else only the next write does.
+    pub async fn recover(&self) {
+        let trial = match *self.health.borrow() {
+            Health::Good | Health::Damaged { .. } => return,
             // Whatever is to be written: room is looked for first.
-            let _ = self.forget(Vec::new()).await;
-        }
+            Health::Degraded { .. } => Write::Forget(Vec::new()),
+            Health::Unwritable { .. } => Write::Trial,
+        };
+        let _ = self.write(trial).await;
+    }
+
+    /// Waits until everything can be written, or nothing ever again.
+    pub async fn writable(&self) {
+        let mut health = self.health.clone();
+        let passed = |health: &Health| matches!(health, Health::Good | Health::Damaged { .. });
+        // Else it is closed.
+        let _ = health.wait_for(passed).await;
     }
 
     /// Forgets processes with everything about them; their request ids are free again.

@@ -9,12 +9,18 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use provost_tests::{DEADLINE, LineClient, Served, World, both_users, needs, require};
+use rusqlite::Connection;
 use serde_json::{Value, json};
+
+/// How long the daemon waits for a lock on its database.
+const LOCK_MAX: Duration = Duration::from_secs(10);
+/// What nobody waits for, on a machine that does other things.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A directory in which its owner can make nothing, until it is dropped. Files that are open in it can be written.
 struct Closed {
@@ -139,6 +145,73 @@ fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kep
     }
 }
 
+/// Waits until so many records are in the database, and reads what is known of their processes.
+fn filed(database: &Connection, wanted: usize) -> Vec<(String, Option<String>)> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut look = database
+        .prepare("SELECT p.id, p.request_id FROM processes p JOIN records r ON r.process = p.id ORDER BY p.id")
+        .expect("a database");
+    loop {
+        let rows = look.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        let rows: Vec<_> = rows.and_then(Iterator::collect).expect("rows");
+        if rows.len() >= wanted {
+            return rows;
+        }
+        assert!(Instant::now() < deadline, "{rows:?}");
+    }
+}
+
+fn i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does(world: &World) {
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let start = |client: &mut LineClient, word: &str| {
+        let params = json!({
+            "argv": ["sh", "-c", "read line; exit 3"], "cwd": "/", "policy": "unconfined", "stdin": true,
+            "request_id": word,
+        });
+        let started = client.call("process/start", params).expect("it starts");
+        started["process"].as_str().expect("an id").to_owned()
+    };
+    let end = |client: &mut LineClient, id: &str| {
+        let go = json!({ "process": id, "data": base64_simd::STANDARD.encode_to_string(b"go\n") });
+        client.call("process/write", go).expect("it reads");
+        client.wait(id)
+    };
+    let first = start(&mut client, "first");
+    let database = Connection::open(world.path("state/provost.db")).expect("a database");
+    database.execute_batch("BEGIN EXCLUSIVE").expect("a lock");
+    let first_record = end(&mut client, &first);
+    // The first who is refused waits as long as a lock is worth waiting for; nobody does after that.
+    let asked = Instant::now();
+    let second = start(&mut client, "second");
+    assert!(asked.elapsed() < LOCK_MAX + SOON, "{:?}", asked.elapsed());
+    let asked = Instant::now();
+    let third = start(&mut client, "third");
+    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+    let said = degraded(&mut client, true);
+    assert!(said.contains("another program holds it"), "{said}");
+    let second_record = end(&mut client, &second);
+    assert_eq!(filed(&database, 0), [], "nothing can be written");
+
+    database.execute_batch("ROLLBACK").expect("our own lock");
+    let known = |id: &str, word: &str| (id.to_owned(), Some(word.to_owned()));
+    assert_eq!(
+        filed(&database, 2),
+        [known(&first, "first"), known(&second, "second")]
+    );
+    degraded(&mut client, false);
+    end(&mut client, &third);
+    assert_eq!(filed(&database, 3)[2], known(&third, "third"));
+    served.crash();
+
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    assert_eq!(client.wait(&first), first_record);
+    assert_eq!(client.wait(&second), second_record);
+    assert_eq!(start(&mut client, "third"), third, "it is known by its word");
+}
+
 both_users! {
+    i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does,
     i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept,
 }

@@ -19,7 +19,7 @@ use super::{Daemon, Kept};
 use crate::protocol::{ProcessPrune, RpcError};
 use crate::store::{Retention, Store, StoreError};
 
-/// How long a record of a process that has ended may take into the database, before it is forgotten all the same.
+/// How long records of processes that have ended may take into the database, before they are forgotten all the same.
 const FILED_MAX: Duration = Duration::from_secs(10);
 /// Forgotten in one step: others wait that long.
 const BATCH: usize = 64;
@@ -62,11 +62,12 @@ impl Daemon {
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
             return;
         };
+        let patience = tokio::time::Instant::now() + FILED_MAX;
         for batch in processes.chunks(BATCH) {
             for process in batch {
                 // Else its record would come into the database after it was deleted there.
                 let mut filed = process.filed.subscribe();
-                let _ = tokio::time::timeout(FILED_MAX, filed.wait_for(|filed| *filed)).await;
+                let _ = tokio::time::timeout_at(patience, filed.wait_for(|filed| *filed)).await;
             }
             let ids = batch.iter().map(|process| process.id()).collect();
             if let Err(error) = erase(&kept.store, &keeping.spool, ids).await {
@@ -85,11 +86,14 @@ impl Daemon {
             daemon.keep_within_bounds()
         });
         let forgotten = looked.await.unwrap_or_default();
+        if let Some(kept) = &self.0.kept {
+            // First: what is removed may wait for it.
+            kept.store.recover().await;
+        }
         self.remove(forgotten).await;
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
             return;
         };
-        kept.store.recover_room().await;
         let processes: Vec<_> = self.state().processes.values().cloned().collect();
         let letting_go = tokio::task::spawn_blocking(move || {
             let filed = processes.iter().filter(|process| *process.filed.borrow());

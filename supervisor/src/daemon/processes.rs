@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub(super) struct Supervised {
     pub(super) request: Option<Request>,
     /// Its record is in the database, or never will be: it can be forgotten.
     pub(super) filed: watch::Sender<bool>,
+    /// The database did not take it when it was accepted, and is told of it with its record.
+    pub(super) unwritten: AtomicBool,
     /// Bytes that it takes to say what it is.
     pub(super) described_bytes: u64,
     /// The daemon knows it no more.
@@ -101,6 +104,7 @@ impl Supervised {
             confined: false,
             request: None,
             filed: watch::Sender::new(false),
+            unwritten: AtomicBool::new(false),
             described_bytes: 0,
             forgotten: CancellationToken::new(),
             writes: Mutex::default(),

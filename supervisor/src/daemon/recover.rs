@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -17,8 +18,11 @@ use super::Daemon;
 use super::forget::erase;
 use super::processes::Supervised;
 use crate::store::{
-    DenialRow, Loaded, ProcessRow, ProcessState, Request, SealedProcess, SessionRow, Store,
+    DenialRow, Loaded, ProcessRow, ProcessState, Request, SealedProcess, SessionRow, Store, StoreError,
 };
+
+/// Between two attempts to write a record down.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the daemon writes down with a process that it accepts, besides its spec.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -192,7 +196,8 @@ impl Daemon {
         let id = journal.accepted.process;
         let row = row(&journal);
         let session = self.session_link(row.session);
-        if let Err(error) = store.accept(row.clone()).await {
+        let accepted = store.accept(row.clone()).await;
+        if let Err(error) = &accepted {
             tracing::error!(process = %id, %error, "the database does not take it");
         }
         let link = match self.0.tree.adopt(session.as_ref(), journal).await {
@@ -203,6 +208,7 @@ impl Daemon {
             }
         };
         let process = Supervised::restored(link, row);
+        process.unwritten.store(accepted.is_err(), Ordering::Relaxed);
         self.0.metrics.watch(&process);
         self.know(process);
     }
@@ -226,7 +232,7 @@ impl Daemon {
         self.state().know(process);
     }
 
-    /// Writes the record of a process down in the database, when it has one.
+    /// Writes the record of a process down in the database, when it has one; where it cannot be written, as soon as it can.
     pub(super) fn keep_record(&self, process: &Arc<Supervised>) {
         let Some(kept) = &self.0.kept else { return };
         if *process.filed.borrow() {
@@ -237,12 +243,22 @@ impl Daemon {
             let record = process.link.sealed().await;
             let denials = process.link.log().await.denials().into_iter();
             let denials = denials.map(|(seq, time, denial)| DenialRow { seq, time, denial });
-            // A full disk is the store's to report, and the journal has the record.
-            if let Err(error) = store
-                .sealed(TerminalRecord::clone(&record), denials.collect())
-                .await
-            {
-                tracing::error!(process = %process.id(), %error, "a record is not in the database");
+            let denials: Vec<_> = denials.collect();
+            let mut said = false;
+            while let Err(error) = file(&store, &process, &record, &denials).await {
+                // The journal has it, and what keeps it out is the store's to report.
+                if !std::mem::replace(&mut said, true) {
+                    tracing::error!(process = %process.id(), %error, "a record is not in the database");
+                }
+                if !error.may_pass() {
+                    break;
+                }
+                let again = async { tokio::join!(tokio::time::sleep(AGAIN), store.writable()) };
+                tokio::select! {
+                    _ = again => {}
+                    // It would come back.
+                    () = process.forgotten.cancelled() => break,
+                }
             }
             process.filed.send_replace(true);
         });
@@ -343,6 +359,24 @@ fn unknown(id: ProcessId) -> ProcessRow {
         boot_id: None,
         state: ProcessState::Accepted,
     }
+}
+
+/// Writes a record down, with what is to be known of its process.
+async fn file(
+    store: &Store,
+    process: &Supervised,
+    record: &TerminalRecord,
+    denials: &[DenialRow],
+) -> Result<(), StoreError> {
+    if process.unwritten.load(Ordering::Relaxed) {
+        match store.accept(process.row()).await {
+            // Then there is room for the record alone.
+            Ok(_) | Err(StoreError::Full { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        process.unwritten.store(false, Ordering::Relaxed);
+    }
+    store.sealed(record.clone(), denials.to_vec()).await
 }
 
 /// The row of a process of which there is a journal.

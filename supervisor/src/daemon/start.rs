@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -248,6 +249,7 @@ impl Daemon {
         if let (Some(kept), Some(row)) = (&self.0.kept, row)
             && let Err(error) = kept.store.accept(row).await
         {
+            process.unwritten.store(true, Ordering::Relaxed);
             tracing::error!(process = %id, %error, "the database does not take it");
         }
         Ok(accepted)

@@ -136,6 +136,29 @@ impl StoreError {
         }
     }
 
+    /// Whether it is not the fault of what was to be written: the same may succeed later.
+    pub fn may_pass(&self) -> bool {
+        self.is_full() || self.is_of_the_place()
+    }
+
+    /// Whether nothing at all can be written now, for another reason than room.
+    pub(super) fn is_of_the_place(&self) -> bool {
+        match self {
+            Self::Locked { .. } | Self::ReadOnly { .. } | Self::Io { .. } => true,
+            Self::Sqlite { error, .. } => matches!(
+                error.sqlite_error_code(),
+                Some(
+                    ErrorCode::SystemIoFailure
+                        | ErrorCode::CannotOpen
+                        | ErrorCode::PermissionDenied
+                        | ErrorCode::FileLockingProtocolFailed
+                        | ErrorCode::OutOfMemory
+                )
+            ),
+            _ => false,
+        }
+    }
+
     /// Whether room on the disk would help.
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Statement, params};
 use super::jobs::statements::JobStatements;
 use super::jobs::{JobWrite, JobWritten};
 use super::rows::{Acceptance, DenialRow, ProcessRow, ProcessState, SessionRow, SessionState};
-use super::{StoreError, text};
+use super::{SCHEMA_VERSION, StoreError, text};
 
 /// One thing to write.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) enum Write {
     Forget(Vec<ProcessId>),
     ForgetSessions(Timestamp),
     Job(JobWrite),
+    /// Nothing, but as everything is written: whether anything can be.
+    Trial,
 }
 
 /// A record as it is written.
@@ -84,6 +86,7 @@ pub(super) struct Statements<'c> {
     forget: Statement<'c>,
     forget_sessions: Statement<'c>,
     jobs: JobStatements<'c>,
+    trial: Statement<'c>,
 }
 
 impl<'c> Statements<'c> {
@@ -135,6 +138,8 @@ impl<'c> Statements<'c> {
             )?,
             jobs: JobStatements::prepare(connection)
                 .map_err(|error| StoreError::of(path, "prepare to write", error))?,
+            // The same as before; its page is written all the same.
+            trial: prepare(&format!("PRAGMA user_version = {SCHEMA_VERSION}"))?,
         })
     }
 
@@ -177,6 +182,7 @@ impl<'c> Statements<'c> {
             Write::ForgetSessions(before) => {
                 done(self.forget_sessions.execute([text::time(before)])).map_err(say("forget sessions"))
             }
+            Write::Trial => done(self.trial.execute([])).map_err(say("write")),
         };
         written.map(|()| Written::Done)
     }

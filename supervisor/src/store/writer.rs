@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::ballast::Ballast;
 use super::place::Place;
 use super::statements::{Statements, Write, Written};
-use super::{BUSY_TIMEOUT, Health, StoreError};
+use super::{BUSY_AGAIN_TIMEOUT, BUSY_TIMEOUT, Health, StoreError};
 
 /// What goes into one transaction at most.
 const BATCH_MAX: usize = 256;
@@ -44,11 +44,14 @@ pub(super) fn run(
 ) {
     match Statements::prepare(&connection, &place.database) {
         Ok(statements) => {
+            let full = health.borrow().clone();
             let mut writer = Writer {
                 connection: &connection,
                 statements,
                 place,
                 ballast,
+                full,
+                unwritable: None,
                 health,
             };
             if !writer.ballast.is_held() {
@@ -83,6 +86,10 @@ struct Writer<'c> {
     statements: Statements<'c>,
     place: &'c Place,
     ballast: Ballast,
+    /// What there is to say of the disk's room.
+    full: Health,
+    /// What there is to say where nothing can be written.
+    unwritable: Option<Health>,
     health: &'c watch::Sender<Health>,
 }
 
@@ -96,7 +103,8 @@ impl Writer<'_> {
         if !self.ballast.is_held() && self.ballast.take().is_ok() {
             tracing::info!("there is room for the database again");
             self.checkpoint_every(CHECKPOINT_PAGES);
-            self.health.send_replace(Health::Good);
+            self.full = Health::Good;
+            self.say_health();
         }
         let mut made_room = false;
         loop {
@@ -109,6 +117,7 @@ impl Writer<'_> {
             }
             match self.attempt(&batch) {
                 Ok(written) => {
+                    self.is_writable();
                     let answers = batch.into_iter().zip(written);
                     return answers.for_each(|(request, written)| request.answer(Ok(written)));
                 }
@@ -129,7 +138,8 @@ impl Writer<'_> {
                     return answer_all(batch, &error);
                 }
                 // Whoever holds the database, or forbids to write, does so for each of them.
-                Err(error @ (StoreError::Locked { .. } | StoreError::ReadOnly { .. })) => {
+                Err(error) if error.is_of_the_place() => {
+                    self.is_unwritable(&error);
                     return answer_all(batch, &error);
                 }
                 // Where several cannot be written together, each of them is tried alone.
@@ -160,13 +170,48 @@ impl Writer<'_> {
         written
     }
 
-    fn give_up_ballast(&mut self, error: &StoreError) {
-        tracing::error!(%error, "only records are written from now on");
-        self.ballast.release();
-        self.health.send_replace(Health::Degraded {
+    /// Nobody is to wait again for what somebody did not get in all that time.
+    fn is_unwritable(&mut self, error: &StoreError) {
+        if self.unwritable.is_some() {
+            return;
+        }
+        tracing::error!(%error, "nothing can be written now");
+        self.unwritable = Some(Health::Unwritable {
             why: error.to_string(),
             since: Timestamp::now(),
         });
+        let _ = self.connection.busy_timeout(self.patience());
+        self.say_health();
+    }
+
+    fn is_writable(&mut self) {
+        if self.unwritable.take().is_some() {
+            tracing::info!("the database can be written again");
+            let _ = self.connection.busy_timeout(self.patience());
+            self.say_health();
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.unwritable {
+            Some(_) => BUSY_AGAIN_TIMEOUT,
+            None => BUSY_TIMEOUT,
+        }
+    }
+
+    fn say_health(&self) {
+        let health = self.unwritable.as_ref().unwrap_or(&self.full);
+        self.health.send_replace(health.clone());
+    }
+
+    fn give_up_ballast(&mut self, error: &StoreError) {
+        tracing::error!(%error, "only records are written from now on");
+        self.ballast.release();
+        self.full = Health::Degraded {
+            why: error.to_string(),
+            since: Timestamp::now(),
+        };
+        self.say_health();
         // The log must not eat what was given up: from now on it is emptied before it grows.
         self.checkpoint_every(CHECKPOINT_PAGES_DEGRADED);
     }
@@ -178,7 +223,7 @@ impl Writer<'_> {
         if let Err(error) = waited.and(emptied) {
             tracing::warn!(%error, "cannot empty the database's log");
         }
-        let _ = self.connection.busy_timeout(BUSY_TIMEOUT);
+        let _ = self.connection.busy_timeout(self.patience());
     }
 
     fn checkpoint_every(&self, pages: u32) {

@@ -235,6 +235,10 @@ async fn a_database_that_another_program_holds_makes_callers_wait_and_nothing_el
     let (row, late) = (process(None), process(None));
     let refused = store.accept(row.clone()).await.unwrap_err();
     assert!(matches!(refused, StoreError::Locked { .. }), "{refused:?}");
+    let said = store.health().trouble().unwrap_or_default();
+    assert!(said.contains("another program holds it"), "{said}");
+    store.recover().await;
+    assert!(store.health().trouble().is_some(), "it is held still");
     // This runtime has one thread: were it blocked, nobody would let go.
     let waiting = tokio::spawn({
         let (store, late) = (store.clone(), late.clone());
@@ -248,6 +252,15 @@ async fn a_database_that_another_program_holds_makes_callers_wait_and_nothing_el
     );
     other.execute_batch("COMMIT").unwrap();
     assert_eq!(waiting.await.unwrap().unwrap(), Acceptance::Accepted);
+    store.writable().await;
+    assert_eq!(store.health(), Health::Good);
+
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    store.live(late.id).await.unwrap_err();
+    assert_ne!(store.health(), Health::Good);
+    other.execute_batch("COMMIT").unwrap();
+    store.recover().await;
+    assert_eq!(store.health(), Health::Good, "it looks by itself");
     store.close().await;
     assert_eq!(
         opened(&directory).loaded.unsealed,
