@@ -66,6 +66,8 @@ mod decider;
 mod error;
 mod group;
 mod handle;
+#[cfg(feature = "cli")]
+pub mod map;
 pub mod policy_file;
 pub mod protocol;
 #[cfg(feature = "cli")]
