@@ -153,6 +153,11 @@ fn every_flag_is_documented() {
     for flag in flags_of("up") {
         assert!(groups.contains(&format!("`{flag}")), "{flag} is not documented");
     }
+    // What `run` has, too, is documented with that.
+    let (map, run) = (page("docs/map.md"), flags_of("run"));
+    for flag in flags_of("map").difference(&run) {
+        assert!(map.contains(flag), "{flag} is not documented");
+    }
     let flags = flags_of("serve");
     assert!(flags.len() > 5, "the help does not look as it used to: {flags:?}");
     let daemon = page("docs/daemon.md");

@@ -101,6 +101,12 @@ impl<'w> Service<'w> {
         run.with(["--daemon"]).env("PROVOST_SOCKET", &self.socket())
     }
 
+    /// `kill -9` of the daemon, and of nothing that it supervises; another one takes its place.
+    pub fn restart(&mut self) {
+        self.served.take().expect("it lives").crash();
+        self.served = Some(Served::start(self.world));
+    }
+
     /// `kill -9` of the daemon.
     pub fn die(&mut self) {
         let served = self.served.take().expect("it dies once");

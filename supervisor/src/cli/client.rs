@@ -7,6 +7,7 @@ mod history;
 mod inspect;
 mod job;
 mod logs;
+mod map;
 mod ps;
 pub(super) mod run;
 mod send;
@@ -65,6 +66,8 @@ pub(crate) enum ClientVerb {
     Deny(approvals::DenyArgs),
     /// Submit commands that wait for their turn, and look after them
     Job(job::JobArgs),
+    /// Run a command for each of many items, so many at a time
+    Map(Box<map::MapArgs>),
     /// Open, list, attach, detach and close sessions
     Session(session::SessionArgs),
     /// Forget processes that have ended
@@ -74,7 +77,7 @@ pub(crate) enum ClientVerb {
 }
 
 /// Which daemon.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Connection {
     /// The daemon's socket [default: that of `provost serve`]
     #[arg(
@@ -146,6 +149,10 @@ pub(super) fn run(verb: ClientVerb) -> CliResult {
         ClientVerb::Approve(args) => block_on(approvals::approve(args)),
         ClientVerb::Deny(args) => block_on(approvals::deny(args)),
         ClientVerb::Job(args) => job::run(args),
+        ClientVerb::Map(args) => match misspelt_option(&args.command, std::env::args_os(), "map") {
+            Some(option) => Err(option),
+            None => map::run(*args),
+        },
         ClientVerb::Session(args) => block_on(session::run(args)),
         ClientVerb::Prune(args) => block_on(status::prune(args)),
         ClientVerb::Status(args) => block_on(status::run(args)),

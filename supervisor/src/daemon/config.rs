@@ -153,6 +153,11 @@ impl Surroundings {
         self.socket.clone().or_else(|| self.default_socket())
     }
 
+    /// Where this user's own state is: where `PROVOST_STATE_DIR` says, else where the daemon keeps its.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        self.state_dir.clone().or_else(|| self.default_state_dir())
+    }
+
     fn default_socket(&self) -> Option<PathBuf> {
         match self.uid {
             0 => Some("/run/provost/provost.sock".into()),

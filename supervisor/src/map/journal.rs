@@ -37,6 +37,8 @@ enum Entry {
     Submitted(usize),
     /// An item has ended.
     Ended(Box<Row>),
+    /// What the items up to this one wrote was printed, in their order.
+    Printed(usize),
 }
 
 /// The journal of a map, as long as this client has it.
@@ -48,6 +50,7 @@ pub struct Journal {
     /// Where the row of each item is: offset and length.
     rows: Vec<Option<(u64, usize)>>,
     submitted: usize,
+    printed: usize,
 }
 
 impl Journal {
@@ -74,6 +77,7 @@ impl Journal {
             end: 0,
             rows: vec![None; items],
             submitted: 0,
+            printed: 0,
         };
         let mut reader = BufReader::new(journal.file.try_clone().map_err(say)?);
         let mut line = Vec::new();
@@ -88,6 +92,7 @@ impl Journal {
             }
             match entry {
                 Entry::Submitted(upto) => journal.submitted = upto,
+                Entry::Printed(upto) => journal.printed = upto,
                 Entry::Ended(row) => {
                     if let Some(place @ None) =
                         row.item.checked_sub(1).and_then(|at| journal.rows.get_mut(at))
@@ -117,6 +122,21 @@ impl Journal {
             self.append(&Entry::Submitted(upto))?;
             self.submitted = upto;
         }
+        Ok(())
+    }
+
+    /// Up to which item outputs were printed in order.
+    pub fn printed(&self) -> usize {
+        self.printed
+    }
+
+    /// They were printed up to this one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn set_printed(&mut self, upto: usize) -> Result<(), JournalError> {
+        self.append(&Entry::Printed(upto))?;
+        self.printed = upto;
         Ok(())
     }
 

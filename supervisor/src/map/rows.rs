@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::items::Item;
 
 /// What became of an item.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Row {
     /// Its number, from 1.
@@ -35,10 +35,6 @@ pub struct Row {
     pub output: Option<String>,
     /// How many bytes it wrote to standard output.
     pub output_bytes: Option<u64>,
-    /// What it reported.
-    pub result: Option<Box<RawValue>>,
-    /// Why what it reported is no result.
-    pub result_error: Option<String>,
     /// Its job.
     pub job: Option<String>,
     /// The process of the last attempt.
@@ -46,7 +42,7 @@ pub struct Row {
 }
 
 /// The columns of a row of CSV behind those of the item.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 9] = [
     "outcome",
     "reason",
     "exit_code",
@@ -56,8 +52,6 @@ const COLUMNS: [&str; 11] = [
     "duration_ms",
     "output",
     "output_bytes",
-    "result",
-    "result_error",
 ];
 
 /// How rows are written.
@@ -146,8 +140,6 @@ impl<'a, W: Write> Writer<'a, W> {
                     number(Some(row.duration_ms)),
                     row.output.clone(),
                     number(row.output_bytes),
-                    row.result.as_ref().map(|result| result.get().to_owned()),
-                    row.result_error.clone(),
                 ] {
                     record.push_field(&field.unwrap_or_default());
                 }
@@ -201,8 +193,6 @@ impl Serialize for Line<'_> {
         line.serialize_entry("duration_ms", &row.duration_ms)?;
         line.serialize_entry("output", &row.output)?;
         line.serialize_entry("output_bytes", &row.output_bytes)?;
-        line.serialize_entry("result", &row.result)?;
-        line.serialize_entry("result_error", &row.result_error)?;
         line.serialize_entry("job", &row.job)?;
         line.serialize_entry("process", &row.process)?;
         line.end()
