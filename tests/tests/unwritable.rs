@@ -7,6 +7,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -211,7 +212,74 @@ fn i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does(world: 
     assert_eq!(start(&mut client, "third"), third, "it is known by its word");
 }
 
+/// Sets how many descriptors a process of this user's may have, as that user may.
+fn allow_descriptors(world: &World, pid: u32, soft: u64) {
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")]);
+    if world.changes_uid() {
+        command.uid(world.uid()).gid(world.uid());
+    }
+    assert!(command.status().expect("prlimit runs").success());
+}
+
+fn i3_with_no_descriptor_left_output_is_kept_or_counted_and_what_lives_has_its_record(world: &World) {
+    require!(needs::command("prlimit"), "prlimit");
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    // One has the file for its output already, the other needs one.
+    let begun = client.start("echo one; read line; echo two; exit 3");
+    client.read_until(&begun, 4);
+    let silent = client.start("read line; echo two; exit 4");
+    event(&mut client, &silent, "started", 0);
+    let status = fs::read_to_string(format!("/proc/{}/limits", served.pid())).expect("it lives");
+    let line = status.lines().find(|line| line.starts_with("Max open files"));
+    let before = line.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+    let before: u64 = before.expect("a number");
+
+    // Fewer than it has: not one more.
+    allow_descriptors(world, served.pid(), 3);
+    let params = json!({ "argv": ["true"], "cwd": "/", "policy": "unconfined" });
+    let refused = client
+        .call("process/start", params.clone())
+        .expect_err("no descriptor");
+    assert_eq!(refused["data"]["kind"], "refused", "{refused}");
+    assert!(
+        refused["data"]["why"].to_string().contains("open files"),
+        "{refused}"
+    );
+    let go = base64_simd::STANDARD.encode_to_string(b"go\n");
+    for id in [&begun, &silent] {
+        let write = json!({ "process": id, "data": go });
+        client.call("process/write", write).expect("it reads");
+    }
+    let records = [&begun, &silent].map(|id| client.wait(id));
+    for (record, (code, bytes, dropped)) in records.iter().zip([(3, 8, 0), (4, 4, 4)]) {
+        assert_eq!(record["exit_code"], code, "{record}");
+        let output = &record["output"]["stdout"];
+        assert_eq!(
+            (&output["bytes"], &output["dropped"]),
+            (&json!(bytes), &json!(dropped)),
+            "{record}"
+        );
+        assert_eq!(output["closed"], "eof", "{record}");
+    }
+    degraded(&mut client, true);
+
+    allow_descriptors(world, served.pid(), before);
+    degraded(&mut client, false);
+    let started = client.call("process/start", params).expect("it starts");
+    let after = client.wait(started["process"].as_str().expect("an id"));
+    assert_eq!(after["outcome"], "exited", "{after}");
+    assert_eq!(client.read_all(&begun).0, b"one\ntwo\n");
+    served.crash();
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    assert_eq!([&begun, &silent].map(|id| client.wait(id)), records);
+    assert_eq!(client.read_all(&begun).0, b"one\ntwo\n");
+}
+
 both_users! {
+    i3_with_no_descriptor_left_output_is_kept_or_counted_and_what_lives_has_its_record,
     i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does,
     i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept,
 }
