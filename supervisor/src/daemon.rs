@@ -58,6 +58,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::broker::{Broker, UserDirectories, UsersError};
 use self::follow::watch::Watcher;
+use self::forget::Forgotten;
 pub use self::instance::{
     Configuration, InstancePlace, Introduction, NOT_NEEDED, become_instance, introduction, is_needed,
 };
@@ -205,6 +206,7 @@ struct State {
     starting: HashMap<u64, Option<String>>,
     /// Ended ones, in the order of their ends as far as that was noticed.
     ended: VecDeque<ProcessId>,
+    forgotten: Forgotten,
     /// Those who can hold sessions and inputs: the connections.
     holders: HashMap<Holder, Connected>,
     /// Who holds the input of which process, as far as it may (see `input.rs`).

@@ -63,7 +63,7 @@ pub enum Error {
     /// The supervisor, session or daemon is shut down: nothing starts in it any more.
     #[error("{0}")]
     Closed(Reason),
-    /// There is no such process.
+    /// There is no such process, or not any more.
     #[error("{0}")]
     NotFound(Reason),
     /// A limit: of the daemon's towards this connection or user, or of how deep sessions nest.
@@ -138,7 +138,7 @@ impl Error {
             ErrorKind::Unsupported => Self::Unsupported(reason),
             ErrorKind::Ended => Self::Ended(reason),
             ErrorKind::ShuttingDown => Self::Closed(reason),
-            ErrorKind::NotFound | ErrorKind::Ambiguous => Self::NotFound(reason),
+            ErrorKind::NotFound | ErrorKind::Forgotten | ErrorKind::Ambiguous => Self::NotFound(reason),
             ErrorKind::Limit | ErrorKind::FrameTooLarge => Self::Limit(reason),
             ErrorKind::NotHolder | ErrorKind::InputHeld => Self::NotHolder(reason),
             ErrorKind::Forbidden => Self::Forbidden(reason),

@@ -130,6 +130,8 @@ pub enum ErrorKind {
     Unsupported,
     /// It may or may not have been done when the daemon ended.
     Uncertain,
+    /// There was such a process, and it was forgotten since this daemon started.
+    Forgotten,
 }
 
 impl ErrorKind {
@@ -154,6 +156,7 @@ impl ErrorKind {
             Self::InputHeld => -32011,
             Self::Unsupported => -32012,
             Self::Uncertain => -32013,
+            Self::Forgotten => -32014,
         }
     }
 }

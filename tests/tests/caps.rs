@@ -109,7 +109,7 @@ fn kept(client: &mut LineClient, process: &str) -> Option<(u64, u64)> {
         let events = match client.call("process/read", params) {
             Ok(events) => events,
             Err(error) => {
-                assert_eq!(error["data"]["kind"], "not_found", "{error}");
+                assert_eq!(error["data"]["kind"], "forgotten", "{error}");
                 return None;
             }
         };

@@ -92,6 +92,21 @@ fn i8_what_was_pruned_is_gone_everywhere_and_stays_so(world: &World) {
         client.call("process/prune", json!({})).expect("pruned"),
         json!({ "forgotten": 1 })
     );
+    for method in ["process/inspect", "process/wait", "process/read"] {
+        let error = client
+            .call(method, json!({ "process": gone }))
+            .expect_err("forgotten");
+        assert_eq!(
+            (&error["code"], &error["data"]["kind"]),
+            (&json!(-32014), &json!("forgotten")),
+            "{error}"
+        );
+    }
+    let never = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let error = client
+        .call("process/wait", json!({ "process": never }))
+        .expect_err("never there");
+    assert_eq!(error["data"]["kind"], "not_found", "{error}");
     assert_eq!(in_spool(world, &gone), [""; 0]);
     assert_eq!(records(world), [Value::Null; 0]);
     let (left, record, _) = run(&mut client, "echo left");

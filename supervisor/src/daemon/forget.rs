@@ -6,7 +6,7 @@
 //!
 //! Whatever stands between two of these steps, the next start sees the mark and does the rest.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,29 @@ use crate::store::{Retention, Store, StoreError};
 const FILED_MAX: Duration = Duration::from_secs(10);
 /// Forgotten in one step: others wait that long.
 const BATCH: usize = 64;
+
+/// How many of those that were forgotten are known to have been there.
+const FORGOTTEN_MAX: usize = 10_000;
+
+/// Which processes were forgotten last, since the daemon started.
+#[derive(Debug, Default)]
+pub(super) struct Forgotten(VecDeque<(ProcessId, bool)>);
+
+impl Forgotten {
+    /// It is forgotten now; a client that is confined itself had started it, or not.
+    pub(super) fn note(&mut self, id: ProcessId, confined: bool) {
+        if self.0.len() == FORGOTTEN_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((id, confined));
+    }
+
+    /// Whether it was there, for somebody who would have found it.
+    pub(super) fn has(&self, id: ProcessId, confined_only: bool) -> bool {
+        let mut all = self.0.iter();
+        all.any(|(known, confined)| *known == id && (*confined || !confined_only))
+    }
+}
 
 impl Daemon {
     /// Forgets processes that have ended; how many.
@@ -46,7 +69,10 @@ impl Daemon {
             let all = std::mem::take(&mut state.processes);
             let (gone, left) = all.into_iter().partition(|(_, process)| goes(process));
             state.processes = left;
-            let gone: std::collections::BTreeMap<_, _> = gone;
+            let gone: std::collections::BTreeMap<_, Arc<Supervised>> = gone;
+            for (id, process) in &gone {
+                state.forgotten.note(*id, process.confined);
+            }
             gone.into_values().collect()
         };
         forgotten
@@ -117,9 +143,12 @@ impl Daemon {
             {
                 let mut state = self.state();
                 for id in batch {
-                    if let Some(process) = state.processes.remove(id) {
+                    let process = state.processes.remove(id);
+                    if let Some(process) = &process {
                         process.forgotten.cancel();
                     }
+                    let confined = process.is_some_and(|process| process.confined);
+                    state.forgotten.note(*id, confined);
                 }
             }
             erase(&kept.store, spool, batch.to_vec()).await?;

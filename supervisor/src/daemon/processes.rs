@@ -359,6 +359,10 @@ impl Daemon {
             let id = process.id().to_string();
             part && known(process) && (id.starts_with(text) || id.ends_with(text))
         });
+        let was_there = || {
+            let id = text.parse().ok();
+            id.is_some_and(|id| state.forgotten.has(id, confined_only))
+        };
         match (fitting.next(), fitting.next()) {
             (Some(process), None) => Ok(process.clone()),
             (Some(_), Some(_)) => {
@@ -367,6 +371,14 @@ impl Daemon {
                         .hint("give more of the id"),
                 )
             }
+            (None, _) if was_there() => Err(RpcError::new(
+                ErrorKind::Forgotten,
+                what(),
+                "it ended, and was forgotten with its record",
+            )
+            .hint(
+                "keep more, or for longer: `records_max_age`, `records_max_bytes`, `max_memory_bytes`",
+            )),
             (None, _) => {
                 Err(
                     RpcError::new(ErrorKind::NotFound, what(), "there is none of that id or name")

@@ -98,6 +98,7 @@ impl Daemon {
                 *count = count.saturating_sub(1);
                 *bytes = bytes.saturating_sub(weight(&process));
                 process.forgotten.cancel();
+                state.forgotten.note(*id, process.confined);
                 gone.insert(*id);
                 forgotten.push(process);
             }

@@ -398,7 +398,10 @@ impl RemoteProcess {
             Ok(told) => Ok(told.told),
             // Decided already, or never asked, or so long ago that the process is forgotten: it does not wait.
             Err(ClientError::Refused(error))
-                if matches!(error.data.kind, ErrorKind::Conflict | ErrorKind::NotFound) =>
+                if matches!(
+                    error.data.kind,
+                    ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Forgotten
+                ) =>
             {
                 Ok(false)
             }
