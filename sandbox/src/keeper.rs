@@ -25,7 +25,7 @@
 //! | `account` | what is known of a process, and how much of it was told |
 //! | `server` | the loop of spawner and keeper |
 //! | `exits` | the file in which a keeper writes down how processes ended |
-//! | `oom` | the keeper's own place in line when memory runs out |
+//! | `oom` | the own place of keeper and daemon in line when memory runs out |
 //! | `tree` | one supervised tree, as the spawner sees it |
 //! | `warm` | sandboxes made ahead |
 //! | `init` | PID 1: namespaces, mounts, reaping |
@@ -67,6 +67,7 @@ pub mod wire;
 
 pub use cgroup::settle_in_leaf;
 pub use delegate::{DelegatedGroup, join_group};
+pub use oom::{protect_daemon, with_ordinary_score};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

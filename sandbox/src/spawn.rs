@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use uuid::Uuid;
 
 use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
-use crate::keeper::{ROLE, is_hooked};
+use crate::keeper::{ROLE, is_hooked, with_ordinary_score};
 
 /// Where the spawner's executable is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -224,14 +224,15 @@ impl Drop for Spawner {
 /// which are its forks.
 #[allow(clippy::disallowed_methods, reason = "the spawner itself")]
 fn start(path: &Path, role: &str, arguments: &[String], socket: OwnedFd) -> io::Result<Child> {
-    std::process::Command::new(path)
+    let mut command = std::process::Command::new(path);
+    command
         .arg0(role)
         .args(arguments)
         .env_clear()
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+        .stderr(Stdio::null());
+    with_ordinary_score(|| command.spawn())
 }
 
 /// Somebody must wait for it, or a host that starts many supervisors collects zombies. A host that reaps with wait(-1)

@@ -30,7 +30,12 @@ impl Served {
 
     /// The same with more flags.
     pub fn start_with(world: &World, flags: &[&str]) -> Self {
-        let (served, listens) = Self::begin(world, flags);
+        Self::start_by(world, &[], flags)
+    }
+
+    /// The same by way of another command, which becomes what its last words say.
+    pub fn start_by(world: &World, wrapper: &[&str], flags: &[&str]) -> Self {
+        let (served, listens) = Self::begin_by(world, wrapper, flags);
         if listens.recv_timeout(crate::DEADLINE).is_err() {
             panic!("the daemon does not listen:\n{}", served.said());
         }
@@ -88,9 +93,15 @@ impl Served {
 
     /// Starts one, and does not wait until it listens, which the receiver tells.
     fn begin(world: &World, flags: &[&str]) -> (Self, Receiver<()>) {
+        Self::begin_by(world, &[], flags)
+    }
+
+    fn begin_by(world: &World, wrapper: &[&str], flags: &[&str]) -> (Self, Receiver<()>) {
         let socket = world.path("work/provost.sock");
-        let mut command = Command::new(provost());
+        let mut words = wrapper.iter().map(Into::into).chain([provost().into_os_string()]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .args(["serve", "--socket"])
             .arg(&socket)
             .arg("--state-dir")

@@ -139,7 +139,7 @@ impl Server {
                 epoll.add(stdin_socket(), EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
                 // Its host may go with the directory it was started in.
                 std::env::set_current_dir("/")?;
-                (None, OomScore::protect())
+                (None, OomScore::protect_keeper())
             }
         };
         let last_capability = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use provost_sandbox::keeper::wire;
+use provost_sandbox::keeper::{wire, with_ordinary_score};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, ClientError};
@@ -210,7 +210,7 @@ impl Program {
                 command.env("WATCHDOG_PID", std::process::id().to_string());
             }
         }
-        command.exec()
+        with_ordinary_score(|| command.exec())
     }
 }
 

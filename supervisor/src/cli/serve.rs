@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use provost_sandbox::keeper::settle_in_leaf;
+use provost_sandbox::keeper::{protect_daemon, settle_in_leaf};
 use tokio::net::UnixListener;
 
 use self::running::Running;
@@ -104,6 +104,9 @@ pub(super) fn run(args: ServeArgs) -> CliResult {
     };
     let supervisor = supervisor.launch().map_err(|error| error.to_string())?;
     allow_descriptors();
+    if !args.stdio {
+        protect_daemon();
+    }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = super::runtime(processors)?;
     let result = runtime.block_on(async {

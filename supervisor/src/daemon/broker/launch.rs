@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use provost_sandbox::handover;
-use provost_sandbox::keeper::DelegatedGroup;
+use provost_sandbox::keeper::{DelegatedGroup, with_ordinary_score};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::instance::{COUNTS, Identity, NOT_NEEDED};
@@ -78,7 +78,7 @@ impl Launcher {
         if let Some(journal) = std::env::var_os("JOURNAL_STREAM") {
             command.env("JOURNAL_STREAM", journal);
         }
-        let child = command.spawn()?;
+        let child = with_ordinary_score(|| command.spawn())?;
         tracing::info!(uid, pid = child.id(), "started the instance of a user");
         Ok(Instance {
             control,
@@ -95,7 +95,8 @@ impl Launcher {
     pub(super) fn is_needed(&self, uid: u32) -> io::Result<bool> {
         let mut words = self.state_words(uid)?;
         words.push("--instance-needed".into());
-        let mut child = self.command(uid, words).stdin(Stdio::null()).spawn()?;
+        let mut command = self.command(uid, words);
+        let mut child = with_ordinary_score(|| command.stdin(Stdio::null()).spawn())?;
         if !ends_within(&child, Instant::now(), || ANSWER_MAX) {
             let _ = child.kill();
         }
