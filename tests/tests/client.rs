@@ -52,6 +52,7 @@ fn a_process_is_started_listed_waited_for_inspected_and_forgotten(world: &World)
     for verb in ["inspect", "logs", "events", "wait", "stop"] {
         let gone = service.ask(&[verb, &id]);
         assert_eq!(gone.code, Some(125), "\n{gone}");
+        assert!(gone.stderr.contains("forgotten"), "\n{gone}");
         assert!(gone.stderr.contains("provost ps -a"), "no hint\n{gone}");
     }
     assert_eq!(service.say(&["ps", "-q"]), other);

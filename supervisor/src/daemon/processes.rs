@@ -377,7 +377,7 @@ impl Daemon {
                 "it ended, and was forgotten with its record",
             )
             .hint(
-                "keep more, or for longer: `records_max_age`, `records_max_bytes`, `max_memory_bytes`",
+                "`provost ps -a` lists what is left; `records_max_age`, `records_max_bytes` and `max_memory_bytes` say how much that is",
             )),
             (None, _) => {
                 Err(

@@ -111,7 +111,7 @@ async fn what_a_newer_program_made_is_refused_and_left_as_it_is() {
     let path = database(&directory);
     let newer = Connection::open(&path).unwrap();
     newer
-        .execute_batch("CREATE TABLE jobs (id TEXT) STRICT; PRAGMA user_version = 99")
+        .execute_batch("CREATE TABLE of_later (id TEXT) STRICT; PRAGMA user_version = 99")
         .unwrap();
     drop(newer);
     let before = fs::read(&path).unwrap();
