@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
 
 /// A path and what was there.
 #[derive(Debug, Clone)]
@@ -105,11 +108,19 @@ pub(crate) struct MountTable {
 }
 
 impl MountTable {
-    pub(crate) fn now() -> Self {
-        Self {
-            file: File::open("/proc/self/mountinfo").ok(),
+    /// # Errors
+    /// There is no descriptor for it, nor memory. Where there is no such file nobody can tell.
+    pub(crate) fn now() -> Result<Self, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = match open("/proc/self/mountinfo", flags, Mode::empty()) {
+            Ok(file) => Some(File::from(file)),
+            Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => return Err(errno),
+            Err(_) => None,
+        };
+        Ok(Self {
+            file,
             changed: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Whether it is as it was. Also where nobody can tell.

@@ -141,6 +141,15 @@ pub enum LandlockError {
         /// Why not.
         reason: String,
     },
+    /// There are no descriptors or no memory left to look at the policy's paths. What cannot be looked at is not taken for
+    /// missing.
+    #[error("cannot look at {}: {reason}; let other work end, or allow more open files (RLIMIT_NOFILE)", path.display())]
+    Exhausted {
+        /// The path.
+        path: PathBuf,
+        /// What is exhausted.
+        reason: String,
+    },
     /// Hiding something in a directory takes naming everything else in it.
     #[error(
         "{} has too many entries: hiding paths below it takes more than {rules_max} Landlock rules; deny a \
@@ -171,6 +180,17 @@ impl LandlockError {
         }
     }
 
+    /// Ok where the error tells something of the path, and not of us.
+    fn unless_exhausted(path: &Path, errno: Errno) -> Result<(), Self> {
+        match errno {
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => Err(Self::Exhausted {
+                path: path.to_owned(),
+                reason: errno.desc().to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn kernel(step: &'static str, error: &impl Display) -> Self {
         Self::Kernel {
             step,
@@ -196,7 +216,10 @@ pub fn compile_landlock(request: &LandlockRequest<'_>) -> Result<LandlockLayers,
             &mut degraded,
         )?;
     }
-    let mount_table = MountTable::now();
+    let mount_table = MountTable::now().map_err(|errno| LandlockError::Exhausted {
+        path: "/proc/self/mountinfo".into(),
+        reason: errno.desc().to_owned(),
+    })?;
     let (files, links) = resolve::resolve_policy(request.files);
     let private_dirs = private_dirs(request, &mut degraded)?;
     let access = AccessMap::new(&files, &private_dirs);

@@ -112,7 +112,7 @@ impl Builder {
         let fd = match open(path, PATH_ONLY, Mode::empty()) {
             Ok(fd) => fd,
             // It grants nothing that is not there.
-            Err(_) => return Ok(()),
+            Err(errno) => return LandlockError::unless_exhausted(path, errno),
         };
         let found: FileStat =
             fstat(&fd).map_err(|errno| LandlockError::open(path, "executable", errno))?;
@@ -219,8 +219,9 @@ impl Builder {
     ) -> Result<(), LandlockError> {
         self.witnesses.push(Witness::entries(path));
         // A directory that we may not list is refused to the process by its own permissions.
-        let Ok(mut listing) = Dir::openat(&place.fd, ".", LISTING, Mode::empty()) else {
-            return Ok(());
+        let mut listing = match Dir::openat(&place.fd, ".", LISTING, Mode::empty()) {
+            Ok(listing) => listing,
+            Err(errno) => return LandlockError::unless_exhausted(path, errno),
         };
         for entry in listing.iter() {
             let Ok(entry) = entry else { break };
@@ -228,8 +229,12 @@ impl Builder {
             if name == "." || name == ".." || node.children.contains_key(name) {
                 continue;
             }
-            let Ok(found) = look_at_entry(place.fd.as_fd(), name, entry.file_type()) else {
-                continue;
+            let found = match look_at_entry(place.fd.as_fd(), name, entry.file_type()) {
+                Ok(found) => found,
+                Err(errno) => {
+                    LandlockError::unless_exhausted(path, errno)?;
+                    continue;
+                }
             };
             if found.kind == SFlag::S_IFLNK || found.is_device() {
                 continue;
@@ -250,6 +255,7 @@ impl Builder {
 
     /// A path of the policy that is not there (any more). Grants by the user must be there.
     fn missing(&mut self, path: &Path, node: &Node, errno: Errno) -> Result<(), LandlockError> {
+        LandlockError::unless_exhausted(path, errno)?;
         self.witnesses.push(Witness::identity(path));
         match first_required(node, &mut path.to_owned()) {
             Some((path, source)) => Err(LandlockError::open(&path, &source, errno)),
