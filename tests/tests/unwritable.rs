@@ -97,15 +97,19 @@ fn event(client: &mut LineClient, process: &str, kind: &str, mut after: u64) -> 
 
 fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept(world: &World) {
     require!(can_close(world), "chattr, and a file system that knows it");
-    let fifo = world.path("work/go");
-    mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
-    world.give_away(&fifo, 0o600);
+    // One for each go: a reader that came early would find the end of the one before.
+    let fifos = ["work/first", "work/second"].map(|name| world.path(name));
+    for fifo in &fifos {
+        mkfifo(fifo, Mode::S_IRWXU).expect("a FIFO");
+        world.give_away(fifo, 0o600);
+    }
     let served = Served::start(world);
     let mut client = LineClient::connect(served.socket());
     for (stream, lost, kept) in [("stdout", "ab\n", "kept\n"), ("pty", "ab\r\n", "kept\r\n")] {
         let script = format!(
-            "read line < {0}; echo ab; read line < {0}; echo kept",
-            fifo.display()
+            "read line < {}; echo ab; read line < {}; echo kept",
+            fifos[0].display(),
+            fifos[1].display()
         );
         let mut start = json!({ "argv": ["sh", "-c", script], "cwd": "/", "policy": "unconfined" });
         if stream == "pty" {
@@ -115,7 +119,7 @@ fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kep
         let id = started["process"].as_str().expect("an id");
 
         let closed = Closed::begin(world, "state/spool");
-        fs::write(&fifo, "go\n").expect("it reads");
+        fs::write(&fifos[0], "go\n").expect("it reads");
         let gap = event(&mut client, id, "gap", 0);
         assert_eq!(
             (&gap["stream"], &gap["from"], &gap["to"]),
@@ -130,7 +134,7 @@ fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kep
         drop(closed);
         degraded(&mut client, false);
 
-        fs::write(&fifo, "go\n").expect("it reads");
+        fs::write(&fifos[1], "go\n").expect("it reads");
         let record = client.wait(id);
         let output = &record["output"][stream];
         let number = |name: &str| output[name].as_u64().expect("a number");

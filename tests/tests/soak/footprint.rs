@@ -13,14 +13,18 @@ pub(crate) struct Footprint {
     children: usize,
 }
 
+/// Threads that come and go with what is done every second.
+const PASSING_THREADS: usize = 3;
+
 impl Footprint {
-    /// Descriptors, threads, children.
-    pub(crate) fn counts(&self) -> (usize, usize, usize) {
-        (self.descriptors, self.threads, self.children)
+    /// As many descriptors and children, and as many threads but for those that come and go.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        (self.descriptors, self.children) == (other.descriptors, other.children)
+            && self.threads.abs_diff(other.threads) <= PASSING_THREADS
     }
 }
 
-/// The daemon with this pid, its keeper, its instances and their spawners, by name. They are all children of it: whoever
+/// The daemon with this pid, its keeper, its instances and their keepers, by name. They are all children of it: whoever
 /// launches a keeper is its parent as long as it lives.
 pub(crate) fn of(daemon: u32) -> BTreeMap<String, Footprint> {
     let children = children();
@@ -36,8 +40,8 @@ pub(crate) fn of(daemon: u32) -> BTreeMap<String, Footprint> {
             "provost-keeper" => add("its keeper", *child),
             _ => {
                 add("instance", *child);
-                for spawner in children.get(child).into_iter().flatten() {
-                    add("the instance's spawner", *spawner);
+                for keeper in children.get(child).into_iter().flatten() {
+                    add("the instance's keeper", *keeper);
                 }
             }
         }

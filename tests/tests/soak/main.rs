@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lanes (threads) ── churn ──► daemon ── its keeper
-//!                                └────── instance of an ordinary user ── its spawner
+//!                                └────── instance of an ordinary user ── its keeper
 //!            warm-up │ settle, measure │ churn │ settle, measure again
 //! ```
 //!
@@ -32,8 +32,8 @@ const WARM_UP: Duration = Duration::from_secs(15);
 /// What a settled daemon may have grown by, whatever it did: room for the allocator's moods, and for the words of 10,000
 /// starts.
 const DAEMON_GROWTH_KIB: u64 = 8 * 1024;
-/// The same for a keeper or spawner, which allocates little and remembers 4,096 ids.
-const SPAWNER_GROWTH_KIB: u64 = 512;
+/// The same for a keeper, which allocates little and remembers 4,096 ids.
+const KEEPER_GROWTH_KIB: u64 = 512;
 /// Nothing changes any more: longer than what is kept for the next start is kept.
 const QUIET: Duration = Duration::from_secs(12);
 /// Lanes for each user.
@@ -81,8 +81,8 @@ fn i3_what_comes_and_goes_for_long_leaves_no_memory_descriptor_thread_or_child_b
     );
     for (name, was) in &before {
         let grown = after[name].memory_kib.saturating_sub(was.memory_kib);
-        let most = match name.ends_with("spawner") || name.ends_with("keeper") {
-            true => SPAWNER_GROWTH_KIB,
+        let most = match name.ends_with("keeper") {
+            true => KEEPER_GROWTH_KIB,
             false => DAEMON_GROWTH_KIB,
         };
         assert!(
@@ -190,10 +190,5 @@ fn settled(
 }
 
 fn same_counts(one: &BTreeMap<String, Footprint>, other: &BTreeMap<String, Footprint>) -> bool {
-    let counts = |all: &BTreeMap<String, Footprint>| -> Vec<_> {
-        all.iter()
-            .map(|(name, print)| (name.clone(), print.counts()))
-            .collect()
-    };
-    counts(one) == counts(other)
+    one.keys().eq(other.keys()) && one.iter().all(|(name, print)| print.is_like(&other[name]))
 }
