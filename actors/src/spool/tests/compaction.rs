@@ -147,6 +147,23 @@ fn read(log: &Arc<Log>) -> Told {
     (told, gaps)
 }
 
+/// Whether a reader is told the same. Output that retention had dropped may be told again where all facts are applied again
+/// and its bytes lie in a file that was kept for others; the short journal remembers that it is a gap.
+fn is_like((short, gaps): &Told, (whole, whole_gaps): &Told) -> bool {
+    let within = |from: u64, to: u64| gaps.iter().any(|gap| gap.0 <= from && to <= gap.1);
+    let was_dropped = |value: &Value| {
+        let place = value
+            .as_array()
+            .map(|output| (output[0].as_u64(), output[1].as_u64()));
+        matches!(place, Some((Some(offset), Some(length))) if within(offset, offset + length))
+    };
+    short.iter().all(|told| whole.contains(told))
+        && whole_gaps.iter().all(|gap| within(gap.0, gap.1))
+        && whole
+            .iter()
+            .all(|told| short.contains(told) || was_dropped(&told.1))
+}
+
 /// A process whose journal is made short, and beside it the same journal as it would be otherwise.
 struct Twins {
     process: Process,
@@ -393,7 +410,8 @@ proptest! {
         let [(_one, mut short), (_other, mut whole)] = twins.load();
         prop_assert_eq!(told(&short.ledger), told(&whole.ledger), "after {} times", times);
         prop_assert_eq!(told(&short.ledger), told(&before.0));
-        prop_assert_eq!(read(&short.log), read(&whole.log), "after {} times", times);
+        let (brief, full) = (read(&short.log), read(&whole.log));
+        prop_assert!(is_like(&brief, &full), "after {} times: {:?}\n{:?}", times, brief, full);
         prop_assert_eq!(short.log.last_seq(), whole.log.last_seq());
         prop_assert_eq!(short.log.last_seq(), before.1.last_seq());
         prop_assert_eq!(short.stdin, whole.stdin);
