@@ -176,7 +176,9 @@ impl Spool {
             ballast: Mutex::new(false),
             when_full,
         };
-        spool.take_ballast();
+        if !spool.take_ballast() {
+            tracing::warn!(path = %path.display(), "no room is kept for records: the disk is full");
+        }
         Ok(Arc::new(spool))
     }
 
@@ -264,7 +266,7 @@ impl Spool {
         match taken {
             Ok(()) => *held = true,
             Err(error) => {
-                tracing::warn!(%error, "no room is kept for records: the disk is full");
+                tracing::debug!(%error, "no room can be kept for records");
                 self.directory.remove(BALLAST);
             }
         }
@@ -282,6 +284,8 @@ impl Spool {
                 "the state directory was moved, replaced or removed while the daemon ran; put it back, or start the daemon again",
             ));
         }
+        // Who made room need not wait for the next look.
+        self.recover_room();
         if let Some(why) = &*lock(&self.trouble) {
             let why = format!("{why}; what room there is is for the records of what runs: make room");
             return Err(io::Error::other(why));

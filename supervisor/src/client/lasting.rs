@@ -197,7 +197,18 @@ impl Lasting {
     /// # Errors
     /// The daemon does not come back in time, or does not serve this client any more.
     pub async fn renew(&self, lost: &Client, error: ClientError) -> Result<Client, ClientError> {
-        let (Some(path), true) = (&self.0.path, self.lasts()) else {
+        if !self.lasts() {
+            return Err(error);
+        }
+        // A task of its own, for one at a time does this and others wait for it: a caller that is not polled for a while, as one
+        // of several that a loop polls in turn, must not hold up those.
+        let (lasting, lost) = (self.clone(), lost.clone());
+        let renewed = tokio::spawn(async move { lasting.renew_in_turn(&lost, error).await });
+        renewed.await.unwrap_or(Err(ClientError::Lost))
+    }
+
+    async fn renew_in_turn(&self, lost: &Client, error: ClientError) -> Result<Client, ClientError> {
+        let Some(path) = &self.0.path else {
             return Err(error);
         };
         let _one_at_a_time = self.0.renewing.lock().await;
