@@ -1,7 +1,12 @@
 //! Clients and daemons that go away, or were never there.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
-use provost_tests::{Service, World, both_users};
+use provost::client::{Lasting, RECONNECT};
+use provost_tests::asking::block_on;
+use provost_tests::{Served, Service, User, World, both_users};
+use serde_json::{Value, json};
 
 fn the_death_of_a_client_leaves_the_process_alone_and_its_interrupt_does_not(world: &World) {
     let service = Service::start(world);
@@ -87,6 +92,29 @@ fn i10_a_connection_that_is_lost_is_never_success(world: &World) {
         assert_eq!(done.code, Some(125), "\n{done}");
         assert!(done.stderr.contains("lost"), "\n{done}");
     }
+}
+
+/// A loop that does one thing after the other does not go on with the one while it waits for the other.
+#[test]
+fn i9_a_request_that_nobody_goes_on_with_keeps_no_other_one_from_the_next_connection() {
+    let Some(world) = World::try_new(User::Root) else {
+        return;
+    };
+    let served = Served::start(&world);
+    block_on(async {
+        let lasting = Lasting::connect(served.socket(), RECONNECT, None).await;
+        let lasting = lasting.expect("a daemon that serves");
+        served.crash();
+        let nothing = json!({});
+        let mut first = Box::pin(lasting.call::<Value>("daemon/status", &nothing));
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut first).await;
+        assert!(early.is_err(), "there was nobody to answer: {early:?}");
+        let served = Served::start(&world);
+        let second = lasting.call::<Value>("daemon/status", &nothing).await;
+        let pids = [second.expect("an answer"), first.await.expect("one too")]
+            .map(|status| status["pid"].clone());
+        assert_eq!(pids, [served.pid(), served.pid()]);
+    });
 }
 
 both_users!(
