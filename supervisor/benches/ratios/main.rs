@@ -7,7 +7,8 @@
 //! ```text
 //! cargo bench --bench ratios                          everything, as the user who runs it
 //! cargo bench --bench ratios -- --quick               a tenth of the samples
-//! cargo bench --bench ratios -- --only spawn          one family: spawn, cli, output, denials, kill, daemon
+//! cargo bench --bench ratios -- --only spawn          one family: spawn, cli, output, denials, kill, daemon, exits,
+//!                                                     in-flight, daemon-output, jobs
 //! cargo bench --bench ratios -- --as-user NAME        everything again as another user (as root)
 //! cargo bench --bench ratios -- --workers 2           the library in a runtime of two worker threads, not one
 //! cargo bench --bench ratios -- --json                one object per line instead of the table
@@ -17,6 +18,7 @@ mod bare_spawner;
 mod cli;
 mod daemon;
 mod denials;
+mod jobs;
 mod kill;
 mod measure;
 mod options;
@@ -37,13 +39,17 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// A family of measurements.
 type Family = fn(&Setting, &Options) -> Result<Vec<Row>>;
 
-const FAMILIES: [(&str, Family); 6] = [
+const FAMILIES: [(&str, Family); 10] = [
     ("spawn", spawn::rows),
     ("cli", cli::rows),
     ("output", output::rows),
     ("denials", denials::rows),
     ("kill", kill::rows),
-    ("daemon", daemon::rows),
+    ("daemon", daemon::latency),
+    ("exits", daemon::exits),
+    ("in-flight", daemon::in_flight),
+    ("daemon-output", daemon::output),
+    ("jobs", jobs::rows),
 ];
 
 fn main() -> ExitCode {

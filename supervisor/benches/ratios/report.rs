@@ -13,6 +13,8 @@ pub(crate) enum Budget {
     TimeAtMost(f64),
     /// Our speed is at least so many times the other's.
     SpeedAtLeast(f64),
+    /// Our time is at most so many microseconds.
+    MicrosAtMost(u64),
     /// No promise; how many times the other's time.
     Time,
     /// No promise; how many times the other's speed.
@@ -61,6 +63,7 @@ impl Row {
         match self.budget {
             Budget::TimeAtMost(most) => Some(self.ratio() <= most),
             Budget::SpeedAtLeast(least) => Some(self.ratio() >= least),
+            Budget::MicrosAtMost(most) => Some(self.ours.median() <= Duration::from_micros(most)),
             Budget::Time | Budget::Speed => None,
         }
     }
@@ -105,6 +108,7 @@ fn line(row: &Row) -> [String; 9] {
     let budget = match row.budget {
         Budget::TimeAtMost(most) => format!("≤ {most}"),
         Budget::SpeedAtLeast(least) => format!("speed ≥ {least}"),
+        Budget::MicrosAtMost(most) => format!("≤ {most} µs"),
         Budget::Time => "–".to_owned(),
         Budget::Speed => "speed".to_owned(),
     };
