@@ -10,14 +10,19 @@
 //! └─ DenialActor      seccomp listener, audit fence
 //! ```
 
+mod begin;
 mod ending;
 mod limits;
+mod message;
+mod orders;
 mod request;
 mod resume;
 #[cfg(test)]
 mod survive;
 mod unkept;
 
+pub use self::message::ProcessCommand;
+pub(crate) use self::message::{ProcessMsg, Timer};
 pub(crate) use self::request::{ledger_spec, spawn_request};
 pub(crate) use self::resume::Resumed;
 pub use self::unkept::NEVER_STARTED;
@@ -28,24 +33,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use nix::sys::signal::Signal;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::keeper::Step;
-use provost_sandbox::keeper::wire::{Notice, SignalScope, Started};
+use provost_sandbox::keeper::wire::Notice;
 use provost_sandbox::observe::notify::Grants;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::net::unix::pipe;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::request::spawn_error;
-use crate::approval::Verdict;
 use crate::audit::AuditMsg;
-use crate::denial::{Answered, DenialActor, DenialArgs, DenialMsg};
+use crate::denial::DenialMsg;
 use crate::event::{ProcessId, StreamName};
-use crate::exit::{ExitActor, ExitMsg};
-use crate::ledger::{Effect, Fact, Ledger, StopCause};
+use crate::exit::ExitMsg;
+use crate::ledger::{Effect, Fact, Ledger};
 use crate::log::Log;
 use crate::proxy::ProxyPort;
 use crate::record::{Closed, TerminalRecord};
@@ -53,105 +54,13 @@ use crate::spawner::SpawnerLink;
 use crate::spec::ProcessSpec;
 use crate::spool::{Entry, ProcessSpool};
 use crate::stdin::StdinPort;
-use crate::stream::{StreamActor, StreamArgs, StreamMsg};
+use crate::stream::StreamMsg;
 
 /// How long the kernel may take to end what was killed, before it is named in the record.
 pub(crate) const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// How long a start may take: a file system may hang under the program or the working directory.
 const START_MAX: Duration = Duration::from_secs(30);
-
-/// What a process can be told.
-pub(crate) enum ProcessMsg {
-    /// From outside.
-    Command(ProcessCommand),
-    /// From a child actor, with the permit that bounds how many wait here.
-    Fact(Fact, Option<OwnedSemaphorePermit>),
-    /// The same of a fact that was written down under this number.
-    Observed(u64, Fact, Option<OwnedSemaphorePermit>),
-    /// From the spawner.
-    Notice(Notice, Vec<OwnedFd>),
-    /// The spawner is gone.
-    SpawnerLost(String),
-    /// The spawner could not be asked to start it.
-    NotAsked(String),
-    /// A timer of this actor's own.
-    Timer(Timer),
-    /// It was accepted by an earlier daemon: what there is of it.
-    Resume(Box<Resumed>),
-    /// What it has written to disks by now, and how long it took to find out.
-    Written { bytes: u64, took: Duration },
-}
-
-/// What outsiders may ask of a process.
-#[derive(Debug)]
-pub enum ProcessCommand {
-    /// End it by its stop rule.
-    Stop {
-        /// Who asks, or why, for the record.
-        reason: String,
-        /// How long it has at most, where its own rule gives it longer.
-        grace: Option<Duration>,
-    },
-    /// Kill its tree now.
-    Kill {
-        /// Who asks, or why, for the record.
-        reason: String,
-    },
-    /// Another process takes its place: end it by its stop rule.
-    Replace {
-        /// How long it has at most, where its own rule gives it longer.
-        grace: Option<Duration>,
-    },
-    /// Its session was given up, and it runs on.
-    Detached {
-        /// The session.
-        session: String,
-    },
-    /// Nobody is there to answer: what waits for an answer is refused.
-    Unattended,
-    /// Somebody holds its session again.
-    Attached {
-        /// The session.
-        session: String,
-    },
-    /// Answer an approval request.
-    Decide {
-        /// The number of the request.
-        approval: u64,
-        /// The answer.
-        verdict: Verdict,
-        /// Who answers, for the record.
-        by: String,
-        /// False if it does not wait for an answer (any more).
-        reply: oneshot::Sender<bool>,
-    },
-    /// Send a signal.
-    Signal {
-        /// Which.
-        signal: Signal,
-        /// To whom.
-        scope: SignalScope,
-        /// Answered when the signal is on its way: whatever this process does then, it will be sent.
-        sent: oneshot::Sender<()>,
-    },
-}
-
-/// A timer has run out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Timer {
-    Timeout,
-    Idle,
-    /// The time for starting.
-    Start,
-    /// The time for starting, once somebody wants it ended.
-    StartGrace,
-    Grace,
-    Drain,
-    Kill,
-    /// Look how much it has written to disks.
-    Disk,
-}
 
 pub(crate) struct ProcessActor;
 
@@ -452,190 +361,6 @@ impl ProcessState {
         match &self.exit {
             Some(exit) => Ok(exit.send_message(message).map_err(|_| "the exit actor is gone")?),
             None => Ok(()),
-        }
-    }
-
-    fn did_not_start(&mut self, myself: &ActorRef<ProcessMsg>, why: &str) {
-        let reason = self.refused.take().unwrap_or_else(|| why.to_owned());
-        let exit_code = 125;
-        self.fact(myself, Fact::SpawnFailed { reason, exit_code });
-    }
-
-    /// It will not have started; what there is of it is killed first.
-    fn refuse(&mut self, myself: &ActorRef<ProcessMsg>, reason: &str) {
-        self.refused.get_or_insert_with(|| reason.to_owned());
-        self.kill_tree(myself);
-    }
-
-    /// The command runs: its children actors begin.
-    async fn started(
-        &mut self,
-        myself: &ActorRef<ProcessMsg>,
-        started: Started,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), ActorProcessingErr> {
-        if self.refused.is_some() {
-            return Ok(()); // it came too late; its tree is being killed
-        }
-        self.started_with(myself, started, true, fds).await
-    }
-
-    /// What comes with its descriptors: without its output where that is not kept any more.
-    async fn started_with(
-        &mut self,
-        myself: &ActorRef<ProcessMsg>,
-        started: Started,
-        output: bool,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), ActorProcessingErr> {
-        let streams = if output { self.args.spec.streams() } else { &[] };
-        let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
-        let relays = if started.relay { 2 } else { 0 };
-        if fds.len() < 1 + streams.len() + relays + others {
-            // The kernel leaves out descriptors for which there is no room.
-            let reason = "this process has no room for its descriptors (RLIMIT_NOFILE); raise the limit or \
-                          run fewer at a time";
-            self.refuse(myself, reason);
-            return Ok(());
-        }
-        let mut fds = fds.into_iter();
-        let mut next = || fds.next().ok_or("the spawner sent too few descriptors");
-        let pidfd = next()?;
-        let outputs = streams.iter().map(|_| next()).collect::<Result<Vec<_>, _>>()?;
-        let mut relay = match started.relay {
-            true => Some((next()?, next()?)),
-            false => None,
-        };
-        if started.stdin_pipe {
-            self.args.stdin.open(pipe::Sender::from_owned_fd(next()?)?);
-        }
-        if let (true, Some(master)) = (started.terminal, outputs.first()) {
-            let master = pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?;
-            self.args.stdin.open_terminal(master);
-        }
-        let listener = if started.listener { Some(next()?) } else { None };
-        self.init_pid = started.init_pid;
-        self.last_output = Instant::now();
-        self.fact(
-            myself,
-            Fact::Started {
-                pid: started.pid,
-                report: Box::new(self.args.sandbox.report.clone()),
-            },
-        );
-        let cell = myself.get_cell();
-        if self.args.sandbox.policy.confined && !self.ledger.is_drained() {
-            let args = DenialArgs {
-                process_id: started.process,
-                process: myself.clone(),
-                sandbox: self.args.sandbox.clone(),
-                listener,
-                pid: started.pid,
-                init_pid: started.init_pid,
-                pid_namespace: started.pid_namespace,
-                audit: self.args.audit.clone(),
-                ask_timeout: self.args.spec.ask_timeout,
-                session_grants: self.args.session_grants.clone(),
-                proxy: self.args.proxy.take(),
-                spool: self.args.spool.clone(),
-            };
-            let (denials, _) = DenialActor::spawn_linked(None, DenialActor, args, cell.clone()).await?;
-            self.denials = Some(denials);
-        }
-        for (&stream, fd) in streams.iter().zip(outputs) {
-            if self.ledger.is_closed(stream) {
-                continue;
-            }
-            let args = StreamArgs {
-                stream,
-                pipe: fd,
-                log: self.args.log.clone(),
-                process: myself.clone(),
-                spool: self.args.spool.as_ref().map(|spool| spool.spool()),
-                relay: relay.take().filter(|_| self.args.spool.is_some()),
-            };
-            let (actor, _) = StreamActor::spawn_linked(None, StreamActor, args, cell.clone()).await?;
-            self.streams.push((stream, actor));
-        }
-        let args = (pidfd, myself.clone());
-        let (exit, _) = ExitActor::spawn_linked(None, ExitActor, args, cell).await?;
-        self.exit = Some(exit);
-        self.arm_timeout(myself);
-        if let Some(idle) = self.args.spec.idle_timeout {
-            self.arm(myself, idle, Timer::Idle);
-        }
-        self.watch_disk(myself);
-        Ok(())
-    }
-
-    fn command(&mut self, myself: &ActorRef<ProcessMsg>, command: ProcessCommand) {
-        match command {
-            ProcessCommand::Stop { reason, grace } => {
-                self.stop_requested(myself, StopCause::Cancelled { reason }, grace);
-            }
-            ProcessCommand::Replace { grace } => {
-                self.stop_requested(myself, StopCause::Replaced, grace);
-            }
-            ProcessCommand::Kill { reason } => {
-                let cause = StopCause::Cancelled { reason };
-                self.stopping = true; // no polite signal first
-                self.fact(myself, Fact::StopRequested(cause));
-                self.say_signal(myself, "SIGKILL", SignalScope::Tree, "kill");
-                self.kill_tree(myself);
-            }
-            ProcessCommand::Detached { session } => self.fact(myself, Fact::Detached { session }),
-            ProcessCommand::Unattended => {
-                if let Some(denials) = &self.denials {
-                    let _ = denials.send_message(DenialMsg::Answered(Answered::RefusePending));
-                }
-            }
-            ProcessCommand::Attached { session } => self.fact(myself, Fact::Attached { session }),
-            ProcessCommand::Decide {
-                approval,
-                verdict,
-                by,
-                reply,
-            } => {
-                if let Some(denials) = &self.denials {
-                    let answered = Answered::One {
-                        approval,
-                        verdict,
-                        by,
-                        reply,
-                    };
-                    let _ = denials.send_message(DenialMsg::Answered(answered));
-                }
-            }
-            ProcessCommand::Signal { signal, scope, sent } => {
-                self.signal(signal, scope);
-                let _ = sent.send(());
-                self.say_signal(myself, signal.as_str(), scope, "requested");
-            }
-        }
-    }
-
-    fn timer(&mut self, myself: &ActorRef<ProcessMsg>, timer: Timer) {
-        match timer {
-            Timer::Timeout => self.fact(myself, Fact::StopRequested(StopCause::TimedOut)),
-            Timer::Idle => self.idle(myself),
-            Timer::Disk => self.disk(myself),
-            Timer::Drain => {
-                // Bytes that wait for a slow reader are not what the deadline is for.
-                let held = self.args.log.is_held();
-                self.fact(myself, if held { Fact::DrainHeld } else { Fact::DrainExpired });
-            }
-            Timer::Start | Timer::StartGrace => {
-                if !self.ledger.is_started() {
-                    self.refuse(myself, "it did not start in time; does a file system hang?");
-                }
-            }
-            Timer::Grace => {
-                if self.ledger.exit().is_none() || !self.ledger.is_sealed() {
-                    self.say_signal(myself, "SIGKILL", SignalScope::Tree, "grace expired");
-                    self.kill_tree(myself);
-                }
-            }
-            Timer::Kill => self.not_killed(myself),
         }
     }
 
