@@ -13,7 +13,7 @@ use provost_sandbox::keeper::wire::{Held, HeldState, HeldTree, Notice, Request};
 use provost_sandbox::spawn::{Spawner, SpawnerSource};
 use uuid::Uuid;
 
-use super::{Running, Talk, directory};
+use crate::support::{Running, Talk, directory};
 
 /// The directory of a keeper. Dropping it kills every keeper that was started in it.
 pub struct Home {
