@@ -33,6 +33,8 @@ use clap::Parser;
 
 /// Provost itself failed, or there is no record.
 pub(crate) const EXIT_PROVOST: u8 = 125;
+/// The time was up: the command's own, or that of whoever waits for it.
+pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 
 /// The whole command line.
 pub fn main() -> ExitCode {

@@ -22,7 +22,7 @@ mod wait;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args as ClapArgs, Subcommand};
 use serde::Serialize;
@@ -226,6 +226,11 @@ fn line(value: &impl Serialize) -> Result<String, String> {
 fn print_pretty(value: &impl Serialize) -> CliResult {
     let text = serde_json::to_string_pretty(value);
     print(&(text.map_err(|error| format!("cannot write JSON: {error}"))? + "\n"))
+}
+
+/// How long is left until a deadline, as requests say it.
+fn left(deadline: Option<Instant>) -> Option<u64> {
+    deadline.map(|deadline| millis(deadline.saturating_duration_since(Instant::now())))
 }
 
 /// Whole milliseconds, at least one.

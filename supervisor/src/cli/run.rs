@@ -14,7 +14,7 @@ use super::signals::{self, Interrupted};
 use super::sink::Sink;
 use super::target::Target;
 use super::tty::Attached;
-use super::{CliResult, EXIT_PROVOST, ask, client, output, summary};
+use super::{CliResult, EXIT_PROVOST, EXIT_TIMED_OUT, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
 pub(super) fn run(args: RunArgs) -> CliResult {
@@ -143,7 +143,7 @@ pub(super) fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8
     let by_signal = || record.signal.as_deref().and_then(signal_code);
     let own = || record.exit_code.and_then(|code| u8::try_from(code).ok());
     match record.outcome {
-        Outcome::TimedOut | Outcome::IdleTimeout => 124,
+        Outcome::TimedOut | Outcome::IdleTimeout => EXIT_TIMED_OUT,
         Outcome::Cancelled => match interrupted {
             Some(signal) => u8::try_from(128 + signal).unwrap_or(130),
             None => 130,

@@ -120,9 +120,21 @@ impl Lasting {
         method: &str,
         params: &impl Serialize,
     ) -> Result<T, ClientError> {
+        self.call_with(method, || params).await
+    }
+
+    /// The same with parameters that are made anew each time, as where they say how much time is left.
+    ///
+    /// # Errors
+    /// As of [`Lasting::call`].
+    pub async fn call_with<T: DeserializeOwned, P: Serialize>(
+        &self,
+        method: &str,
+        params: impl Fn() -> P,
+    ) -> Result<T, ClientError> {
         let mut client = self.client();
         loop {
-            match client.call(method, params).await {
+            match client.call(method, &params()).await {
                 Err(error @ ClientError::Lost) => client = self.renew(&client, error).await?,
                 answer => return answer,
             }

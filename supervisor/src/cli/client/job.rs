@@ -9,7 +9,7 @@ pub(super) mod wait;
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::cli::run::signal_code;
-use crate::cli::{CliResult, EXIT_PROVOST, misspelt_option};
+use crate::cli::{CliResult, EXIT_PROVOST, EXIT_TIMED_OUT, misspelt_option};
 use crate::protocol::{JobEnd, JobOutcome};
 
 /// Submit commands that wait for their turn, and look after them
@@ -75,7 +75,7 @@ pub(super) fn run(args: JobArgs) -> CliResult {
 pub(super) fn exit_code(end: &JobEnd) -> u8 {
     let own = || end.exit_code.and_then(|code| u8::try_from(code).ok());
     match end.outcome {
-        JobOutcome::TimedOut | JobOutcome::IdleTimeout => 124,
+        JobOutcome::TimedOut | JobOutcome::IdleTimeout => EXIT_TIMED_OUT,
         JobOutcome::Cancelled => 130,
         JobOutcome::Lost | JobOutcome::Interrupted | JobOutcome::Skipped => EXIT_PROVOST,
         _ => own()

@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 use clap::Args as ClapArgs;
 use futures_util::{StreamExt, stream};
 
-use super::{Connection, Reconnect, job, millis, print_line, said};
+use super::{Connection, Reconnect, job, left, print_line, said};
 use crate::cli::run::exit_code;
-use crate::cli::{CliResult, EXIT_PROVOST, output, summary};
+use crate::cli::{CliResult, EXIT_PROVOST, EXIT_TIMED_OUT, output, summary};
 use crate::client::{ClientError, Lasting};
 use crate::protocol::{ErrorKind, ProcessInfo, ProcessList, ProcessWait, Waited};
 use crate::units::duration;
 
 /// Requests at a time, of one connection: fewer than the daemon works on.
 pub(super) const AT_A_TIME: usize = 32;
-const TIMED_OUT: u8 = 124;
 
 /// Wait until processes or jobs have ended; the exit code is theirs
 ///
@@ -94,7 +93,7 @@ pub(super) async fn run(args: WaitArgs) -> CliResult {
             }
             Ok(Found::Process(Waited { record: None })) => {
                 output::error(&format!("{process} has not ended in time; it goes on"));
-                TIMED_OUT
+                EXIT_TIMED_OUT
             }
             Ok(Found::Job(waited)) => job::wait::tell(&waited, args.json, args.quiet)?,
             Err(error) => {
@@ -125,28 +124,20 @@ pub(super) async fn until(
     process: &str,
     deadline: Option<Instant>,
 ) -> Result<Found, String> {
-    let left = |deadline: Instant| millis(deadline.saturating_duration_since(Instant::now()));
-    let mut connection = client.client();
-    loop {
-        let request = ProcessWait {
-            process: process.to_owned(),
-            timeout_ms: deadline.map(left),
-        };
-        match connection.call("process/wait", &request).await {
-            Err(error @ ClientError::Lost) => {
-                connection = client.renew(&connection, error).await.map_err(said)?;
+    let asked = || ProcessWait {
+        process: process.to_owned(),
+        timeout_ms: left(deadline),
+    };
+    match client.call_with("process/wait", asked).await {
+        Err(ClientError::Refused(error)) if error.data.kind == ErrorKind::NotFound => {
+            let jobs = [process.to_owned()];
+            match job::wait::wait_for(client, &jobs, deadline).await {
+                Err(ClientError::Refused(none)) if none.data.kind == ErrorKind::NotFound => {
+                    Err(said(ClientError::Refused(error)))
+                }
+                waited => waited.map(Found::Job).map_err(said),
             }
-            Err(ClientError::Refused(error)) if error.data.kind == ErrorKind::NotFound => {
-                let jobs = [process.to_owned()];
-                let waited = job::wait::wait_for(client, &jobs, deadline).await;
-                return match waited {
-                    Err(ClientError::Refused(none)) if none.data.kind == ErrorKind::NotFound => {
-                        Err(said(ClientError::Refused(error)))
-                    }
-                    waited => waited.map(Found::Job).map_err(said),
-                };
-            }
-            answer => return answer.map(Found::Process).map_err(said),
         }
+        answer => answer.map(Found::Process).map_err(said),
     }
 }

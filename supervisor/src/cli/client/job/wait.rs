@@ -4,15 +4,13 @@ use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 
-use super::super::{Connection, Reconnect, millis, print_line, said};
+use super::super::{Connection, Reconnect, left, print_line, said};
 use super::list::{pages, unended};
 use super::{exit_code, shown};
-use crate::cli::{CliResult, output};
+use crate::cli::{CliResult, EXIT_TIMED_OUT, output};
 use crate::client::{ClientError, Lasting};
 use crate::protocol::{JOBS_PER_ANSWER_MAX, JobEnd, JobInfo, JobList, JobWait, JobsWaited};
 use crate::units::duration;
-
-const TIMED_OUT: u8 = 124;
 
 /// Wait until jobs have ended; the exit code is theirs
 ///
@@ -89,21 +87,12 @@ pub(in crate::cli::client) async fn wait_for(
     deadline: Option<Instant>,
 ) -> Result<Vec<Waited>, ClientError> {
     let mut waited = Vec::with_capacity(jobs.len());
-    let left = |deadline: Instant| millis(deadline.saturating_duration_since(Instant::now()));
     for some in jobs.chunks(JOBS_PER_ANSWER_MAX) {
-        let mut connection = client.client();
-        let answer: JobsWaited = loop {
-            let asked = JobWait {
-                jobs: some.to_vec(),
-                timeout_ms: deadline.map(left),
-            };
-            match connection.call("job/wait", &asked).await {
-                Err(error @ ClientError::Lost) => {
-                    connection = client.renew(&connection, error).await?;
-                }
-                answer => break answer?,
-            }
+        let asked = || JobWait {
+            jobs: some.to_vec(),
+            timeout_ms: left(deadline),
         };
+        let answer: JobsWaited = client.call_with("job/wait", asked).await?;
         waited.extend(answer.jobs.into_iter().map(|info| match info.end.clone() {
             Some(end) => Waited::Ended(Box::new(info), end),
             None => Waited::NotYet(Box::new(info)),
@@ -128,7 +117,7 @@ pub(in crate::cli::client) fn tell(waited: &[Waited], json: bool, quiet: bool) -
             }
             Waited::NotYet(info) => {
                 output::error(&format!("job {} has not ended in time; it goes on", info.job));
-                TIMED_OUT
+                EXIT_TIMED_OUT
             }
         };
         if first == 0 {
