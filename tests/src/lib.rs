@@ -5,6 +5,7 @@
 //! - [`Run`] → [`Live`] → [`Finished`]: one `provost run`, started, watched, ended.
 //! - [`AtTerminal`]: one at a terminal that the test types at.
 //! - [`Service`]: a `provost serve` and the verbs that ask it.
+//! - [`embedded`], [`script`]: the library in the test's own process.
 //! - [`Wanted`]: what a denial in a record should look like.
 //! - [`Witness`]: a FIFO that tells whether anything that opened it still lives.
 //! - [`host`]: sockets and processes outside of the sandbox that must stay untouched.
@@ -18,6 +19,7 @@
 pub mod asking;
 mod binaries;
 mod denial;
+mod embedded;
 mod finished;
 pub mod host;
 pub mod keeper;
@@ -38,6 +40,7 @@ mod world;
 
 pub use binaries::{program, provost};
 pub use denial::{Wanted, filesystem, network, syscall};
+pub use embedded::{embedded, script};
 pub use finished::{Finished, check_pattern};
 pub use keeper::end_keeper;
 pub use line_client::LineClient;

@@ -50,6 +50,14 @@ impl World {
         Some(world)
     }
 
+    /// A new world of whoever runs the tests, as whom a supervisor in their own process acts.
+    pub fn try_own() -> Option<Self> {
+        Self::try_new(match nix::unistd::geteuid().is_root() {
+            true => User::Root,
+            false => User::Ordinary,
+        })
+    }
+
     /// The user.
     pub fn user(&self) -> User {
         self.user

@@ -3,12 +3,10 @@
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
-use provost::{
-    ApprovalScope, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, Supervisor, Verdict,
-};
+use provost::{ApprovalScope, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, Verdict};
 use provost_tests::host::{TcpServer, UnixServer};
 use provost_tests::{
-    Finished, Live, User, World, both_users, filesystem, needs, network, program, provost, require,
+    Finished, Live, World, both_users, embedded, filesystem, needs, network, program, provost, require,
 };
 use serde_json::Value;
 
@@ -291,19 +289,6 @@ both_users!(
 
 // The library.
 
-fn world() -> Option<World> {
-    World::try_new(if nix::unistd::geteuid().is_root() {
-        User::Root
-    } else {
-        User::Ordinary
-    })
-}
-
-async fn supervisor() -> Supervisor {
-    let builder = Supervisor::builder().spawner(provost());
-    builder.start().await.expect("a supervisor")
-}
-
 fn asking(world: &World, script: &str) -> ProcessSpec {
     let context = PresetContext {
         cwd: world.work().canonicalize().expect("the working directory"),
@@ -331,9 +316,9 @@ async fn requests(process: &ProcessHandle, wanted: usize) {
 
 #[tokio::test]
 async fn a_hundred_that_ask_delay_nobody_who_does_not() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let (asked, allowed) = (TcpServer::start(), TcpServer::start());
-    let supervisor = supervisor().await;
+    let supervisor = embedded().await;
     let connect = |port: &str| format!("{} tcp-connect 127.0.0.1 {port}", program("escape"));
     let script = format!(
         "for i in $(seq 100); do {} & done; read go; {} && echo through",
@@ -359,9 +344,9 @@ async fn a_hundred_that_ask_delay_nobody_who_does_not() {
 
 #[tokio::test]
 async fn a_permission_for_the_session_covers_the_next_process_and_one_for_the_process_does_not() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let server = TcpServer::start();
-    let supervisor = supervisor().await;
+    let supervisor = embedded().await;
     let script = format!(
         "{} tcp-connect 127.0.0.1 {}",
         program("escape"),
@@ -389,9 +374,9 @@ async fn a_permission_for_the_session_covers_the_next_process_and_one_for_the_pr
 
 #[tokio::test]
 async fn an_answer_counts_once_and_only_for_what_waits() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let server = TcpServer::start();
-    let supervisor = supervisor().await;
+    let supervisor = embedded().await;
     let script = format!(
         "{} tcp-connect 127.0.0.1 {}",
         program("escape"),

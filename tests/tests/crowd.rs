@@ -2,8 +2,8 @@
 //! process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use provost::{EventBody, Outcome, Policy, ProcessHandle, ProcessSpec, StdinSpec, Supervisor};
-use provost_tests::{User, World, provost};
+use provost::{EventBody, Outcome, Policy, ProcessHandle, ProcessSpec, StdinSpec};
+use provost_tests::{World, embedded};
 
 const CROWD: usize = 300;
 
@@ -39,12 +39,7 @@ async fn end(process: &ProcessHandle) {
 
 #[test]
 fn a_crowd_runs_at_once_and_who_has_no_room_is_told() {
-    let user = if nix::unistd::geteuid().is_root() {
-        User::Root
-    } else {
-        User::Ordinary
-    };
-    let Some(world) = World::try_new(user) else { return };
+    let Some(world) = World::try_own() else { return };
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("all that is allowed");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -53,8 +48,7 @@ fn a_crowd_runs_at_once_and_who_has_no_room_is_told() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let builder = Supervisor::builder().spawner(provost());
-        let supervisor = builder.start().await.expect("a supervisor");
+        let supervisor = embedded().await;
         let mut crowd = Vec::new();
         for _ in 0..CROWD {
             crowd.push(supervisor.spawn(spec(&world)).await.expect("accepted"));

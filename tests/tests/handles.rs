@@ -11,41 +11,16 @@ use nix::libc::{SIGTERM, SIGUSR1};
 use nix::sys::signal::Signal;
 use provost::client::Client;
 use provost::{
-    ApprovalScope, Error, EventBody, EventStream, LogLimits, OnDenial, Outcome, Policy, PresetContext,
-    ProcessHandle, ProcessId, ProcessSpec, SignalScope, StdinSpec, StopRule, Supervisor, TerminalSize,
-    Verdict,
+    ApprovalScope, Error, EventBody, EventStream, LogLimits, OnDenial, Outcome, ProcessHandle,
+    ProcessId, ProcessSpec, SignalScope, StdinSpec, StopRule, Supervisor, TerminalSize, Verdict,
 };
 use provost_tests::host::TcpServer;
-use provost_tests::{DEADLINE, Served, User, World, program, provost};
+use provost_tests::{DEADLINE, Served, World, embedded, program, script};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-fn world() -> Option<World> {
-    World::try_new(if nix::unistd::geteuid().is_root() {
-        User::Root
-    } else {
-        User::Ordinary
-    })
-}
-
-async fn embedded() -> Supervisor {
-    let builder = Supervisor::builder().spawner(provost());
-    builder.start().await.expect("a supervisor")
-}
-
 async fn remote(served: &Served) -> Supervisor {
     Supervisor::connect(served.socket()).await.expect("a daemon")
-}
-
-fn script(world: &World, script: &str) -> ProcessSpec {
-    let context = PresetContext {
-        cwd: world.work(),
-        ..PresetContext::here().expect("a context")
-    };
-    let policy = Policy::preset("workspace-write", &context).expect("the preset");
-    let mut spec = ProcessSpec::new(["sh", "-c", script], world.work(), policy);
-    spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
-    spec
 }
 
 /// What one scenario does with a supervisor, and what it saw.
@@ -149,7 +124,7 @@ fn shown(error: &Error) -> String {
 
 /// Runs a scenario with both.
 async fn compare(name: &str, scenario: Scenario) {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let (embedded, remote) = (embedded().await, remote(&served).await);
     let mut seen = Vec::new();
@@ -469,7 +444,7 @@ scenarios! {
 
 #[tokio::test]
 async fn i10_the_end_of_a_connection_is_an_error_and_never_the_end_of_a_process() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let supervisor = Supervisor::connect_lasting(served.socket(), Duration::ZERO)
         .await
@@ -513,7 +488,7 @@ async fn i10_the_end_of_a_connection_is_an_error_and_never_the_end_of_a_process(
 
 #[tokio::test]
 async fn who_is_not_served_is_told_why() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let none = Supervisor::connect(world.path("work/none")).await;
     assert!(matches!(none, Err(Error::NoDaemon(_))), "{none:?}");
@@ -528,7 +503,7 @@ async fn who_is_not_served_is_told_why() {
 
 #[tokio::test]
 async fn i5_what_cannot_go_through_a_daemon_is_an_error_that_says_so() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let supervisor = remote(&served).await;
     let spec = |change: fn(&mut ProcessSpec)| {
@@ -580,7 +555,7 @@ async fn i5_what_cannot_go_through_a_daemon_is_an_error_that_says_so() {
 
 #[tokio::test]
 async fn what_another_client_holds_can_be_read_and_not_changed() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let (holder, other) = (remote(&served).await, remote(&served).await);
     let session = holder.open_session().await.expect("a session");
@@ -608,7 +583,7 @@ async fn what_another_client_holds_can_be_read_and_not_changed() {
 
 #[tokio::test]
 async fn an_embedded_supervisor_knows_ended_processes_as_long_as_somebody_does() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let supervisor = embedded().await;
     let process = supervisor
         .spawn(script(&world, "exit 0"))

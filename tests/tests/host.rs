@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use provost::{Outcome, Policy, PresetContext, ProcessSpec, Supervisor};
-use provost_tests::{User, World, provost};
+use provost_tests::{User, World, embedded};
 
 const PROCESSES: usize = 200;
 const AT_A_TIME: usize = 16;
@@ -54,11 +54,6 @@ async fn check(next: Option<(usize, provost::ProcessHandle)>) {
     assert_eq!(record.exit_code, Some((number % 256) as i32), "{record:?}");
     let written = record.output[&provost::StreamName::Stdout].bytes;
     assert_eq!(written, format!("{number}\n").len() as u64, "{record:?}");
-}
-
-async fn supervisor() -> Supervisor {
-    let builder = Supervisor::builder().spawner(provost());
-    builder.start().await.expect("a supervisor")
 }
 
 /// What the host holds until the end of the test.
@@ -116,11 +111,11 @@ fn a_host_of_the_worst_kind_gets_every_exit_right_and_as_fast() {
         let rounds = (0..3).map(|_| runtime.block_on(round(supervisor, &world)));
         rounds.min().expect("a round")
     };
-    let light = runtime.block_on(supervisor());
+    let light = runtime.block_on(embedded());
     let small = best_of(&light);
     drop(light);
     let _burden = become_a_burden();
-    let heavy = runtime.block_on(supervisor());
+    let heavy = runtime.block_on(embedded());
     let large = best_of(&heavy);
     let ratio = large.as_secs_f64() / small.as_secs_f64();
     println!("per process: a small host {small:?}, this one {large:?}, ratio {ratio:.2}");

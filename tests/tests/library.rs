@@ -5,29 +5,14 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use provost::{
-    EventBody, Outcome, Policy, ProcessHandle, ProcessSpec, StdinSpec, StreamName, Supervisor,
-};
-use provost_tests::{User, World, provost};
-
-fn world() -> Option<World> {
-    World::try_new(if nix::unistd::geteuid().is_root() {
-        User::Root
-    } else {
-        User::Ordinary
-    })
-}
+use provost::{EventBody, Outcome, Policy, ProcessHandle, ProcessSpec, StdinSpec, StreamName};
+use provost_tests::{World, embedded};
 
 fn spec(world: &World, script: &str) -> ProcessSpec {
     let words = ["sh", "-c", script];
     let mut spec = ProcessSpec::new(words, world.work(), Policy::unconfined());
     spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
     spec
-}
-
-async fn supervisor() -> Supervisor {
-    let builder = Supervisor::builder().spawner(provost());
-    builder.start().await.expect("a supervisor")
 }
 
 /// Waits until it has written something; its pid.
@@ -58,8 +43,8 @@ fn spawner(command: i32) -> Pid {
 
 #[tokio::test]
 async fn i1_a_process_asked_for_after_the_spawner_died_has_a_record() {
-    let Some(world) = world() else { return };
-    let supervisor = supervisor().await;
+    let Some(world) = World::try_own() else { return };
+    let supervisor = embedded().await;
     let first = supervisor
         .spawn(spec(&world, "echo up; exec sleep 1000"))
         .await
@@ -82,8 +67,8 @@ async fn i1_a_process_asked_for_after_the_spawner_died_has_a_record() {
 
 #[tokio::test]
 async fn i1_a_spawner_that_does_not_answer_keeps_no_record_back() {
-    let Some(world) = world() else { return };
-    let supervisor = supervisor().await;
+    let Some(world) = World::try_own() else { return };
+    let supervisor = embedded().await;
     let mut witness = world.witness();
     let script = format!(
         "exec 3>'{}'; echo alive >&3; echo up; exec sleep 1000",
@@ -116,9 +101,9 @@ async fn i1_a_spawner_that_does_not_answer_keeps_no_record_back() {
 
 #[tokio::test]
 async fn a_supervisor_that_is_dropped_takes_everything_along() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let mut witness = world.witness();
-    let supervisor = supervisor().await;
+    let supervisor = embedded().await;
     let script = format!(
         "exec 3>'{}'; echo alive >&3; setsid sleep 1000 & echo up; exec sleep 1000",
         witness.path()
@@ -137,8 +122,8 @@ async fn a_supervisor_that_is_dropped_takes_everything_along() {
 #[tokio::test]
 async fn closing_stdin_lets_a_write_under_way_finish() {
     const BYTES: usize = 1 << 20;
-    let Some(world) = world() else { return };
-    let supervisor = supervisor().await;
+    let Some(world) = World::try_own() else { return };
+    let supervisor = embedded().await;
     let script = "mkfifo gate; head -c 1 >/dev/null; echo up; read x <gate; cat | wc -c";
     let mut spec = spec(&world, script);
     spec.stdin = StdinSpec::Pipe;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use provost_tests::{DEADLINE, Finished, Live, Service, User, World, both_users};
+use provost_tests::{DEADLINE, Finished, Live, Service, World, both_users};
 use serde_json::Value;
 
 /// `provost map WORDS`, with maps kept in the world.

@@ -4,37 +4,15 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use provost::{
-    EventBody, Outcome, Policy, PresetContext, ProcessHandle, ProcessSpec, Slot, StopRule, Supervisor,
-    TerminalRecord,
+    EventBody, Outcome, ProcessHandle, ProcessSpec, Slot, StopRule, Supervisor, TerminalRecord,
 };
-use provost_tests::{DEADLINE, Served, Service, User, World, both_users, provost};
+use provost_tests::{DEADLINE, Served, Service, World, both_users, embedded, script};
 use serde_json::Value;
 use tokio::time::timeout;
 
-fn world() -> Option<World> {
-    World::try_new(match nix::unistd::geteuid().is_root() {
-        true => User::Root,
-        false => User::Ordinary,
-    })
-}
-
-async fn embedded() -> Supervisor {
-    Supervisor::builder()
-        .spawner(provost())
-        .start()
-        .await
-        .expect("a supervisor")
-}
-
 /// A script in the slot, which gives what it replaces this time.
-fn script(world: &World, script: &str, grace: Duration) -> ProcessSpec {
-    let context = PresetContext {
-        cwd: world.work(),
-        ..PresetContext::here().expect("a context")
-    };
-    let policy = Policy::preset("workspace-write", &context).expect("the preset");
-    let mut spec = ProcessSpec::new(["sh", "-c", script], world.work(), policy);
-    spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+fn placed(world: &World, words: &str, grace: Duration) -> ProcessSpec {
+    let mut spec = script(world, words);
     spec.slot = Some(Slot {
         name: "one".to_owned(),
         grace: Some(grace),
@@ -88,14 +66,14 @@ async fn what_is_there_ends_by_its_rule_and_is_killed_after_the_grace(
     let long = Duration::from_secs(3600);
     let stubborn = "trap 'echo asked' TERM; echo up; while :; do sleep 0.05; done";
     let gentle = "trap 'sleep 0.2; echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done";
-    let mut spec = script(world, gentle, long);
+    let mut spec = placed(world, gentle, long);
     spec.stop = StopRule {
         signal: Signal::SIGTERM,
         grace: long,
     };
     let one = supervisor.spawn(spec).await.expect("a start");
     says(&one, "up").await;
-    let mut spec = script(world, stubborn, long);
+    let mut spec = placed(world, stubborn, long);
     spec.stop = StopRule {
         signal: Signal::SIGTERM,
         grace: long,
@@ -109,7 +87,7 @@ async fn what_is_there_ends_by_its_rule_and_is_killed_after_the_grace(
     );
     says(&one, "bye").await;
     says(&two, "up").await;
-    let three = script(world, "exit 0", Duration::from_millis(100));
+    let three = placed(world, "exit 0", Duration::from_millis(100));
     let three = timeout(DEADLINE, supervisor.spawn(three))
         .await
         .expect("by force")
@@ -124,7 +102,7 @@ async fn what_is_there_ends_by_its_rule_and_is_killed_after_the_grace(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_there_is_replaced_gracefully_and_then_by_force() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     what_is_there_ends_by_its_rule_and_is_killed_after_the_grace(&embedded().await, &world).await;
     let served = Served::start(&world);
     let remote = Supervisor::connect(served.socket()).await.expect("a daemon");
@@ -133,10 +111,10 @@ async fn what_is_there_is_replaced_gracefully_and_then_by_force() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_of_sessions_are_apart_and_a_refused_start_replaces_nothing() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let supervisor = embedded().await;
     let session = supervisor.open_session().await.expect("a session");
-    let sleeper = || script(&world, "echo up; exec sleep 1000", Duration::ZERO);
+    let sleeper = || placed(&world, "echo up; exec sleep 1000", Duration::ZERO);
     let outer = supervisor.spawn(sleeper()).await.expect("a start");
     let inner = session.spawn(sleeper()).await.expect("a start");
     says(&inner, "up").await;
@@ -162,17 +140,17 @@ async fn slots_of_sessions_are_apart_and_a_refused_start_replaces_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_slot_is_told_when_its_session_ends() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let supervisor = embedded().await;
     let session = supervisor.open_session().await.expect("a session");
     let long = Duration::from_secs(3600);
     let stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done";
-    let mut spec = script(&world, stubborn, long);
+    let mut spec = placed(&world, stubborn, long);
     spec.stop.grace = long;
     let one = session.spawn(spec).await.expect("a start");
     says(&one, "up").await;
     let waiting = {
-        let (session, spec) = (session.clone(), script(&world, "exit 0", long));
+        let (session, spec) = (session.clone(), placed(&world, "exit 0", long));
         tokio::spawn(async move { session.spawn(spec).await })
     };
     // Asked to make room, it stays.
@@ -198,14 +176,14 @@ async fn who_waits_for_a_slot_is_told_when_its_session_ends() {
 /// Starts in one slot, of processes that end by themselves about when they are replaced; several at a time.
 #[tokio::test(flavor = "multi_thread")]
 async fn i9_replace_and_exit_have_one_winner_and_every_start_its_record() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let races = std::env::var("PROVOST_RACES").map_or(150, |races| races.parse().expect("a number"));
     let supervisor = embedded().await;
     let mut handles = Vec::new();
     for race in 0..races {
         // 0 to 9 ms: before, while and after the next one comes.
         let ends = format!("sleep 0.00{}", race % 10);
-        let spec = || script(&world, &ends, Duration::from_millis(race as u64 % 3));
+        let spec = || placed(&world, &ends, Duration::from_millis(race as u64 % 3));
         let starts = (0..1 + race % 3).map(|_| supervisor.spawn(spec()));
         handles.extend(futures_util::future::join_all(starts).await);
     }
@@ -236,10 +214,10 @@ async fn i9_replace_and_exit_have_one_winner_and_every_start_its_record() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i8_a_process_keeps_its_slot_over_the_daemons_death() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let served = Served::start(&world);
     let supervisor = Supervisor::connect(served.socket()).await.expect("a daemon");
-    let sleeper = || script(&world, "echo up; exec sleep 1000", Duration::from_secs(2));
+    let sleeper = || placed(&world, "echo up; exec sleep 1000", Duration::from_secs(2));
     let one = supervisor.spawn(sleeper()).await.expect("a start");
     says(&one, "up").await;
     served.crash();

@@ -4,38 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use provost::{
-    AbortReason, ApprovalScope, EventBody, Outcome, Policy, PresetContext, ProcessHandle, ProcessSpec,
-    Supervisor, TaskEnd, TaskEvent, TaskEvents, TaskSpec, Tasks, Verdict,
+    AbortReason, ApprovalScope, EventBody, Outcome, ProcessHandle, TaskEnd, TaskEvent, TaskEvents,
+    TaskSpec, Tasks, Verdict,
 };
-use provost_tests::{DEADLINE, User, World, provost};
+use provost_tests::{DEADLINE, World, embedded, script};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-
-fn world() -> Option<World> {
-    World::try_new(match nix::unistd::geteuid().is_root() {
-        true => User::Root,
-        false => User::Ordinary,
-    })
-}
-
-async fn embedded() -> Supervisor {
-    Supervisor::builder()
-        .spawner(provost())
-        .start()
-        .await
-        .expect("a supervisor")
-}
-
-fn script(world: &World, script: &str) -> ProcessSpec {
-    let context = PresetContext {
-        cwd: world.work(),
-        ..PresetContext::here().expect("a context")
-    };
-    let policy = Policy::preset("workspace-write", &context).expect("the preset");
-    let mut spec = ProcessSpec::new(["sh", "-c", script], world.work(), policy);
-    spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
-    spec
-}
 
 async fn within<T>(wanted: impl Future<Output = T>) -> T {
     timeout(DEADLINE, wanted).await.expect("in time")
@@ -66,7 +40,7 @@ fn word(event: &TaskEvent) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn work_ends_completed_failed_or_panicked_and_its_end_is_the_last_event() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let tasks = Tasks::new(embedded().await);
     let spec = script(&world, "echo out; sleep 1000");
     let work = async move |context: provost::TaskContext| {
@@ -114,7 +88,7 @@ async fn work_ends_completed_failed_or_panicked_and_its_end_is_the_last_event() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_gives_the_grace_ends_everything_and_runs_the_hook_before_the_end() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let tasks = Tasks::new(embedded().await);
     for (polite, grace) in [
         (true, Duration::from_secs(3600)),
@@ -216,7 +190,7 @@ async fn a_slot_has_one_task_and_a_shutdown_aborts_all_and_starts_none() {
 /// What asks is a process of a task in a task.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_inner_task_asks_reaches_the_handler_and_an_abort_refuses_it() {
-    let Some(world) = world() else { return };
+    let Some(world) = World::try_own() else { return };
     let asked = Arc::new(Mutex::new(0));
     let counted = asked.clone();
     let (waits, waiting) = oneshot::channel::<()>();

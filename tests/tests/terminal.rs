@@ -5,11 +5,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use provost::client::Client;
 use provost::{
-    Closed, Error, EventBody, Policy, PresetContext, ProcessHandle, ProcessSpec, StdinSpec, StreamName,
-    Supervisor, TerminalSize,
+    Closed, Error, EventBody, ProcessHandle, ProcessSpec, StdinSpec, StreamName, Supervisor,
+    TerminalSize,
 };
 use provost_tests::{
-    DEADLINE, Served, User, World, both_users, check_pattern, needs, program, provost, require, syscall,
+    DEADLINE, Served, World, both_users, check_pattern, embedded, needs, program, require, syscall,
 };
 use serde_json::{Value, json};
 
@@ -372,23 +372,14 @@ both_users!(
 
 /// A process of the library's, at a terminal.
 async fn at_terminal(script: &str) -> Option<(World, Supervisor, ProcessHandle)> {
-    let root = nix::unistd::geteuid().is_root();
-    let world = World::try_new(if root { User::Root } else { User::Ordinary })?;
-    let supervisor = Supervisor::builder()
-        .spawner(provost())
-        .start()
-        .await
-        .expect("a supervisor");
+    let world = World::try_own()?;
+    let supervisor = embedded().await;
     let process = supervisor.spawn(spec(&world, script)).await.expect("accepted");
     Some((world, supervisor, process))
 }
 
 fn spec(world: &World, script: &str) -> ProcessSpec {
-    let mut context = PresetContext::here().expect("a directory");
-    context.cwd = world.work();
-    let policy = Policy::preset("workspace-write", &context).expect("a preset");
-    let mut spec = ProcessSpec::new(["sh", "-c", script], world.work(), policy);
-    spec.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+    let mut spec = provost_tests::script(world, script);
     spec.terminal = Some(TerminalSize { rows: 5, cols: 6 });
     spec
 }

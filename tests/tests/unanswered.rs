@@ -53,19 +53,30 @@ fn has_ended(client: &mut LineClient, process: &str) -> bool {
     !described.expect("it is known")["record"].is_null()
 }
 
-fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, runs: usize) {
-    let mut daemon = Served::start(world);
+/// Kills the daemon at one moment after another until the process has ended; a client of the last one, and how often.
+fn crash_until_it_ended(
+    world: &World,
+    mut daemon: Served,
+    process: &str,
+) -> (Served, LineClient, usize) {
     let mut client = LineClient::connect(daemon.socket());
-    let script = "for run in $(seq $2); do \"$0\" $1 200; done";
-    let argv = ["sh", "-c", script, &program("denials"), kind, &runs.to_string()];
-    let process = start(&mut client, world, json!({}), &argv);
     let mut crashes = 0;
-    while crashes < CRASHES_MAX && !has_ended(&mut client, &process) {
+    while crashes < CRASHES_MAX && !has_ended(&mut client, process) {
         daemon.crash();
         crashes += 1;
         daemon = Served::start(world);
         client = LineClient::connect(daemon.socket());
     }
+    (daemon, client, crashes)
+}
+
+fn i8_no_refusal_is_lost_or_told_twice(world: &World, kind: &str, runs: usize) {
+    let daemon = Served::start(world);
+    let mut client = LineClient::connect(daemon.socket());
+    let script = "for run in $(seq $2); do \"$0\" $1 200; done";
+    let argv = ["sh", "-c", script, &program("denials"), kind, &runs.to_string()];
+    let process = start(&mut client, world, json!({}), &argv);
+    let (_daemon, mut client, crashes) = crash_until_it_ended(world, daemon, &process);
     let record = client.wait(&process);
     let said = output(&mut client, &process);
     assert!(crashes > 0, "it was never interrupted: {record}");
@@ -119,13 +130,8 @@ fn i8_refusals_of_which_a_short_journal_tells_are_counted_exactly(world: &World)
             client.call("process/write", go).expect("it reads");
         }
     }
-    let mut crashes = 2;
-    while crashes < CRASHES_MAX && !has_ended(&mut client, &process) {
-        daemon.crash();
-        crashes += 1;
-        daemon = Served::start(world);
-        client = LineClient::connect(daemon.socket());
-    }
+    let (_daemon, mut client, more) = crash_until_it_ended(world, daemon, &process);
+    let crashes = 2 + more;
     let record = client.wait(&process);
     let said = output(&mut client, &process);
     assert_eq!(said, format!("refused: {FIRST}\nrefused: {THEN}\n"), "{record}");
@@ -156,17 +162,11 @@ fn events(client: &mut LineClient, process: &str, kind: &str, number: usize) -> 
 
 /// Lines are numbered: each has to be there once.
 fn i8_no_byte_of_a_terminal_is_lost(world: &World) {
-    let mut daemon = Served::start(world);
+    let daemon = Served::start(world);
     let mut client = LineClient::connect(daemon.socket());
     let more = json!({ "terminal": { "rows": 30, "cols": 100 }, "max_output": 8 << 20 });
     let process = start(&mut client, world, more, &["seq", "1", "1000000"]);
-    let mut crashes = 0;
-    while crashes < CRASHES_MAX && !has_ended(&mut client, &process) {
-        daemon.crash();
-        crashes += 1;
-        daemon = Served::start(world);
-        client = LineClient::connect(daemon.socket());
-    }
+    let (_daemon, mut client, crashes) = crash_until_it_ended(world, daemon, &process);
     assert!(crashes > 2, "it was never interrupted");
     let said = output(&mut client, &process);
     for (at, line) in said.split_terminator("\r\n").enumerate() {
