@@ -44,6 +44,9 @@ use self::hello::{HELLO_BYTES_MAX, Hello};
 const CONNECTIONS_MAX: usize = 256;
 /// How long a client may take to say what it wants, and a host to be found and to answer the connection.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two attempts to accept a connection when that fails: the listener stays readable, and nothing tells when there are
+/// descriptors again.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 /// What clients call themselves towards the proxy.
 const USER: &str = "provost";
 
@@ -206,7 +209,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, draining: Cancellati
             // No descriptors are left, perhaps; whoever waits goes on waiting.
             Err(error) => {
                 tracing::warn!(%error, "the proxy of a process cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }

@@ -77,6 +77,9 @@ use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status
 use crate::store::Store;
 use crate::{Policy, PolicyError, Supervisor};
 
+/// Between two attempts to accept a connection when that fails: the listener stays readable, and nothing tells when there are
+/// descriptors again.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// How often it is looked at what has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How often, of these times, it is looked at what is too old on disk.
@@ -272,7 +275,7 @@ impl Daemon {
                     Err(error) => {
                         // No descriptors are left: whoever waits goes on waiting, and nobody is lost.
                         tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
                     }
                 },
             }

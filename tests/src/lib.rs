@@ -58,6 +58,14 @@ use std::time::Duration;
 /// After this long without the awaited event a test fails.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Asks over and over until it is so, for what nobody announces. To ask must take a while: an answer of the daemon's, a moment.
+pub fn asked_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < DEADLINE, "it never comes: {what}");
+    }
+}
+
 /// Makes two tests, `NAME::as_root` and `NAME::as_user`, of each function `fn NAME(world: &World)`.
 ///
 /// The root variant is skipped where the tests themselves do not run as root.

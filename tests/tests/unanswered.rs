@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use provost_tests::host::TcpServer;
-use provost_tests::{DEADLINE, LineClient, Served, World, both_users, program};
+use provost_tests::{LineClient, Served, World, asked_until, both_users, program};
 use serde_json::{Value, json};
 
 /// What comes last may take longer than any daemon lives here.
@@ -111,15 +111,10 @@ fn i8_refusals_of_which_a_short_journal_tells_are_counted_exactly(world: &World)
     let journal = world.path("state/spool").join(format!("{process}.journal"));
     let read = || std::fs::read(&journal).expect("a journal");
     let word = b"\"standing\"";
-    let deadline = Instant::now() + DEADLINE;
-    while !read().windows(word.len()).any(|window| window == word) {
-        assert!(
-            Instant::now() < deadline,
-            "{} bytes, and never made short",
-            read().len()
-        );
+    asked_until("a short journal", || {
         some_moment(Duration::from_millis(100));
-    }
+        read().windows(word.len()).any(|window| window == word)
+    });
     for more in [false, true] {
         daemon.crash();
         daemon = Served::start(world);
@@ -197,9 +192,10 @@ fn i8_connects_under_way_are_connected_after_a_crash(world: &World) {
     let argv = [&program("connecting")[..], "127.0.0.1", &port.to_string(), "32"];
     let process = start(&mut client, world, rule, &argv);
     // They are under way when what is in the kernel's table of connections says so.
-    while connecting_to(port) < 24 {
+    asked_until("connects that wait", || {
         some_moment(Duration::from_millis(20));
-    }
+        connecting_to(port) >= 24
+    });
     daemon.crash();
     let daemon = Served::start(world);
     let mut client = LineClient::connect(daemon.socket());

@@ -32,7 +32,7 @@ use crate::store;
 
 /// How long a daemon that has just left may take until nothing is left of it.
 const LAST_LOCK: Duration = Duration::from_secs(5);
-/// Between two looks whether it has.
+/// Between two looks whether it has: an address that is in use tells nobody when it is free.
 const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) fn run(args: ServeArgs) -> CliResult {

@@ -23,7 +23,7 @@ use crate::protocol::{
 
 /// How long a client waits for its daemon to come back, unless it says otherwise.
 pub const RECONNECT: Duration = Duration::from_secs(30);
-/// Between the first two attempts; twice as long each time, up to the most.
+/// Between the first two attempts; twice as long each time, up to the most. A daemon that is away tells nobody that it is back.
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Bytes of one write.

@@ -46,6 +46,8 @@ const ASKED_MAX: usize = 8;
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// What is read ahead of what root says first.
 const INTRODUCTION_BYTES: usize = 64 * 1024;
+/// Between two looks whether root has said more: a socket in which something lies unread is readable all the time.
+const PEEK_AGAIN: Duration = Duration::from_millis(5);
 /// How long root may take to say it.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 
@@ -125,7 +127,7 @@ impl Broker {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        tokio::time::sleep(super::ACCEPT_AGAIN).await;
                     }
                 },
             }
@@ -438,10 +440,10 @@ async fn wanted_user(stream: &UnixStream) -> Result<u32, String> {
                     if length == INTRODUCTION_BYTES {
                         return None;
                     }
-                    // It is readable as long as nobody reads; the rest takes its time.
-                    let pause = if length == known { 5 } else { 0 };
+                    if length == known {
+                        tokio::time::sleep(PEEK_AGAIN).await;
+                    }
                     known = length;
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return None,

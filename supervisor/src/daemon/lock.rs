@@ -42,7 +42,7 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct InstanceLock(File);
 
-/// Between two looks whether the holder has gone.
+/// Between two looks whether the holder has gone: `flock` tells nobody when it is free, or waits for ever.
 const LOOK: Duration = Duration::from_millis(5);
 
 impl InstanceLock {

@@ -21,7 +21,7 @@ use crate::store::{
     DenialRow, Loaded, ProcessRow, ProcessState, Request, SealedProcess, SessionRow, Store, StoreError,
 };
 
-/// Between two attempts to write a record down.
+/// Between two attempts to write a record down, at least: a database that can be written may still refuse this.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the daemon writes down with a process that it accepts, besides its spec.
@@ -34,8 +34,9 @@ pub(super) struct Note {
     pub(super) request: Option<(String, String)>,
 }
 
-/// How long journals are tried that cannot be read, and how often.
+/// How long journals are tried that cannot be read.
 const UNREAD_MAX: Duration = Duration::from_secs(5);
+/// Between two attempts: descriptors that are free again, and a disk that answers again, are announced by nobody.
 const UNREAD_AGAIN: Duration = Duration::from_millis(100);
 
 /// What was found and taken up.

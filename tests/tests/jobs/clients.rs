@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 
-use provost_tests::{LineClient, Served, World, both_users, provost};
+use provost_tests::{LineClient, Served, World, asked_until, both_users, provost};
 use serde_json::{Value, json};
 
 use super::{follow, until};
@@ -138,9 +138,9 @@ fn waiting(world: &World, daemon: &Served) -> (String, Child, LineClient) {
     until(&mut client, &job, "running");
     let waiter = command(world, daemon, &["wait", "-q", &job]).spawn().unwrap();
     // It has its connection, and from then on waits whatever becomes of that.
-    while client.call("daemon/status", json!({})).unwrap()["clients"] != 2 {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    asked_until("its connection", || {
+        client.call("daemon/status", json!({})).unwrap()["clients"] == 2
+    });
     (job, waiter, client)
 }
 

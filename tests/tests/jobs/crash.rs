@@ -1,10 +1,8 @@
 //! I8 for jobs: the daemon may die at any instant.
 
-use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
-
-use provost_tests::{LineClient, Served, World, both_users};
+use provost_tests::{LineClient, Served, World, asked_until, both_users};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashSet};
 
 use super::{follow, spec, submit, wait};
 
@@ -115,9 +113,7 @@ fn i8_a_cancel_that_was_written_down_holds_over_a_kill(world: &World) {
         let found = client.call("job/list", json!({ "states": ["running"] })).unwrap();
         found["jobs"][0]["cancelling"] == true
     };
-    while !cancelling(&mut client) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    asked_until("its cancelling", || cancelling(&mut client));
     daemon.crash();
     let daemon = Served::start(world);
     let mut client = LineClient::connect(daemon.socket());

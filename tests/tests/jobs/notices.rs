@@ -2,9 +2,8 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::time::Instant;
 
-use provost_tests::{DEADLINE, LineClient, Served, World, both_users};
+use provost_tests::{LineClient, Served, World, asked_until, both_users};
 use serde_json::{Value, json};
 
 use super::{submit, wait};
@@ -16,16 +15,13 @@ both_users! {
 
 /// Waits until every notice of a job was taken; them.
 fn taken(client: &mut LineClient, job: &str) -> Vec<Value> {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
+    let mut notices = Vec::new();
+    asked_until("the last notice", || {
         let found = client.call("job/inspect", json!({ "job": job })).unwrap();
-        let notices = found["notices"].as_array().unwrap().clone();
-        if notices.iter().all(|notice| !notice["delivered_at"].is_null()) {
-            return notices;
-        }
-        assert!(Instant::now() < deadline, "{notices:?}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+        notices = found["notices"].as_array().unwrap().clone();
+        notices.iter().all(|notice| !notice["delivered_at"].is_null())
+    });
+    notices
 }
 
 fn the_end_is_told_to_a_command_a_socket_and_a_file_once_each(world: &World) {
@@ -84,9 +80,7 @@ fn what_was_not_taken_is_told_again_by_the_next_daemon(world: &World) {
         let found = client.call("job/inspect", json!({ "job": job })).unwrap();
         found["notices"][0].clone()
     };
-    while tried(&mut client)["tries"] == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    asked_until("an attempt", || tried(&mut client)["tries"] != 0);
     assert!(
         tried(&mut client)["error"]
             .as_str()

@@ -27,7 +27,8 @@ use crate::daemon::Daemon;
 use crate::protocol::ProcessStart;
 use crate::store::{GroupRow, JobRow, Store, Transition};
 
-/// How long it takes until what could not be done is tried again.
+/// How long it takes until what could not be done is tried again: a start that was refused, a change that could not be written
+/// down, a turn for which there was no room among processes that are no jobs. Nothing tells this actor when one of them would pass.
 const AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) struct JobQueue;

@@ -29,7 +29,8 @@ use crate::protocol::{JobEnd, JobId};
 
 /// Items whose outputs are read at the same time: fewer than the daemon works on.
 const GATHERED_AT_A_TIME: usize = 16;
-/// Between attempts to follow, where the daemon ended it and the connection is still there.
+/// Between attempts to follow, where the daemon ended it and the connection is still there: it is about to leave, or has no room
+/// for one who follows, and tells nobody when that is over. So often one after another that it takes five seconds.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSES_MAX: u32 = 250;
 
