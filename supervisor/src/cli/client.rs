@@ -48,7 +48,7 @@ pub(crate) enum ClientVerb {
     Attach(attach::AttachArgs),
     /// Print the events of a process as JSON lines
     Events(events::EventsArgs),
-    /// Wait until processes have ended; the exit code is theirs
+    /// Wait until processes or jobs have ended; the exit code is theirs
     Wait(wait::WaitArgs),
     /// Stop processes by their own stop rules
     Stop(stop::StopArgs),
@@ -72,7 +72,7 @@ pub(crate) enum ClientVerb {
     Session(session::SessionArgs),
     /// Forget processes that have ended
     Prune(status::PruneArgs),
-    /// Say what the daemon has
+    /// Say what the daemon has, or how a job or a process is
     Status(status::StatusArgs),
 }
 

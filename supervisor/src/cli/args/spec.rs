@@ -78,7 +78,7 @@ pub(crate) struct SpecArgs {
     /// Set a variable (KEY=VALUE) or pass one through (KEY); repeatable
     #[arg(long, value_name = "KEY[=VALUE]", help_heading = "Command")]
     pub(crate) env: Vec<OsString>,
-    /// Begin with an empty environment (PATH, HOME, USER and what --env names stay)
+    /// Begin with an empty environment (PATH, HOME, USER, LOGNAME, SHELL and what --env names stay)
     #[arg(long, help_heading = "Command")]
     pub(crate) clean_env: bool,
     /// Run in this directory, which is the writable one
@@ -116,7 +116,7 @@ pub(crate) struct SpecArgs {
     /// Limit the CPUs that it may keep busy: 1, 0.5
     #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Limits")]
     pub(crate) cpus: Option<u64>,
-    /// Limit what it may write to disks in all: 10G (looked at five times a second)
+    /// Limit what it may write to disks in all: 10G (looked at 20 times a second)
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Limits")]
     pub(crate) disk_written: Option<u64>,
     /// Limit the descriptors that each process may have open

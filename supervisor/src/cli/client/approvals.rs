@@ -50,7 +50,8 @@ pub(crate) struct ApprovalsArgs {
 /// The call is performed as it was asked. Who is too late is told what was decided and by whom.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
-  0 all were allowed; 125 one was decided already, or is not there, or its session is attached elsewhere
+  0 all were allowed; 125 one was decided already, or is not there, or its session is attached
+  elsewhere
 
 Examples:
   provost approve web/3
@@ -70,7 +71,8 @@ pub(crate) struct ApproveArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   provost deny web/3
-  provost approvals --json --session dev | jq -r '\"\\(.process)/\\(.approval)\"' | xargs -r provost deny")]
+  provost approvals --json --session dev | jq -r '\"\\(.process)/\\(.approval)\"' |
+    xargs -r provost deny")]
 pub(crate) struct DenyArgs {
     #[command(flatten)]
     common: Common,

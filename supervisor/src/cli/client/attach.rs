@@ -35,8 +35,8 @@ const TAIL_BYTES: u64 = 32 << 10;
 /// The others see what it sees, and leave with Ctrl-C, too.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
-  the process's own, once it has ended; 0 left with Ctrl-P Ctrl-Q, or Ctrl-C where the input is another's; 125 the connection
-  was lost and the daemon did not come back (--reconnect)
+  the process's own, once it has ended; 0 left with Ctrl-P Ctrl-Q, or Ctrl-C where the input is
+  another's; 125 the connection was lost and the daemon did not come back (--reconnect)
 
 Examples:
   provost start --tty --name sh -- bash && provost attach sh

@@ -22,7 +22,7 @@ use crate::{LogLimits, ProcessId, ProcessSpec, TerminalSize, handle};
 #[command(after_help = "Examples:
   id=$(provost start -- make -j4)
   provost start --name web --session dev --timeout 1h -- ./server
-  provost start --stdin --label job=7 -- sort && provost send sort 'b' --eof
+  provost start --stdin --name sort --label job=7 -- sort && provost send sort 'b' --eof
   provost start --slot dev-server --slot-grace 2s -- ./server   # in place of the one before
   provost start --request-id deploy-42 -- ./deploy     # said twice, it starts once")]
 pub(crate) struct StartArgs {

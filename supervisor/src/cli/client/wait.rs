@@ -21,7 +21,8 @@ pub(super) const AT_A_TIME: usize = 32;
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
   the process's own, as `provost run` gives it; 124 it timed out, or --timeout ran out here; 125 the
-  connection was lost and the daemon did not come back (--reconnect), or there is no record. Of several the first that is not 0.
+  connection was lost and the daemon did not come back (--reconnect), or there is no record.
+  Of several the first that is not 0.
 
 Examples:
   provost wait \"$id\"

@@ -82,7 +82,8 @@ pub(super) async fn cancel(args: CancelArgs) -> CliResult {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   provost job retry \"$id\"
-  provost job list --state ended --json | jq -r 'select(.end.succeeded | not).job' | xargs provost job retry")]
+  provost job list --state ended --json | jq -r 'select(.end.succeeded | not).job' |
+    xargs -r provost job retry")]
 pub(crate) struct RetryArgs {
     #[command(flatten)]
     connection: Connection,

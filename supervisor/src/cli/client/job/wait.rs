@@ -17,8 +17,9 @@ use crate::units::duration;
 /// That this command is interrupted does nothing to them. A daemon that dies or is replaced is waited for (--reconnect).
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Exit codes:
-  the command's own, as `provost run` gives it; 124 it timed out, or --timeout ran out here; 125 it was skipped or lost, or
-  the connection was lost and the daemon did not come back; 130 cancelled. Of several the first that is not 0.
+  the command's own, as `provost run` gives it; 124 it timed out, or --timeout ran out here; 125 it
+  was skipped or lost, or the connection was lost and the daemon did not come back; 130 cancelled.
+  Of several the first that is not 0.
 
 Examples:
   provost job wait \"$id\"
