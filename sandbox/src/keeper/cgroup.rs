@@ -99,6 +99,14 @@ impl Group {
         fs::read_to_string(self.path.join("cgroup.procs")).map_or(0, |text| text.lines().count() as u64)
     }
 
+    /// Whether nobody but one process can be in it, nor in groups below it. Only v2 groups can tell.
+    pub(super) fn has_init_alone(&self) -> bool {
+        let read = |name: &str| fs::read_to_string(self.path.join(name));
+        let alone = |members: String| members.lines().count() <= 1;
+        let childless = |text: String| text.lines().any(|line| line == "nr_descendants 0");
+        self.unified && read("cgroup.procs").is_ok_and(alone) && read("cgroup.stat").is_ok_and(childless)
+    }
+
     /// The file that tells when the group is empty (`EPOLLPRI`).
     pub(super) fn events(&self) -> Option<&File> {
         self.events.as_ref()

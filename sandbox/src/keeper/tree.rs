@@ -316,13 +316,14 @@ impl Tree {
     }
 
     /// Its init has said that it has no child left, and that is proof enough: it is PID 1 or a subreaper, so whatever
-    /// was forked in the tree was or became its child. Nobody need wait for the end of the init and its namespaces.
+    /// was forked in the tree was or became its child. Where there is a group, it says the same: nobody but the init is in it.
+    /// Nobody need wait for the end of the init and its namespaces.
     pub(super) fn is_surely_empty(&self) -> bool {
-        self.groups.is_empty()
-            && self.refused.is_none()
+        self.refused.is_none()
             && self.command.is_some()
             && self.exited
             && self.empty.is_some()
+            && self.groups.iter().all(Group::has_init_alone)
     }
 
     /// Whether something of it may live although the init is gone.

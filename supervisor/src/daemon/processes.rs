@@ -48,7 +48,7 @@ pub(super) struct Supervised {
     pub(super) request: Option<Request>,
     /// Its record is in the database, or never will be: it can be forgotten.
     pub(super) filed: watch::Sender<bool>,
-    /// The database did not take it when it was accepted, and is told of it with its record.
+    /// The database has not taken it yet, and is told of it with its record at the latest.
     pub(super) unwritten: AtomicBool,
     /// Bytes that it takes to say what it is.
     pub(super) described_bytes: u64,
@@ -104,7 +104,7 @@ impl Supervised {
             confined: false,
             request: None,
             filed: watch::Sender::new(false),
-            unwritten: AtomicBool::new(false),
+            unwritten: AtomicBool::new(true),
             described_bytes: 0,
             forgotten: CancellationToken::new(),
             writes: Mutex::default(),
@@ -116,6 +116,7 @@ impl Supervised {
     pub(super) fn restored(link: ProcessLink, row: ProcessRow) -> Self {
         let mut process = Self::new(link, row.session, row.name);
         process.filed.send_replace(row.state == ProcessState::Sealed);
+        process.unwritten = AtomicBool::new(false);
         process.described_bytes =
             described_bytes(&row.argv, &row.labels, row.cwd.as_deref().unwrap_or_default());
         process.argv = row.argv;

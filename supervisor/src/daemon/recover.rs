@@ -13,6 +13,7 @@ use provost_actors::session::{OnDisconnect, OpenSession, SessionId};
 use provost_actors::spool::{Found, LoadError, Loaded as Journal, Spool, SpoolError};
 use provost_actors::{ProcessLink, SessionLink};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::Daemon;
 use super::forget::erase;
@@ -21,6 +22,8 @@ use crate::store::{
     DenialRow, Loaded, ProcessRow, ProcessState, Request, SealedProcess, SessionRow, Store, StoreError,
 };
 
+/// A process that has ended by then is written down once, with its record.
+const SHORT: Duration = Duration::from_millis(20);
 /// Between two attempts to write a record down, at least: a database that can be written may still refuse this.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -233,7 +236,8 @@ impl Daemon {
         self.state().know(process);
     }
 
-    /// Writes the record of a process down in the database, when it has one; where it cannot be written, as soon as it can.
+    /// Writes a process down in the database, and its record when it has one; where that cannot be written, as soon as it can.
+    /// Nobody waits for it: the journal has all of it, and is read before the database is believed.
     pub(super) fn keep_record(&self, process: &Arc<Supervised>) {
         let Some(kept) = &self.0.kept else { return };
         if *process.filed.borrow() {
@@ -241,7 +245,13 @@ impl Daemon {
         }
         let (store, process) = (kept.store.clone(), process.clone());
         kept.records.spawn(async move {
-            let record = process.link.sealed().await;
+            let record = match timeout(SHORT, process.link.sealed()).await {
+                Ok(record) => record,
+                Err(_) => {
+                    begin(&store, &process).await;
+                    process.link.sealed().await
+                }
+            };
             let denials = process.link.log().await.denials().into_iter();
             let denials = denials.map(|(seq, time, denial)| DenialRow { seq, time, denial });
             let denials: Vec<_> = denials.collect();
@@ -362,6 +372,19 @@ fn unknown(id: ProcessId) -> ProcessRow {
     }
 }
 
+/// Writes down that a process was accepted. Where that cannot be, it is written with its record.
+async fn begin(store: &Store, process: &Supervised) {
+    if !process.unwritten.load(Ordering::Relaxed) {
+        return;
+    }
+    match store.accept(process.row()).await {
+        Ok(_) => process.unwritten.store(false, Ordering::Relaxed),
+        Err(error) => {
+            tracing::error!(process = %process.id(), %error, "the database does not take it");
+        }
+    }
+}
+
 /// Writes a record down, with what is to be known of its process.
 async fn file(
     store: &Store,
@@ -369,15 +392,18 @@ async fn file(
     record: &TerminalRecord,
     denials: &[DenialRow],
 ) -> Result<(), StoreError> {
-    if process.unwritten.load(Ordering::Relaxed) {
-        match store.accept(process.row()).await {
-            // Then there is room for the record alone.
-            Ok(_) | Err(StoreError::Full { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        process.unwritten.store(false, Ordering::Relaxed);
+    let sealed = store.sealed(record.clone(), denials.to_vec());
+    if !process.unwritten.load(Ordering::Relaxed) {
+        return sealed.await;
     }
-    store.sealed(record.clone(), denials.to_vec()).await
+    // Asked for in this order, and written at once.
+    let (accepted, sealed) = tokio::join!(store.accept(process.row()), sealed);
+    match accepted {
+        // Then there is room for the record alone.
+        Ok(_) | Err(StoreError::Full { .. }) => process.unwritten.store(false, Ordering::Relaxed),
+        Err(error) => return Err(error),
+    }
+    sealed
 }
 
 /// The row of a process of which there is a journal.

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -230,8 +229,7 @@ impl Daemon {
         process.policy = policy;
         process.labels = request.labels;
         process.request = word.map(|(id, asked)| Request { id, asked });
-        let (id, accepted) = (process.id(), process.link.clone());
-        let row = self.0.kept.is_some().then(|| process.row());
+        let accepted = process.link.clone();
         self.0.metrics.watch(&process);
         if let Some(decider) = decider {
             self.answer_by(decider, &process.link);
@@ -244,13 +242,6 @@ impl Daemon {
             state.starting.remove(&place.number);
             state.know(process.clone());
             state.tell_of_process(&process);
-        }
-        // It is in its journal: a database that does not take it now is given it with its record.
-        if let (Some(kept), Some(row)) = (&self.0.kept, row)
-            && let Err(error) = kept.store.accept(row).await
-        {
-            process.unwritten.store(true, Ordering::Relaxed);
-            tracing::error!(process = %id, %error, "the database does not take it");
         }
         Ok(accepted)
     }

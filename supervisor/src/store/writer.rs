@@ -1,7 +1,7 @@
 //! The thread that writes: what waits is committed together, and each caller is answered after the commit.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -14,6 +14,9 @@ use super::{BUSY_AGAIN_TIMEOUT, BUSY_TIMEOUT, Health, StoreError};
 
 /// What goes into one transaction at most.
 const BATCH_MAX: usize = 256;
+/// From the end of one transaction to the next one. What comes meanwhile is committed together: a commit writes whole
+/// pages, of which most are the same for one row and for many.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long the log becomes before it is written into the database, in pages of 4 KiB: SQLite's default.
 const CHECKPOINT_PAGES: u32 = 1000;
@@ -57,7 +60,10 @@ pub(super) fn run(
             if !writer.ballast.is_held() {
                 writer.checkpoint_every(CHECKPOINT_PAGES_DEGRADED);
             }
+            let mut last = Instant::now();
             while let Some(first) = queue.blocking_recv() {
+                #[allow(clippy::disallowed_methods, reason = "a thread that has nothing else to do")]
+                std::thread::sleep(PAUSE.saturating_sub(last.elapsed()));
                 let mut batch = vec![first];
                 while batch.len() < BATCH_MAX
                     && let Ok(next) = queue.try_recv()
@@ -65,6 +71,7 @@ pub(super) fn run(
                     batch.push(next);
                 }
                 writer.write(batch);
+                last = Instant::now();
             }
         }
         Err(error) => {

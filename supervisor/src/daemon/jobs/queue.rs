@@ -11,7 +11,7 @@ mod recovery;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use provost_actors::ProcessLink;
 use provost_actors::jobs::JobId;
@@ -47,6 +47,8 @@ pub(super) struct State {
     /// A `Flush` is in the mailbox.
     flushing: bool,
     timer: Option<JoinHandle<()>>,
+    /// Since when something waits to be written down with what comes next.
+    told_late: Option<Instant>,
 }
 
 /// A job, as it was decided.

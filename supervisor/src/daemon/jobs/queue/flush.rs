@@ -1,6 +1,6 @@
 //! Decisions are written down together, and then carried out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use provost_actors::jobs::JobOutcome;
@@ -10,6 +10,9 @@ use super::decisions::ending;
 use super::{AGAIN, QueueMsg, State};
 use crate::daemon::jobs::start::{Attempt, attempt};
 use crate::store::{Change, EndRow, Transition};
+
+/// How late it may be told that a process runs.
+const RUNS_WAIT: Duration = Duration::from_millis(20);
 
 impl State {
     pub(super) fn flush_soon(&mut self, myself: &ActorRef<QueueMsg>) {
@@ -34,7 +37,10 @@ impl State {
             // What ends elsewhere is not told here.
             wake = (room == 0 && self.schedule.len() > 0).then_some(AGAIN);
         }
-        if !self.decided.is_empty() {
+        if let Some(waits) = self.may_wait() {
+            wake = Some(wake.map_or(waits, |wake| wake.min(waits)));
+        } else if !self.decided.is_empty() {
+            self.told_late = None;
             match self.store.move_jobs(self.decided.clone()).await {
                 Ok((done, seq)) => {
                     for (transition, done) in std::mem::take(&mut self.decided).into_iter().zip(done) {
@@ -66,6 +72,17 @@ impl State {
         if !self.decided.is_empty() && wake.is_none() {
             self.flush_soon(myself);
         }
+    }
+
+    /// How long all that was decided may wait to be written down with what comes next. That a process runs, which nobody waits
+    /// for, and which whoever comes after a crash finds out, is no reason for a transaction of its own.
+    fn may_wait(&mut self) -> Option<Duration> {
+        let runs = |transition: &Transition| matches!(transition.change, Change::Run(_));
+        if self.decided.is_empty() || !self.decided.iter().all(runs) {
+            return None;
+        }
+        let since = self.told_late.get_or_insert_with(Instant::now);
+        RUNS_WAIT.checked_sub(since.elapsed())
     }
 
     /// What was decided is written down, or the database knows better.

@@ -53,6 +53,7 @@ impl State {
             decided: Vec::new(),
             flushing: false,
             timer: None,
+            told_late: None,
         };
         for group in recovery.groups {
             state.schedule.set_group(&group.name, group.limit, group.paused);
