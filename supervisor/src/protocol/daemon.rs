@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Initialize {
-    /// The version that the client speaks: [`PROTOCOL_VERSION`].
+    /// The version that the client speaks: [`PROTOCOL_VERSION`](super::PROTOCOL_VERSION).
     pub protocol: u32,
     /// Its name, for logs.
     #[serde(default)]
