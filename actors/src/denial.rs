@@ -60,6 +60,8 @@ pub(crate) struct DenialArgs {
     pub(crate) process: ActorRef<ProcessMsg>,
     pub(crate) sandbox: Arc<PreparedSandbox>,
     pub(crate) listener: Option<OwnedFd>,
+    /// What it gets to say that it is ready.
+    pub(crate) ready: Option<OwnedFd>,
     pub(crate) pid: i32,
     pub(crate) init_pid: i32,
     pub(crate) pid_namespace: u64,

@@ -116,6 +116,8 @@ pub enum EventBody {
         /// The session.
         session: String,
     },
+    /// The command said that it is ready. At most once.
+    Ready {},
     /// A signal was sent.
     SignalSent {
         /// Its name: `SIGTERM`.

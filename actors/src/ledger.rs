@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::approval::{ApprovalSummary, GrantRecord};
 use crate::event::{DraftBody, EventBody, EventDraft, StreamName};
 use crate::record::{Closed, Usage};
+use crate::reported::Reported;
 
 mod effect;
 mod fact;
@@ -90,6 +91,12 @@ pub struct Ledger {
     abandon_told: bool,
     denials: DenialTally,
     approvals: ApprovalSummary,
+    /// It said that it is ready.
+    #[serde(default)]
+    ready: bool,
+    /// What it reported.
+    #[serde(default)]
+    reported: Option<Reported>,
     signals_stated: u32,
     moves_stated: u32,
     sealed: bool,
@@ -138,6 +145,8 @@ impl Ledger {
             abandon_told: false,
             denials,
             approvals: ApprovalSummary::default(),
+            ready: false,
+            reported: None,
             signals_stated: 0,
             moves_stated: 0,
             sealed: false,
@@ -202,6 +211,14 @@ impl Ledger {
             Fact::StopRequested(cause) => self.stop_requested(cause, out),
             Fact::Detached { session } => self.moved(EventBody::Detached { session }, out),
             Fact::Attached { session } => self.moved(EventBody::Attached { session }, out),
+            Fact::Ready => {
+                if !std::mem::replace(&mut self.ready, true) {
+                    self.state(EventBody::Ready {}, out);
+                }
+            }
+            Fact::Reported(reported) => {
+                self.reported.get_or_insert(reported);
+            }
             Fact::SignalSent { signal, scope, cause } => self.signal_sent(signal, scope, cause, out),
             Fact::DrainExpired => self.drain_expired(false, out),
             Fact::DrainHeld => self.drain_expired(true, out),
@@ -233,6 +250,11 @@ impl Ledger {
     /// When the command was started.
     pub(crate) fn started_at(&self) -> Option<Timestamp> {
         self.started.as_ref().map(|start| start.at)
+    }
+
+    /// The command said that it is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// The record is sealed; nothing changes any more.

@@ -35,6 +35,7 @@ mod keeping;
 mod process;
 mod proxy;
 mod readiness;
+pub mod reported;
 mod root;
 pub mod slots;
 mod spawner;

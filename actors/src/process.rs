@@ -12,6 +12,7 @@
 
 mod begin;
 mod ending;
+mod extras;
 mod limits;
 mod message;
 mod orders;
@@ -28,6 +29,7 @@ pub(crate) use self::resume::Resumed;
 pub use self::unkept::NEVER_STARTED;
 pub(crate) use self::unkept::Unkept;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +43,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::extras::ReadySource;
 use self::request::spawn_error;
 use crate::audit::AuditMsg;
 use crate::denial::DenialMsg;
@@ -98,6 +101,10 @@ pub(crate) struct ProcessState {
     /// Why it cannot be said to have started; the record waits until nothing of it lives.
     refused: Option<String>,
     init_pid: i32,
+    /// The place for its result, until that was read.
+    report: Option<File>,
+    /// Where it says that it is ready, as long as anybody listens.
+    ready: Option<Arc<ReadySource>>,
     /// How long before now an earlier daemon accepted it, as far as that is known for sure; absent where we did.
     accepted_before: Option<Option<Duration>>,
 }
@@ -127,6 +134,7 @@ impl Drop for ProcessState {
             complete: false,
             unobserved: self.args.sandbox.unobserved.clone(),
         });
+        last.extend(self.reported());
         last.push(Fact::SpawnerLost { reason });
         for fact in last {
             for effect in self.args.take(&mut self.ledger, fact, None) {
@@ -175,6 +183,8 @@ impl Actor for ProcessActor {
             stopping: false,
             refused: None,
             init_pid: -1,
+            report: None,
+            ready: None,
             accepted_before: None,
         };
         state.arm(&myself, START_MAX, Timer::Start);
@@ -199,6 +209,10 @@ impl Actor for ProcessActor {
             ProcessMsg::Notice(notice, fds) => state.notice(&myself, notice, fds).await?,
             ProcessMsg::Command(command) => state.command(&myself, command),
             ProcessMsg::Timer(timer) => state.timer(&myself, timer),
+            ProcessMsg::ReadySaid { said, taken } => {
+                state.ready_said(&myself, said);
+                drop(taken);
+            }
             ProcessMsg::Resume(resumed) => state.resume(&myself, *resumed).await?,
             ProcessMsg::Written { bytes, took } => state.written(&myself, bytes, took),
             ProcessMsg::SpawnerLost(reason) => state.spawner_lost(&myself, reason),
@@ -256,6 +270,12 @@ impl ProcessState {
             self.last_output = Instant::now();
         }
         let tree_ended = matches!(fact, Fact::TreeEmpty { .. } | Fact::SpawnerLost { .. });
+        if tree_ended || matches!(fact, Fact::Exited(_)) {
+            self.look_if_ready(myself);
+        }
+        if tree_ended && let Some(reported) = self.reported() {
+            self.fact(myself, reported);
+        }
         let closes = matches!(fact, Fact::StreamClosed { .. } | Fact::DenialsDrained { .. });
         let closes = (closes && self.args.spool.is_some()).then(|| fact.clone());
         for effect in self.args.take(&mut self.ledger, fact, number) {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::approval::ApprovalSummary;
 use crate::event::{ProcessId, StreamName, text};
+use crate::reported::ReportedValue;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -56,6 +57,12 @@ pub struct TerminalRecord {
     pub ended_at: Timestamp,
     /// From `started_at` to `ended_at`; 0 if it never started.
     pub duration_ms: u64,
+    /// The result that it reported, if it was asked for one; `null` if it reported none, or that.
+    #[serde(default)]
+    pub result: Option<ReportedValue>,
+    /// Why there is no result, though it reported something, or nobody knows whether it did.
+    #[serde(default)]
+    pub result_error: Option<String>,
     /// The fate of every byte that it wrote.
     pub output: BTreeMap<StreamName, OutputSummary>,
     /// What it was refused.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use provost_sandbox::extras::ReadyBy;
 pub use provost_sandbox::keeper::wire::TerminalSize;
 use provost_sandbox::policy::Policy;
 
@@ -54,6 +55,10 @@ pub struct ProcessSpec {
     pub paced: bool,
     /// The place in its session that it takes, where only one process is at a time: what is there is replaced.
     pub slot: Option<Slot>,
+    /// It is asked for a result: one JSON value, through the descriptor that `PROVOST_REPORT_FD` names.
+    pub report: bool,
+    /// How it says that it is ready.
+    pub ready: ReadyBy,
     /// Free words of the caller, repeated in the record.
     pub labels: BTreeMap<String, String>,
 }
@@ -121,6 +126,8 @@ impl ProcessSpec {
             retention: LogLimits::default(),
             paced: false,
             slot: None,
+            report: false,
+            ready: ReadyBy::Nothing,
             labels: BTreeMap::new(),
         }
     }

@@ -131,6 +131,7 @@ fn tell(input: Input) {
             OnDenial::Report
         },
         expects_denials: input.expects_denials,
+        report: false,
         queued_at: None,
     });
     let mut clock = Timestamp::UNIX_EPOCH;

@@ -23,6 +23,7 @@
 pub mod compile;
 pub mod denial;
 pub mod environment;
+pub mod extras;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

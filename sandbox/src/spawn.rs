@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use uuid::Uuid;
 
+use crate::extras::Extras;
 use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
 use crate::keeper::{ROLE, is_hooked, with_ordinary_score};
 
@@ -277,6 +278,8 @@ pub struct Command {
     pub cwd: PathBuf,
     /// Standard input.
     pub stdin: Stdin,
+    /// What it gets besides.
+    pub extras: Extras,
 }
 
 impl Command {
@@ -288,6 +291,7 @@ impl Command {
             env.retain(|entry| !entry.starts_with(b"TMPDIR="));
             env.push([b"TMPDIR=", directory.as_os_str().as_encoded_bytes()].concat());
         }
+        self.extras.tell(&mut env);
         SpawnRequest {
             process: self.process,
             plan: sandbox.plan.clone(),
@@ -297,6 +301,7 @@ impl Command {
             env,
             cwd: self.cwd.into_os_string().into_encoded_bytes(),
             stdin: self.stdin,
+            extras: self.extras,
         }
     }
 }

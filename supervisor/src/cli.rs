@@ -13,6 +13,7 @@ mod output;
 mod policy;
 mod records;
 mod replace;
+mod report;
 mod report_file;
 mod run;
 mod screen;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         args::Verb::Records(records) => records::run(*records),
         args::Verb::Db(db) => db::run(db),
         args::Verb::Policy(policy) => policy::run(policy),
+        args::Verb::Report(asked) => report::run(&asked),
         args::Verb::Doctor(doctor) => doctor::run(&doctor),
         args::Verb::Completions(completions) => completions::run(&completions),
         args::Verb::Man(man) => man::run(&man),

@@ -105,6 +105,12 @@ pub enum Readiness {
     /// It is ready when its command runs.
     #[default]
     Started,
+    /// It is ready when it writes a line feed into the descriptor whose number is in `PROVOST_READY_FD`, as s6 has it. It need not
+    /// read it back: when that has come, nobody reads there any more.
+    Descriptor,
+    /// It is ready when it sends `READY=1` to `NOTIFY_SOCKET`, as sd_notify(3) does, from anywhere in its tree. What else it sends is
+    /// ignored. Not under the policy `unconfined`: there it is refused.
+    Notify,
     /// It is ready when it accepts TCP connections at this address.
     Tcp(SocketAddr),
     /// It is ready when it accepts connections to this unix stream socket.

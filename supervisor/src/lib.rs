@@ -90,6 +90,7 @@ pub use provost_actors::log::LogLimits;
 pub use provost_actors::record::{
     Closed, DenialSummary, Outcome, OutputSummary, TerminalRecord, TreeSummary, Usage,
 };
+pub use provost_actors::reported::ReportedValue;
 pub use provost_actors::restart::{Backoff, Intensity, Restart, Strategy};
 pub use provost_actors::session::SessionId;
 pub use provost_actors::spec::{ProcessSpec, Slot, StdinSpec, StopRule, TerminalSize};
@@ -98,6 +99,7 @@ pub use provost_sandbox::compile::CompileError;
 pub use provost_sandbox::denial::{
     AllowingRule, Certainty, Decision, Denial, DenialClass, DenialTarget,
 };
+pub use provost_sandbox::extras::ReadyBy;
 pub use provost_sandbox::keeper::run_if_asked as run_spawner_if_asked;
 pub use provost_sandbox::keeper::wire::SignalScope;
 pub use provost_sandbox::kernel::{KernelSupport, Probe};

@@ -52,7 +52,8 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use self::ballast::Ballast;
 pub use self::error::StoreError;
 pub use self::jobs::{
-    AttemptRow, Change, EndRow, EventRow, GroupRow, JobQuery, JobRow, NoticeRow, Submitted, Transition,
+    AttemptRow, Change, EndRow, EventRow, GroupRow, JobQuery, JobRow, NoticeRow, RESULT_BYTES_PER_READ,
+    Submitted, Transition,
 };
 pub use self::place::DATABASE_NAME;
 use self::place::Place;

@@ -103,7 +103,13 @@ impl<'w> Service<'w> {
 
     /// `kill -9` of the daemon, and of nothing that it supervises; another one takes its place.
     pub fn restart(&mut self) {
+        self.restart_after(|| ());
+    }
+
+    /// The same; in between there is none while `meanwhile` runs.
+    pub fn restart_after(&mut self, meanwhile: impl FnOnce()) {
         self.served.take().expect("it lives").crash();
+        meanwhile();
         self.served = Some(Served::start(self.world));
     }
 

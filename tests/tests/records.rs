@@ -70,6 +70,8 @@ impl Recorded {
                 started_at: row.queued_at,
                 ended_at,
                 duration_ms: 1234,
+                result: None,
+                result_error: None,
                 output: [].into(),
                 denials: DenialSummary {
                     total: u64::from(denied),

@@ -97,6 +97,7 @@ impl Server {
         let approvals = Approvals::new(args.ask_timeout, args.session_grants.clone());
         let mut setup = setup(sandbox, args.init_pid, args.pid_namespace);
         setup.grants = approvals.grants();
+        setup.ready = args.ready.take();
         let witness = Witness::new(args.process.clone(), args.spool.clone());
         let proxy = match args.proxy.take() {
             Some(port) => {
@@ -534,6 +535,7 @@ fn setup(sandbox: &PreparedSandbox, init_pid: i32, pid_namespace: u64) -> Decide
         },
         tcp_confined_by_landlock: sandbox.tcp_confined_by_landlock,
         ask: sandbox.policy.ask,
+        ready: None,
         grants: Vec::new(),
     }
 }

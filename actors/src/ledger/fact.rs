@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::approval::GrantRecord;
 use crate::event::StreamName;
 use crate::record::{Closed, Outcome, Usage};
+use crate::reported::Reported;
 
 /// Something that an actor observed. Facts of one actor arrive in its order, those of several in any.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,10 @@ pub enum Fact {
         /// The session.
         session: String,
     },
+    /// The command said that it is ready.
+    Ready,
+    /// What it reported as its result. Comes before [`Fact::TreeEmpty`].
+    Reported(Reported),
     /// A signal was sent.
     SignalSent {
         /// Its name: `SIGTERM`.

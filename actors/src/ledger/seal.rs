@@ -1,6 +1,7 @@
 //! The record's content, from what the ledger knows.
 
 use crate::record::{Outcome, RECORD_SCHEMA, TerminalRecord, TreeSummary};
+use crate::reported::Reported;
 
 use super::{Exit, Ledger};
 
@@ -19,6 +20,7 @@ impl Ledger {
         let duration = started_at.map_or(0, |at| ended_at.duration_since(at).as_millis());
         let denials = self.denials.summary(!self.never_ran());
         let tree = self.tree.as_ref();
+        let reported = self.reported();
         TerminalRecord {
             schema: RECORD_SCHEMA,
             process: self.spec.process,
@@ -35,6 +37,8 @@ impl Ledger {
             started_at,
             ended_at,
             duration_ms: u64::try_from(duration).unwrap_or(0),
+            result: reported.result,
+            result_error: reported.error,
             output: self.streams.summary(),
             denials,
             approvals: self.approvals.clone(),
@@ -45,6 +49,15 @@ impl Ledger {
             }),
             sandbox: self.started.as_ref().map(|start| (*start.report).clone()),
             last_seq: self.seq,
+        }
+    }
+
+    /// What it reported, as far as it was asked for that.
+    fn reported(&self) -> Reported {
+        match &self.reported {
+            Some(reported) => reported.clone(),
+            None if !self.spec.report || self.never_ran() => Reported::default(),
+            None => Reported::unknown("what it reported, if anything, was lost"),
         }
     }
 

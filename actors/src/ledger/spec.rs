@@ -28,6 +28,9 @@ pub struct LedgerSpec {
     pub on_denial: OnDenial,
     /// There is a denial channel, which must be drained before the record is sealed.
     pub expects_denials: bool,
+    /// It was asked for a result.
+    #[serde(default)]
+    pub report: bool,
     /// When the process was accepted.
     pub queued_at: Option<Timestamp>,
 }

@@ -20,6 +20,7 @@ pub(super) fn spec() -> LedgerSpec {
         tree: TreeRule::Kill,
         on_denial: OnDenial::Report,
         expects_denials: true,
+        report: false,
         queued_at: None,
     }
 }
@@ -130,6 +131,52 @@ impl Run {
         }
         record.expect("a record")
     }
+}
+
+#[test]
+fn i1_the_first_report_is_the_result_and_the_record_says_if_it_was_lost() {
+    use crate::reported::Reported;
+    let asked = || {
+        let report = true;
+        Run::new(LedgerSpec { report, ..spec() })
+    };
+    let said = |json: &str| Fact::Reported(Reported::judge(json.as_bytes()));
+    let end = |run: &mut Run| {
+        run.say(Fact::Exited(Exit::Code(0)));
+        run.finish()
+    };
+    let mut run = asked();
+    run.quiet([started(), said("[1]"), said("2")]);
+    let record = end(&mut run);
+    assert_eq!(record.result.expect("the first").as_json(), "[1]");
+    assert_eq!(record.result_error, None);
+
+    let mut run = asked();
+    run.quiet([started()]);
+    let lost = end(&mut run);
+    assert_eq!(
+        lost.result_error.as_deref(),
+        Some("what it reported, if anything, was lost")
+    );
+
+    let reason = "no such file".to_owned();
+    let exit_code = 127;
+    let never = asked().seal(Fact::SpawnFailed { reason, exit_code });
+    assert_eq!((never.result, never.result_error), (None, None));
+
+    let mut run = Run::new(spec());
+    run.quiet([started()]);
+    let record = end(&mut run);
+    assert_eq!((record.result, record.result_error), (None, None));
+}
+
+#[test]
+fn that_it_is_ready_is_told_once() {
+    let mut run = Run::new(spec());
+    run.quiet([started()]);
+    let stated = run.all(Fact::Ready);
+    assert!(matches!(&stated[..], [Effect::Append(_)]), "{stated:?}");
+    assert_eq!(run.all(Fact::Ready), []);
 }
 
 #[test]
@@ -404,6 +451,7 @@ fn the_first_denial_ends_a_process_that_says_so() {
 fn i2_without_a_denial_channel_there_is_none_to_wait_for() {
     let mut run = Run::new(LedgerSpec {
         expects_denials: false,
+        report: false,
         streams: vec![],
         ..spec()
     });
@@ -597,6 +645,7 @@ proptest! {
             tree: if wait { TreeRule::Wait } else { TreeRule::Kill },
             on_denial: if stop_at_denial { OnDenial::Stop } else { OnDenial::Report },
             expects_denials,
+            report: false,
             ..spec()
         };
         let mut ledger = Watched::new(spec);

@@ -48,7 +48,8 @@ impl ProcessState {
         fds: Vec<OwnedFd>,
     ) -> Result<(), ActorProcessingErr> {
         let streams = if output { self.args.spec.streams() } else { &[] };
-        let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
+        let others =
+            usize::from(started.stdin_pipe) + usize::from(started.listener) + started.extras.count();
         let relays = if started.relay { 2 } else { 0 };
         if fds.len() < 1 + streams.len() + relays + others {
             // The kernel leaves out descriptors for which there is no room.
@@ -73,6 +74,7 @@ impl ProcessState {
             self.args.stdin.open_terminal(master);
         }
         let listener = if started.listener { Some(next()?) } else { None };
+        let extras: Vec<OwnedFd> = fds.collect();
         self.init_pid = started.init_pid;
         self.last_output = Instant::now();
         self.fact(
@@ -82,6 +84,7 @@ impl ProcessState {
                 report: Box::new(self.args.sandbox.report.clone()),
             },
         );
+        let ready = self.take_extras(myself, started.extras, extras);
         let cell = myself.get_cell();
         if self.args.sandbox.policy.confined && !self.ledger.is_drained() {
             let args = DenialArgs {
@@ -89,6 +92,7 @@ impl ProcessState {
                 process: myself.clone(),
                 sandbox: self.args.sandbox.clone(),
                 listener,
+                ready,
                 pid: started.pid,
                 init_pid: started.init_pid,
                 pid_namespace: started.pid_namespace,

@@ -27,6 +27,12 @@ pub(crate) enum ProcessMsg {
     NotAsked(String),
     /// A timer of this actor's own.
     Timer(Timer),
+    /// It said that it is ready, or never will.
+    ReadySaid {
+        said: bool,
+        /// Dropped when that is written down.
+        taken: oneshot::Sender<()>,
+    },
     /// It was accepted by an earlier daemon: what there is of it.
     Resume(Box<Resumed>),
     /// What it has written to disks by now, and how long it took to find out.

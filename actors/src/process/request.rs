@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
 use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::extras::Extras;
 use provost_sandbox::keeper::wire::{Request, Stdin};
 use provost_sandbox::report::SpawnError;
 use provost_sandbox::spawn::Command;
@@ -30,6 +31,7 @@ pub(crate) fn ledger_spec(
         tree: spec.tree,
         on_denial: spec.on_denial,
         expects_denials: spec.policy.confined,
+        report: spec.report,
         queued_at: Some(queued_at),
     }
 }
@@ -53,6 +55,10 @@ pub(crate) fn spawn_request(
         env: spec.env.iter().map(|(key, value)| entry(key, value)).collect(),
         cwd: spec.cwd.clone(),
         stdin,
+        extras: Extras {
+            report: spec.report,
+            ready: spec.ready,
+        },
     };
     (Request::Spawn(Box::new(command.request(sandbox))), given)
 }

@@ -83,7 +83,8 @@ impl ProcessState {
         } else {
             0
         };
-        let others = usize::from(started.stdin_pipe) + usize::from(started.listener);
+        let others =
+            usize::from(started.stdin_pipe) + usize::from(started.listener) + started.extras.count();
         let relays = if started.relay { 2 } else { 0 };
         if fds.len() < 1 + outputs + relays + others {
             let reason = "there was no room for the descriptors of a process (RLIMIT_NOFILE)".to_owned();

@@ -111,6 +111,7 @@ fn spec() -> LedgerSpec {
         tree: TreeRule::Kill,
         on_denial: OnDenial::Report,
         expects_denials: false,
+        report: false,
         queued_at: None,
     }
 }

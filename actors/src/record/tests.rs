@@ -61,6 +61,8 @@ pub(crate) fn record() -> TerminalRecord {
         started_at: Some(at("2026-01-02T03:04:05Z")),
         ended_at: at("2026-01-02T03:04:06.5Z"),
         duration_ms: 1500,
+        result: Some((&serde_json::json!({ "a": [1] })).into()),
+        result_error: None,
         output: [(StreamName::Stdout, stdout)].into(),
         approvals: ApprovalSummary::default(),
         denials: DenialSummary {
@@ -89,7 +91,7 @@ fn a_record_is_written_so() {
         r#""labels":{"job":"7"},"argv":["cat"],"outcome":"exited","reason":null,"exit_code":1,"#,
         r#""signal":null,"succeeded":false,"denied":true,"queued_at":null,"#,
         r#""started_at":"2026-01-02T03:04:05.000000Z","ended_at":"2026-01-02T03:04:06.500000Z","#,
-        r#""duration_ms":1500,"#,
+        r#""duration_ms":1500,"result":{"a":[1]},"result_error":null,"#,
         r#""output":{"stdout":{"bytes":10,"retained":7,"dropped":3,"closed":"eof"}},"#,
         r#""denials":{"total":1,"by_class":{"filesystem":1},"first":[{"class":"filesystem","#,
         r#""operation":"open","target":{"path":"/etc/shadow"},"pid":9,"comm":"curl","#,

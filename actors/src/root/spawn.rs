@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use provost_sandbox::compile::{CompileError, PreparedSandbox};
+use provost_sandbox::extras::ReadyBy;
 use provost_sandbox::kernel::KernelSupport;
 use tokio::sync::oneshot;
 
@@ -90,6 +91,11 @@ impl Tree {
         };
         let has_audit = audit.is_some();
         let mut sandbox = self.prepare(&spec, kernel)?;
+        if spec.ready == ReadyBy::Notify && sandbox.plan.filter.is_empty() {
+            let why = "it is to say that it is ready to NOTIFY_SOCKET, which only what runs under a seccomp listener can reach: \
+                       not under the policy `unconfined`; use `fd`, or another policy";
+            return Err(SpawnRefused::Spec(why.to_owned()));
+        }
         // Nothing makes room for what cannot start; and nothing is accepted before there is room.
         let claim = match spec.slot.clone() {
             Some(slot) => {

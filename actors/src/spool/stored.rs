@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
+use provost_sandbox::extras::ReadyBy;
 use provost_sandbox::keeper::wire::TerminalSize;
 use provost_sandbox::policy::Policy;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,10 @@ pub struct StoredSpec {
     events_max: usize,
     #[serde(default)]
     slot: Option<Slot>,
+    #[serde(default)]
+    report: bool,
+    #[serde(default)]
+    ready: ReadyBy,
     labels: BTreeMap<String, String>,
 }
 
@@ -118,6 +123,8 @@ impl From<&ProcessSpec> for StoredSpec {
             tail_bytes: spec.retention.tail_bytes,
             events_max: spec.retention.events_max,
             slot: spec.slot.clone(),
+            report: spec.report,
+            ready: spec.ready,
             labels: spec.labels.clone(),
         }
     }
@@ -152,6 +159,8 @@ impl StoredSpec {
             events_max: self.events_max,
         };
         spec.slot.clone_from(&self.slot);
+        spec.report = self.report;
+        spec.ready = self.ready;
         spec.labels.clone_from(&self.labels);
         spec
     }

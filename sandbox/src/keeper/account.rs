@@ -11,6 +11,7 @@ use super::exits::ExitRecord;
 use super::held::{Held, HeldState, HeldTree, Kept, TreeEnd};
 use super::tree::{Failure, SupervisorEnds};
 use super::wire::{Notice, Started};
+use crate::extras::{Extras, ReadyBy};
 
 /// One process, from the request for it until it is forgotten.
 #[derive(Default)]
@@ -21,6 +22,12 @@ pub(super) struct Account {
     stdin: Option<OwnedFd>,
     /// stdout and stderr, or the terminal's master and both ends of its relay.
     output: Vec<OwnedFd>,
+    /// The place for its result.
+    report: Option<OwnedFd>,
+    /// Where it is heard that it is ready.
+    ready: Option<OwnedFd>,
+    /// What it says that with, where it gets that when it asks for it.
+    ready_sender: Option<OwnedFd>,
     told: Told,
     /// It waits to be told something.
     pub(super) queued: bool,
@@ -74,6 +81,9 @@ impl Account {
     pub(super) fn keep(&mut self, ends: SupervisorEnds) {
         self.stdin = ends.stdin;
         self.output = ends.output;
+        self.report = ends.report;
+        self.ready = ends.ready;
+        self.ready_sender = ends.ready_sender;
     }
 
     /// The command runs.
@@ -134,6 +144,7 @@ impl Account {
         match (what, &mut self.start) {
             (Kept::Stdin, _) => self.stdin = None,
             (Kept::Output, _) => self.output.clear(),
+            (Kept::Ready, _) => (self.ready, self.ready_sender) = (None, None),
             (Kept::Listener, Start::Running(running)) => running.listener = None,
             (Kept::Listener, _) => {}
         }
@@ -141,14 +152,17 @@ impl Account {
 
     /// Its supervisor has them; nobody else will ask.
     pub(super) fn release_all(&mut self) {
-        for what in [Kept::Stdin, Kept::Output, Kept::Listener] {
+        for what in [Kept::Stdin, Kept::Output, Kept::Listener, Kept::Ready] {
             self.release(what);
         }
+        self.report = None;
     }
 
     fn drop_descriptors(&mut self) {
         self.stdin = None;
         self.output.clear();
+        self.report = None;
+        self.release(Kept::Ready);
     }
 
     /// Another connection: it was told nothing.
@@ -275,12 +289,21 @@ impl Account {
             relay: running.started.relay && !self.output.is_empty(),
             stdin_pipe: self.stdin.is_some(),
             listener: running.listener.is_some(),
+            extras: Extras {
+                report: self.report.is_some(),
+                ready: match (&self.ready, &self.ready_sender) {
+                    (None, _) => ReadyBy::Nothing,
+                    (Some(_), None) => ReadyBy::Fd,
+                    (Some(_), Some(_)) => ReadyBy::Notify,
+                },
+            },
             ..running.started
         }
     }
 
     fn fds(&self, running: &Running) -> Vec<RawFd> {
-        let others = self.stdin.iter().chain(&running.listener);
+        let extras = self.report.iter().chain(&self.ready).chain(&self.ready_sender);
+        let others = self.stdin.iter().chain(&running.listener).chain(extras);
         let all = std::iter::once(&running.pidfd).chain(&self.output).chain(others);
         all.map(AsRawFd::as_raw_fd).collect()
     }

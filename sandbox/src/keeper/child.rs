@@ -13,7 +13,7 @@
 //! 5. capabilities dropped, from the bounding set too, then `no_new_privs`
 //! 6. Landlock layers (this task calls it, so that audit records name its pid)
 //! 7. the seccomp filter; its listener appears in the descriptor table that is shared with the init
-//! 8. a descriptor table of its own, stdio moved to 0, 1, 2, everything else closed
+//! 8. a descriptor table of its own, stdio moved to 0, 1, 2, what it was handed besides to 3 and 4, everything else closed
 //! 9. in a sandbox made ahead: wait for the order to go on
 //! 10. signals unblocked, exec
 
@@ -93,12 +93,13 @@ fn prepare(attempt: &mut Attempt<'_>) -> Result<(), (Step, Errno, u32)> {
     for (to, from) in stdio.into_iter().enumerate() {
         sys::dup2(from, to as i32).map_err(|e| (Step::Stdio, e, 1))?;
     }
+    // Only now: stdio may have come from these numbers.
+    for (from, to) in &image.extras {
+        sys::dup2(*from, *to).map_err(|e| (Step::Stdio, e, 3))?;
+    }
+    sys::close_all_but(&image.command_keep).map_err(|e| (Step::Stdio, e, 2))?;
     if image.waits {
-        // The init is suspended and reads no orders. The spawner's end closes when the spawner dies; this one at exec.
-        sys::close_all_but(&[0, 1, 2, image.control]).map_err(|e| (Step::Stdio, e, 2))?;
         sys::wait_for_order(image.control).map_err(|e| (Step::InitDied, e, 1))?;
-    } else {
-        sys::close_range(3, u32::MAX).map_err(|e| (Step::Stdio, e, 2))?;
     }
     Ok(())
 }

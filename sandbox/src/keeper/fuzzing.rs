@@ -97,6 +97,7 @@ mod tests {
     use super::super::held::{Held, HeldState, HeldTree, Kept, TreeEnd};
     use super::super::wire::{LimitHits, Started, Usage};
     use super::*;
+    use crate::extras::{Extras, ReadyBy};
 
     const PROCESS: Uuid = Uuid::from_u128(0x0192_d3c4_0000_7000_8000_0000_0000_0001);
 
@@ -129,6 +130,10 @@ mod tests {
                 relay: false,
                 stdin_pipe: true,
                 listener: true,
+                extras: Extras {
+                    report: true,
+                    ready: ReadyBy::Fd,
+                },
             },
             output: true,
             exited: Some(256),

@@ -17,6 +17,8 @@ pub enum Kept {
     Output,
     /// The seccomp listener: refused calls wait for it as long as anybody has it open.
     Listener,
+    /// Where it is heard that the command is ready.
+    Ready,
 }
 
 /// All that a keeper knows of a process. What happens later is told as [`Notice::Started`](super::wire::Notice::Started)
@@ -49,10 +51,11 @@ pub enum HeldState {
 }
 
 /// A command that was started. Descriptors beside it, in order: the command's pidfd; if `output`, the terminal's master
-/// or stdout and stderr; both ends of its relay if `started.relay`; then stdin's writing end if `started.stdin_pipe`, then the listener if `started.listener`.
+/// or stdout and stderr; both ends of its relay if `started.relay`; then stdin's writing end if `started.stdin_pipe`, then the listener if `started.listener`,
+/// then what `started.extras` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldTree {
-    /// Who runs. `relay`, `stdin_pipe` and `listener` say which of those are still kept, not what it had at its start.
+    /// Who runs. `relay`, `stdin_pipe`, `listener` and `extras` say which of those are still kept, not what it had at its start.
     pub started: Started,
     /// Its output is still kept.
     pub output: bool,

@@ -32,6 +32,10 @@ pub(super) struct Image {
     pub(super) wait_for_go: bool,
     /// Descriptors that stay open in the init until the command runs, sorted.
     pub(super) keep: Vec<RawFd>,
+    /// What the command gets besides its stdio, and under which numbers. All of it, and `control` then, is above those.
+    pub(super) extras: Vec<(RawFd, RawFd)>,
+    /// Descriptors that the command has open before its exec, sorted.
+    pub(super) command_keep: Vec<RawFd>,
     pub(super) last_capability: u32,
     /// The inode of the tree's own PID namespace, once the init is in it; 0 without one.
     pub(super) pid_namespace: u64,
@@ -76,6 +80,7 @@ pub(super) struct Descriptors {
     pub(super) control: RawFd,
     pub(super) proc: RawFd,
     pub(super) rulesets: Vec<RawFd>,
+    pub(super) extras: Vec<(RawFd, RawFd)>,
 }
 
 impl Image {
@@ -93,8 +98,14 @@ impl Image {
         keep.extend(fds.stdio);
         keep.push(fds.control);
         keep.push(fds.proc);
+        keep.extend(fds.extras.iter().map(|(from, _)| from));
         keep.sort_unstable();
         keep.dedup();
+        let mut command_keep = vec![0, 1, 2];
+        command_keep.extend(fds.extras.iter().map(|(_, to)| to));
+        // The init is suspended and reads no orders. The spawner's end closes when the spawner dies; this one at exec.
+        command_keep.extend(waits.then_some(fds.control));
+        command_keep.sort_unstable();
         Some(Self {
             program,
             waits,
@@ -131,6 +142,8 @@ impl Image {
             proc: fds.proc,
             wait_for_go: plan.cgroups.iter().any(|group| !group.unified),
             keep,
+            extras: fds.extras,
+            command_keep,
             last_capability: fixed.last_capability,
             pid_namespace: 0,
             descriptors_soft: fixed.descriptors_soft,

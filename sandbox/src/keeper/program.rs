@@ -235,6 +235,7 @@ mod tests {
             env: env.to_vec(),
             cwd: b"/".to_vec(),
             stdin: Stdin::Null,
+            extras: crate::extras::Extras::default(),
         }
     }
 

@@ -25,6 +25,7 @@ use super::tree::{Fixed, Tree};
 use super::warm::Warm;
 use super::wire::{self, Started};
 use super::{Step, spare, sys};
+use crate::extras::Extras;
 use crate::observe::audit::AuditShare;
 
 use keeping::Keeping;
@@ -371,6 +372,7 @@ impl Server {
             relay,
             stdin_pipe: false,
             listener: false,
+            extras: Extras::default(),
         };
         if let (Some(account), Some(pidfd)) = (self.accounts.get_mut(&process), fds.pop()) {
             account.started(started, pidfd, output, listener);

@@ -18,6 +18,7 @@ use super::program::{Program, Unwritten};
 use super::sys::{self, CloneArgs};
 use super::warm;
 use super::wire::{LimitHits, SignalScope, SpawnRequest, Stdin, Usage};
+use crate::extras::{self, Extras, READY_FD, REPORT_FD, ReadyBy};
 use crate::report::Containment;
 
 /// Room in each output pipe; the kernel gives less to users who hold many.
@@ -64,6 +65,12 @@ pub(super) struct SupervisorEnds {
     /// stdout and stderr; none where the command has a terminal, whose master comes from its init.
     pub(super) output: Vec<OwnedFd>,
     pub(super) stdin: Option<OwnedFd>,
+    /// The place for its result.
+    pub(super) report: Option<OwnedFd>,
+    /// Where it is heard that it is ready.
+    pub(super) ready: Option<OwnedFd>,
+    /// What it says that with, where it does not have it from the beginning.
+    pub(super) ready_sender: Option<OwnedFd>,
 }
 
 /// What every spawn uses.
@@ -163,6 +170,34 @@ impl Tree {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(|errno| no_pipe(errno.into()))?;
+        let (mut report, mut ready, mut ready_writer, mut ready_sender) = (None, None, None, None);
+        let mut init_control = init_control;
+        if request.extras != Extras::default() {
+            // The command still needs it when the numbers below are taken.
+            init_control = extras::above(init_control).map_err(no_pipe)?;
+        }
+        if request.extras.report {
+            let place = extras::place().and_then(extras::above);
+            report = Some(place.map_err(no_pipe)?);
+        }
+        match request.extras.ready {
+            ReadyBy::Nothing => {}
+            ReadyBy::Fd => {
+                let (reader, writer) = pipe().map_err(no_pipe)?;
+                set_nonblocking(&reader).map_err(no_pipe)?;
+                ready = Some(reader);
+                ready_writer = Some(extras::above(writer).map_err(no_pipe)?);
+            }
+            ReadyBy::Notify => {
+                let (receiver, sender) = extras::ready_sockets().map_err(no_pipe)?;
+                (ready, ready_sender) = (Some(receiver), Some(sender));
+            }
+        }
+        let handed = [(&report, REPORT_FD), (&ready_writer, READY_FD)];
+        let handed = handed
+            .into_iter()
+            .filter_map(|(fd, to)| Some((fd.as_ref()?.as_raw_fd(), to)));
+        let handed = handed.collect();
         let plan = &request.plan;
         let groups = plan
             .cgroups
@@ -178,6 +213,7 @@ impl Tree {
             control: init_control.as_raw_fd(),
             proc: fixed.proc.as_raw_fd(),
             rulesets: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            extras: handed,
         };
         let mut image = Image::new(request, (program, waits), descriptors, fixed).ok_or((
             Step::Exec,
@@ -193,6 +229,9 @@ impl Tree {
             ours: Some(SupervisorEnds {
                 output,
                 stdin: stdin_writer,
+                report,
+                ready,
+                ready_sender,
             }),
             command: None,
             exited: false,

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::plan::{MountStep, SandboxPlan};
 use super::wire::{SpawnRequest, Stdin};
+use crate::extras::Extras;
 use crate::witness::Witness;
 
 /// Room for arguments and environment in a sandbox made ahead; what needs more starts afresh.
@@ -42,6 +43,7 @@ struct Entry {
     plan: SandboxPlan,
     cwd: Vec<u8>,
     stdin: Stdin,
+    extras: Extras,
     /// Copies of all of them, once there are any: without one of them the sandbox would be weaker.
     rulesets: Option<Vec<OwnedFd>>,
     uses: u32,
@@ -114,6 +116,7 @@ impl Warm {
             plan: request.plan.clone(),
             cwd: request.cwd.clone(),
             stdin: request.stdin,
+            extras: request.extras,
             rulesets: None,
             uses: 1,
             used: Instant::now(),
@@ -153,6 +156,7 @@ impl Warm {
             env: Vec::new(),
             cwd: entry.cwd.clone(),
             stdin: entry.stdin,
+            extras: entry.extras,
         };
         Some((request, rulesets))
     }
@@ -175,6 +179,7 @@ impl Entry {
     fn is_for(&self, request: &SpawnRequest) -> bool {
         self.plan.sandbox == request.plan.sandbox
             && self.stdin == request.stdin
+            && self.extras == request.extras
             && self.cwd == request.cwd
             && self.plan == request.plan
     }

@@ -20,10 +20,11 @@ use uuid::Uuid;
 pub use super::held::{Held, HeldState, HeldTree, Kept, TreeEnd};
 use super::plan::SandboxPlan;
 use super::{Step, packet};
+use crate::extras::Extras;
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;
@@ -125,6 +126,8 @@ pub struct SpawnRequest {
     pub cwd: Vec<u8>,
     /// Standard input.
     pub stdin: Stdin,
+    /// What it gets besides.
+    pub extras: Extras,
 }
 
 /// Standard input of a command. Its output goes to two pipes, unless this is a terminal.
@@ -242,7 +245,8 @@ pub struct LimitHits {
 }
 
 /// A command that runs. Descriptors beside it, in order: the command's pidfd; the terminal's master if `terminal`, else
-/// stdout and stderr; the reading and the writing end of a pipe if `relay`; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`.
+/// stdout and stderr; the reading and the writing end of a pipe if `relay`; then the writing end of stdin if `stdin_pipe`, then the seccomp listener if `listener`, then
+/// what `extras` says: the place for its result, and where it is heard that it is ready; then what it says that with, if that is a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Which.
@@ -262,6 +266,8 @@ pub struct Started {
     pub stdin_pipe: bool,
     /// A seccomp listener comes with it.
     pub listener: bool,
+    /// What else comes with it.
+    pub extras: Extras,
 }
 
 /// What a tree used.

@@ -30,6 +30,7 @@ mod metadata;
 mod names;
 mod opening;
 mod paths;
+mod ready;
 mod receive;
 mod relay;
 mod socket;
@@ -43,6 +44,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -84,6 +86,8 @@ pub struct DeciderSetup {
     pub tcp_confined_by_landlock: bool,
     /// What is asked about instead of refused.
     pub ask: AskPolicy,
+    /// What a program gets to say that it is ready, where it was asked to.
+    pub ready: Option<OwnedFd>,
     /// What was allowed already when it was asked about: for this process, and for all that share the answer.
     pub grants: Vec<Grants>,
 }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use provost_sandbox::compile::{CompileContext, PreparedSandbox, compile};
+use provost_sandbox::extras::Extras;
+use provost_sandbox::extras::ReadyBy;
 use provost_sandbox::keeper::wire::{Notice, Request, SpawnRequest, Started, Stdin};
 use provost_sandbox::keeper::{self, Step};
 use provost_sandbox::kernel::KernelSupport;
@@ -190,6 +192,8 @@ pub struct Running {
     pub stderr: File,
     pub stdin: Option<File>,
     pub listener: Option<OwnedFd>,
+    pub report: Option<File>,
+    pub ready: Option<File>,
 }
 
 impl Running {
@@ -202,6 +206,8 @@ impl Running {
             stderr: next().into(),
             stdin: started.stdin_pipe.then(|| next().into()),
             listener: started.listener.then(&mut next),
+            report: started.extras.report.then(|| next().into()),
+            ready: (started.extras.ready != ReadyBy::Nothing).then(|| next().into()),
             started,
         };
         assert!(fds.next().is_none(), "no descriptor too many");
@@ -270,6 +276,7 @@ pub fn request(words: &[&str], cwd: &Path, sandbox: &PreparedSandbox) -> SpawnRe
         env: vec![b"PATH=/usr/local/bin:/usr/bin:/bin".to_vec()],
         cwd: cwd.to_owned(),
         stdin: Stdin::Null,
+        extras: Extras::default(),
     }
     .request(sandbox)
 }

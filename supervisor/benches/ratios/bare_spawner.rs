@@ -52,6 +52,7 @@ impl BareSpawner {
             argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
             env: Vec::new(),
             cwd: self.context.cwd.clone(),
+            extras: Default::default(),
             stdin: Stdin::Null,
         };
         let request = Request::Spawn(Box::new(command.request(&self.sandbox)));

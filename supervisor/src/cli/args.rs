@@ -48,6 +48,8 @@ pub(crate) enum Verb {
     Db(DbArgs),
     /// Look at policies, check them, ask them, begin new ones
     Policy(PolicyArgs),
+    /// Say what the result of this process is: for programs that run under `--report` or `provost map`
+    Report(ReportArgs),
     /// Say what this machine offers and which guarantees hold
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -310,6 +312,25 @@ pub(crate) struct LearnArgs {
 pub(crate) struct CompletionsArgs {
     /// The shell
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// Say what the result of this process is: for programs that run under `--report` or `provost map`
+///
+/// It is one JSON value of at most 64 KiB, and becomes `result` in the record of the process. The first one stands: whoever
+/// reports again gets an error. Without this program the same is done by writing to the descriptor whose number is in
+/// PROVOST_REPORT_FD.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Exit codes:
+  0 reported; 125 not reported, which stderr explains
+
+Examples:
+  provost report '{\"lines\": 7}'
+  jq '.summary' out.json | provost report -
+  echo '{\"lines\": 7}' >&$PROVOST_REPORT_FD")]
+pub(crate) struct ReportArgs {
+    /// The value, or - to read it from standard input
+    #[arg(value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) value: String,
 }
 
 /// Write the manual pages of all verbs

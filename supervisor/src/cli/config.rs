@@ -118,6 +118,7 @@ pub(super) fn spec(args: &SpecArgs, command: Vec<OsString>) -> Result<ProcessSpe
     if let Some(bytes) = args.max_output {
         spec.retention = LogLimits::keeping(bytes);
     }
+    spec.report = args.report;
     spec.labels = labels(&args.label)?;
     Ok(spec)
 }

@@ -447,6 +447,8 @@ fn lost(row: &ProcessRow, why: &str) -> TerminalRecord {
         started_at: None,
         ended_at: Timestamp::now(),
         duration_ms: 0,
+        result: None,
+        result_error: None,
         output: BTreeMap::new(),
         denials: DenialSummary {
             total: 0,

@@ -145,7 +145,10 @@ fn kept(members: &Members) -> u64 {
 }
 
 fn weight(process: &Arc<Supervised>) -> u64 {
-    process.retained() + process.described_bytes
+    let record = process.link.record();
+    let result = record.as_ref().and_then(|record| record.result.as_ref());
+    let result = result.map_or(0, |result| result.as_json().len() as u64);
+    process.retained() + process.described_bytes + result
 }
 
 /// Drops so much of the output of these, the oldest first. One that has ended and is on disk only loses all of it at once.

@@ -388,6 +388,8 @@ impl Daemon {
             (None, None) => None,
             (None, Some(_)) => return Err(invalid("`slot_grace_ms` without `slot`".to_owned())),
         };
+        spec.report = request.report;
+        spec.ready = request.ready;
         spec.labels.clone_from(&request.labels);
         Ok(spec)
     }

@@ -12,18 +12,20 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A connection that is not refused but hangs is one try.
 const TRY_MAX: Duration = Duration::from_secs(2);
 
-/// Returns when it is ready; [`Readiness::Started`] is for others to know, so it never does.
+/// Returns when its socket accepts; without one that is for others to know, so it never does.
 pub(super) async fn ready(readiness: &Readiness) {
     loop {
         let connected = async {
             match readiness {
                 Readiness::Tcp(address) => TcpStream::connect(address).await.is_ok(),
                 Readiness::Unix(path) => UnixStream::connect(path).await.is_ok(),
-                Readiness::Started => std::future::pending().await,
+                Readiness::Started | Readiness::Descriptor | Readiness::Notify => {
+                    std::future::pending().await
+                }
             }
         };
         match readiness {
-            Readiness::Started => drop(connected.await),
+            Readiness::Started | Readiness::Descriptor | Readiness::Notify => drop(connected.await),
             _ if timeout(TRY_MAX, connected).await == Ok(true) => return,
             _ => sleep(PAUSE).await,
         }

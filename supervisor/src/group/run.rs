@@ -10,7 +10,10 @@ use tokio::time::Instant;
 use super::{
     GroupCause, GroupEnd, GroupEvent, GroupSpec, MemberSpec, Readiness, ending, readiness, words,
 };
-use crate::{Error, EventBody, ProcessHandle, ProcessId, ProcessSpec, Supervisor, TerminalRecord};
+use crate::{
+    Error, EventBody, EventStream, ProcessHandle, ProcessId, ProcessSpec, ReadyBy, Supervisor,
+    TerminalRecord,
+};
 
 /// What whoever holds the group wants.
 #[derive(Debug, Clone)]
@@ -248,6 +251,11 @@ impl Runner {
         found.told = None;
         found.failed = false;
         let mut spec = (asked.spec)();
+        spec.ready = match asked.ready {
+            Readiness::Descriptor => ReadyBy::Fd,
+            Readiness::Notify => ReadyBy::Notify,
+            _ => ReadyBy::Nothing,
+        };
         let labels = [
             ("group", self.spec.name.clone()),
             ("member", asked.name.clone()),
@@ -378,10 +386,19 @@ impl Life {
             member,
             handle: handle.clone(),
         });
-        if !runs(&handle).await? {
+        let mut events = handle.events();
+        if !comes(&mut events, |body| matches!(body, EventBody::Started { .. })).await? {
             return handle.record().await;
         }
         let _ = self.say.send(Said::Fact(Fact::Started { member, incarnation }));
+        if matches!(self.ready, Readiness::Descriptor | Readiness::Notify) {
+            // In the order of its events: it may have ended right after saying so.
+            if comes(&mut events, |body| matches!(body, EventBody::Ready {})).await? {
+                let _ = self.say.send(Said::Fact(Fact::Ready { member, incarnation }));
+            }
+            return handle.record().await;
+        }
+        drop(events);
         tokio::select! {
             biased;
             record = handle.record() => return record,
@@ -393,12 +410,11 @@ impl Life {
     }
 }
 
-/// Waits until the command runs; false if it has ended without.
-async fn runs(handle: &ProcessHandle) -> Result<bool, Error> {
-    let mut events = handle.events();
+/// Waits for an event; false if the process has ended without.
+async fn comes(events: &mut EventStream, is: impl Fn(&EventBody) -> bool) -> Result<bool, Error> {
     while let Some(event) = events.next().await? {
         match event.body {
-            EventBody::Started { .. } => return Ok(true),
+            body if is(&body) => return Ok(true),
             EventBody::Terminal { .. } => break,
             _ => {}
         }

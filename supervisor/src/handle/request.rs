@@ -66,6 +66,8 @@ pub(crate) fn request(spec: ProcessSpec) -> Result<ProcessStart, Error> {
         max_output: Some(kept),
         slot_grace_ms: spec.slot.as_ref().and_then(|slot| slot.grace).map(millis),
         slot: spec.slot.map(|slot| slot.name),
+        report: spec.report,
+        ready: spec.ready,
         labels: spec.labels,
         follow: spec.paced,
         argv,

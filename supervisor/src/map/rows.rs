@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use provost_actors::reported::ReportedValue;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -35,6 +36,10 @@ pub struct Row {
     pub output: Option<String>,
     /// How many bytes it wrote to standard output.
     pub output_bytes: Option<u64>,
+    /// The result that it reported.
+    pub result: Option<ReportedValue>,
+    /// Why there is none.
+    pub result_error: Option<String>,
     /// Its job.
     pub job: Option<String>,
     /// The process of the last attempt.
@@ -42,7 +47,7 @@ pub struct Row {
 }
 
 /// The columns of a row of CSV behind those of the item.
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 11] = [
     "outcome",
     "reason",
     "exit_code",
@@ -52,6 +57,8 @@ const COLUMNS: [&str; 9] = [
     "duration_ms",
     "output",
     "output_bytes",
+    "result",
+    "result_error",
 ];
 
 /// How rows are written.
@@ -140,6 +147,8 @@ impl<'a, W: Write> Writer<'a, W> {
                     number(Some(row.duration_ms)),
                     row.output.clone(),
                     number(row.output_bytes),
+                    row.result.as_ref().map(|result| result.as_json().to_owned()),
+                    row.result_error.clone(),
                 ] {
                     record.push_field(&field.unwrap_or_default());
                 }
@@ -193,6 +202,8 @@ impl Serialize for Line<'_> {
         line.serialize_entry("duration_ms", &row.duration_ms)?;
         line.serialize_entry("output", &row.output)?;
         line.serialize_entry("output_bytes", &row.output_bytes)?;
+        line.serialize_entry("result", &row.result)?;
+        line.serialize_entry("result_error", &row.result_error)?;
         line.serialize_entry("job", &row.job)?;
         line.serialize_entry("process", &row.process)?;
         line.end()

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use provost_actors::event::ProcessId;
 pub use provost_actors::jobs::{AfterRule, JobId, JobOutcome, JobState, RetryOn, RetryRule};
 use provost_actors::record::TerminalRecord;
+use provost_actors::reported::ReportedValue;
 use provost_actors::session::SessionId;
 use serde::{Deserialize, Serialize};
 
@@ -195,6 +196,15 @@ pub struct JobEnd {
     pub succeeded: bool,
     /// At least one attempt of its process was denied.
     pub denied: bool,
+    /// The result that its last process reported.
+    #[serde(default)]
+    pub result: Option<ReportedValue>,
+    /// It reported one, which is not repeated where there are so many; `job/inspect` and `job/list` have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub result_left_out: bool,
+    /// Why there is none, though it reported something, or nobody knows whether it did.
+    #[serde(default)]
+    pub result_error: Option<String>,
     /// When its last process started, RFC 3339.
     pub started_at: Option<String>,
     /// When it ended, RFC 3339.

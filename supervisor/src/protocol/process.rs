@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use provost_actors::event::ProcessId;
 use provost_actors::record::TerminalRecord;
 use provost_actors::session::SessionId;
+use provost_sandbox::extras::ReadyBy;
 use provost_sandbox::keeper::wire::SignalScope;
 use provost_sandbox::policy::Policy;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,10 @@ pub struct ProcessStart {
     pub slot: Option<String>,
     /// How long what is replaced has to end, where its own rule gives it longer.
     pub slot_grace_ms: Option<u64>,
+    /// Ask it for a result: one JSON value, through the descriptor whose number is in `PROVOST_REPORT_FD`.
+    pub report: bool,
+    /// How it says that it is ready.
+    pub ready: ReadyBy,
     /// Free words, repeated in the record.
     pub labels: BTreeMap<String, String>,
     /// Follow it from its beginning at this client's pace, as by `process/follow`: nothing is missed in between.

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use provost_actors::event::ProcessId;
 use provost_actors::jobs::{AfterRule, JobId, JobOutcome, JobState, RetryRule};
+use provost_actors::reported::ReportedValue;
 use provost_actors::session::SessionId;
 
-pub use self::query::JobQuery;
+pub use self::query::{JobQuery, RESULT_BYTES_PER_READ};
 use super::statements::{Write, Written};
 use super::{Request, Store, StoreError};
 
@@ -75,6 +76,12 @@ pub struct EndRow {
     pub succeeded: bool,
     /// Something was denied.
     pub denied: bool,
+    /// The result that it reported, as its record has it.
+    pub result: Option<ReportedValue>,
+    /// It has one, which was not read because there was no room for it.
+    pub result_left_out: bool,
+    /// Why there is none, though it reported something or nobody knows.
+    pub result_error: Option<String>,
     /// When its process started.
     pub started_at: Option<Timestamp>,
     /// When it ended.

@@ -9,10 +9,11 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Migration `n` makes version `n + 1` out of version `n`.
-pub(super) const MIGRATIONS: [&str; 3] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
 ];
 
 /// The version that this program writes and reads.

@@ -88,6 +88,8 @@ pub(super) fn record(process: &ProcessRow, ended: i64) -> TerminalRecord {
         started_at: Some(at(1)),
         ended_at: at(ended),
         duration_ms: 1500,
+        result: None,
+        result_error: None,
         output: [(StreamName::Stdout, output)].into(),
         denials: DenialSummary {
             total: 1,

@@ -94,7 +94,7 @@ pub(crate) fn chdir(path: &CStr) -> Result<(), Errno> {
 }
 
 pub(crate) fn dup2(from: RawFd, to: RawFd) -> Result<(), Errno> {
-    // SAFETY: numbers only; `to` is one of 0, 1, 2, which the caller gives up.
+    // SAFETY: numbers only; `to` is one of 0 to 4, which the caller gives up.
     unsafe { syscall!(libc::SYS_dup3, from, to, 0) }.map(drop)
 }
 

@@ -148,6 +148,9 @@ impl Decider {
         if let Some(stand_in) = self.stand_in(&socket) {
             return self.connect_stand_in(call, &stand_in, &address);
         }
+        if self.is_ready_socket(&socket) {
+            return self.connect_ready_socket(call, &address);
+        }
         if kind.is_unix() && address.family() != Some(libc::AF_UNSPEC) {
             return self.connect_unix(call, socket, kind, address);
         }

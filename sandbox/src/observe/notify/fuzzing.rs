@@ -135,6 +135,7 @@ static DECIDER: LazyLock<Mutex<Decider>> = LazyLock::new(|| {
         },
         tcp_confined_by_landlock: false,
         ask: AskPolicy::default(),
+        ready: None,
         grants: Vec::new(),
     }))
 });

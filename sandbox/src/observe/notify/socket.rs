@@ -152,6 +152,11 @@ impl Decider {
         if let Some(decided) = self.make_stand_in(call, kind) {
             return decided;
         }
+        if call.name == "socket"
+            && let Some(decided) = self.make_ready_socket(call, kind)
+        {
+            return decided;
+        }
         // libc asks for the machine's addresses before it resolves a name, and can do without.
         if self.names.is_some()
             && kind.family == libc::AF_NETLINK

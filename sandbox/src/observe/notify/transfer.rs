@@ -137,6 +137,9 @@ impl Decider {
         if flags & libc::MSG_OOB != 0 {
             return self.deny_out_of_band(call);
         }
+        if let Some(decided) = self.send_by_ready_socket(call) {
+            return decided;
+        }
         if self.names.is_some() {
             return self.send_by_stand_in(call);
         }

@@ -84,6 +84,9 @@ pub(crate) struct SpecArgs {
     /// Run in this directory, which is the writable one
     #[arg(long, value_name = "DIR", help_heading = "Command")]
     pub(crate) cwd: Option<PathBuf>,
+    /// Ask it for a result: one JSON value, by `provost report JSON` or through the descriptor in PROVOST_REPORT_FD
+    #[arg(long, help_heading = "Command")]
+    pub(crate) report: bool,
     /// Attach KEY=VALUE to the record; repeatable
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Command")]
     pub(crate) label: Vec<String>,

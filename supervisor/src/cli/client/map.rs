@@ -192,6 +192,7 @@ fn new(args: MapArgs) -> Result<(Plan, Items), String> {
     }
     let mut spec = start::request(&args.spec, command.iter().map(OsString::from).collect())?;
     spec.session = args.session;
+    spec.report = true;
     let usual = RetryRule::default();
     let retry = RetryRule {
         // What the daemon's death kept from starting has not run: that is made up for in any case.

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::cli::args::SpecArgs;
@@ -54,7 +57,7 @@ struct ProcessTable {
     command: Spanned<Vec<String>>,
     #[serde(default)]
     restart: Restart,
-    ready: Option<Spanned<ReadyTable>>,
+    ready: Option<Spanned<ReadyKey>>,
     cwd: Option<String>,
     policy: Option<String>,
     #[serde(default)]
@@ -63,9 +66,44 @@ struct ProcessTable {
     options: Vec<String>,
 }
 
+/// `"fd"`, `"notify"`, or a table.
+#[derive(Debug)]
+enum ReadyKey {
+    Word(String),
+    Table(ReadyTable),
+}
+
+impl<'de> Deserialize<'de> for ReadyKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordOrTable;
+
+        impl<'de> Visitor<'de> for WordOrTable {
+            type Value = ReadyKey;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"fd\", \"notify\" or a table")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<ReadyKey, E> {
+                Ok(ReadyKey::Word(word.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ReadyKey, A::Error> {
+                ReadyTable::deserialize(MapAccessDeserializer::new(map)).map(ReadyKey::Table)
+            }
+        }
+        // Not untagged: that would lose the places of what is in the table.
+        deserializer.deserialize_any(WordOrTable)
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReadyTable {
+    #[serde(default)]
+    fd: bool,
+    #[serde(default)]
+    notify: bool,
     tcp: Option<Spanned<String>>,
     unix: Option<String>,
     within: Option<Spanned<String>>,
@@ -197,24 +235,41 @@ impl Reader<'_> {
     fn ready(
         &self,
         key: &str,
-        ready: &Spanned<ReadyTable>,
+        ready: &Spanned<ReadyKey>,
     ) -> Result<(Readiness, Duration), PolicyFileError> {
         let key = format!("{key}.ready");
-        let table = ready.get_ref();
-        let within = self.time(&format!("{key}.within"), &table.within, Duration::from_secs(30))?;
-        let how = match (&table.tcp, &table.unix) {
-            (Some(tcp), None) => {
+        let usual = Duration::from_secs(30);
+        let table = match ready.get_ref() {
+            ReadyKey::Table(table) => table,
+            ReadyKey::Word(word) if word == "fd" => return Ok((Readiness::Descriptor, usual)),
+            ReadyKey::Word(word) if word == "notify" => return Ok((Readiness::Notify, usual)),
+            ReadyKey::Word(_) => {
+                let why = "want \"fd\", \"notify\", or a table with `fd`, `notify`, `tcp` or `unix`";
+                return Err(self.error(ready.span(), &key, why));
+            }
+        };
+        let within = self.time(&format!("{key}.within"), &table.within, usual)?;
+        let how = match (&table.tcp, &table.unix, table.fd, table.notify) {
+            (None, None, true, false) => Readiness::Descriptor,
+            (None, None, false, true) => Readiness::Notify,
+            (Some(tcp), None, false, false) => {
                 let address = tcp.get_ref().parse::<SocketAddr>().map_err(|_| {
                     let why = "want an address and a port: 127.0.0.1:5432, [::1]:5432";
                     self.error(tcp.span(), &format!("{key}.tcp"), why)
                 })?;
                 Readiness::Tcp(address)
             }
-            (None, Some(path)) => {
+            (None, Some(path), false, false) => {
                 let absolute = std::path::absolute(path);
                 Readiness::Unix(absolute.unwrap_or_else(|_| PathBuf::from(path)))
             }
-            _ => return Err(self.error(ready.span(), &key, "want either `tcp` or `unix`")),
+            _ => {
+                return Err(self.error(
+                    ready.span(),
+                    &key,
+                    "want one of `fd`, `notify`, `tcp` and `unix`",
+                ));
+            }
         };
         Ok((how, within))
     }
@@ -268,6 +323,8 @@ fn again(spec: &ProcessSpec) -> ProcessSpec {
         retention: spec.retention,
         paced: spec.paced,
         slot: spec.slot.clone(),
+        report: spec.report,
+        ready: spec.ready,
         labels: spec.labels.clone(),
     }
 }

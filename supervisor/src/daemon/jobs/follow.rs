@@ -31,7 +31,7 @@ pub(super) async fn push(
         last.mark_unchanged();
         let asked = query.clone();
         let read = jobs.store.read(move |reader| reader.job_events(after, &asked));
-        let (events, read) = match read.await {
+        let (events, read, more) = match read.await {
             Ok(read) => read,
             Err(error) => {
                 // Ended without a word of a job's end: whoever follows knows that nothing is over.
@@ -39,7 +39,6 @@ pub(super) async fn push(
                 return;
             }
         };
-        let full = events.len() >= PAGE;
         for event in events {
             let subscription = way.subscription;
             let event = event.into();
@@ -49,7 +48,7 @@ pub(super) async fn push(
             }
         }
         after = read;
-        if full {
+        if more {
             continue;
         }
         tokio::select! {

@@ -25,13 +25,13 @@ use crate::protocol::{
     JobFollowing, JobGroup, JobGroupInfo, JobInfo, JobInspected, JobList, JobNotice, JobNotify, JobRef,
     JobRetry, JobSubmit, JobWait, JobsCancelled, JobsListed, JobsSubmitted, JobsWaited, RpcError,
 };
-use crate::store::{JobQuery, JobRow, NoticeRow, Reader, StoreError};
+use crate::store::{JobQuery, JobRow, NoticeRow, RESULT_BYTES_PER_READ, Reader, StoreError};
 
 /// Jobs of a page, unless it is said how many.
 const PAGE: usize = 1000;
 
-/// About how many bytes a page has.
-const PAGE_BYTES: u64 = 4 << 20;
+/// About how many bytes a page has: not more than is read of results, so that none of them is left out.
+const PAGE_BYTES: u64 = RESULT_BYTES_PER_READ;
 
 /// Answers a request about jobs.
 pub(in crate::daemon) async fn answer(
@@ -216,10 +216,12 @@ async fn list(client: &Client, asked: JobList) -> Result<JobsListed, RpcError> {
         limit: asked.limit.unwrap_or(PAGE).clamp(1, JOBS_PER_ANSWER_MAX),
     };
     let (mut jobs, more) = daemon.read_jobs(move |reader| reader.jobs(&query)).await?;
-    // Where arguments are long, the page is short.
+    // Where arguments or results are long, the page is short.
     let mut room = PAGE_BYTES;
     let fit = jobs.iter().take_while(|job| {
-        let takes = described_bytes(&job.argv, &job.labels, "") + 1024;
+        let result = job.end.as_ref().and_then(|end| end.result.as_ref());
+        let result = result.map_or(0, |result| result.as_json().len() as u64);
+        let takes = described_bytes(&job.argv, &job.labels, "") + result + 1024;
         let fits = room > 0;
         room = room.saturating_sub(takes);
         fits

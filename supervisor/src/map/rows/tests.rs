@@ -21,6 +21,7 @@ fn row(item: usize) -> Row {
         duration_ms: 12,
         output: Some("a,\"b\"".to_owned()),
         output_bytes: Some(6),
+        result: Some((&serde_json::json!({ "n": 1 })).into()),
         ..Row::default()
     }
 }
@@ -34,14 +35,15 @@ fn a_row_has_the_item_and_what_became_of_it() {
     let items = Items::read("in", csv, &b"name,output\nx,y\n"[..]).unwrap();
     assert_eq!(
         written(Format::Csv, &items, &[row(1)]),
-        "name,output,outcome,reason,exit_code,signal,denied,attempts,duration_ms,provost_output,output_bytes\n\
-         x,y,exited,,0,,false,1,12,\"a,\"\"b\"\"\",6\n"
+        "name,output,outcome,reason,exit_code,signal,denied,attempts,duration_ms,provost_output,output_bytes,\
+         result,result_error\n\
+         x,y,exited,,0,,false,1,12,\"a,\"\"b\"\"\",6,\"{\"\"n\"\":1}\",\n"
     );
     let items = Items::read("in", Source::JsonLines, &b"{\"b\":[1, 2],\"a\":\"x\"}\n"[..]).unwrap();
     assert_eq!(
         written(Format::JsonLines, &items, &[row(1)]),
         "{\"item\":1,\"input\":{\"b\":[1, 2],\"a\":\"x\"},\"outcome\":\"exited\",\"reason\":null,\"exit_code\":0,\"signal\":null,\
-         \"succeeded\":true,\"denied\":false,\"attempts\":1,\"duration_ms\":12,\"output\":\"a,\\\"b\\\"\",\"output_bytes\":6,\
+         \"succeeded\":true,\"denied\":false,\"attempts\":1,\"duration_ms\":12,\"output\":\"a,\\\"b\\\"\",\"output_bytes\":6,\"result\":{\"n\":1},\"result_error\":null,\
          \"job\":null,\"process\":null}\n"
     );
 }

@@ -13,8 +13,11 @@ use crate::store::{Reader, Request, StoreError, text};
 /// The columns of a job, in the order of [`job`].
 const JOB: &str = "j.id, j.request_id, j.asked, j.session, j.name, j.labels, j.argv, j.job_group, j.priority, j.after_jobs, \
      j.retry, j.submitted_at, j.not_before, j.deadline, j.retry_of, j.state, j.attempt, j.process, j.cancel, j.kill, \
-     j.spec, j.outcome, j.reason, j.exit_code, j.signal, j.succeeded, j.denied, j.started_at, j.ended_at, j.duration_ms";
-const COLUMNS: usize = 30;
+     j.spec, j.outcome, j.reason, j.exit_code, j.signal, j.succeeded, j.denied, j.started_at, j.ended_at, j.duration_ms, \
+     j.result, j.result_error";
+const COLUMNS: usize = 32;
+/// About how many bytes of results are read at a time: many jobs may have more of them than there is memory.
+pub const RESULT_BYTES_PER_READ: u64 = 4 << 20;
 
 /// Which jobs are wanted.
 #[derive(Debug, Clone, Default)]
@@ -69,21 +72,26 @@ impl Reader {
     /// The database cannot be read, or the row.
     pub fn job(&self, id: JobId) -> Result<Option<JobRow>, StoreError> {
         let sql = format!("SELECT {JOB} FROM jobs j WHERE j.id = ?1");
-        let found = self.connection.query_row(&sql, [id.to_string()], job).optional();
+        let mut room = u64::MAX;
+        let found = self
+            .connection
+            .query_row(&sql, [id.to_string()], |row| job(row, &mut room))
+            .optional();
         found.map_err(|error| self.say(error))
     }
 
-    /// These jobs, those that are there.
+    /// These jobs, those that are there. Without results from [`RESULT_BYTES_PER_READ`] on, as their ends say.
     ///
     /// # Errors
     /// The database cannot be read, or a row.
     pub fn jobs_of(&self, ids: &[JobId]) -> Result<HashMap<JobId, JobRow>, StoreError> {
         let sql = format!("SELECT {JOB} FROM json_each(?1) w JOIN jobs j ON j.id = w.value");
-        let found = self.all(&sql, vec![text::json(&ids).into()], job)?;
+        let mut room = RESULT_BYTES_PER_READ;
+        let found = self.all(&sql, vec![text::json(&ids).into()], |row| job(row, &mut room))?;
         Ok(found.into_iter().map(|job| (job.id, job)).collect())
     }
 
-    /// Jobs, oldest first; and whether there are more.
+    /// Jobs, oldest first; and whether there are more. Without results from [`RESULT_BYTES_PER_READ`] on, as their ends say.
     ///
     /// # Errors
     /// The database cannot be read, or a row.
@@ -91,7 +99,8 @@ impl Reader {
         let (conditions, mut values) = query.conditions();
         let sql = format!("SELECT {JOB} FROM jobs j WHERE {conditions} ORDER BY j.id LIMIT ?");
         values.push(Value::from(i64::try_from(query.limit + 1).unwrap_or(i64::MAX)));
-        let mut found = self.all(&sql, values, job)?;
+        let mut room = RESULT_BYTES_PER_READ;
+        let mut found = self.all(&sql, values, |row| job(row, &mut room))?;
         let more = found.len() > query.limit;
         found.truncate(query.limit);
         Ok((found, more))
@@ -118,7 +127,7 @@ impl Reader {
     /// The database cannot be read.
     pub fn unended_jobs(&self) -> Result<Vec<JobRow>, StoreError> {
         let sql = format!("SELECT {JOB} FROM jobs j WHERE j.state <> 'ended' ORDER BY j.id");
-        self.all(&sql, Vec::new(), job)
+        self.all(&sql, Vec::new(), |row| job(row, &mut 0))
     }
 
     /// Whether a job has not ended, or somebody is still to be told of an end.
@@ -204,11 +213,16 @@ impl Reader {
         self.all(sql, Vec::new(), notice)
     }
 
-    /// Events behind this one, in order, and the number up to which there are no more of those that are wanted.
+    /// Events behind this one, in order, up to the limit or about [`RESULT_BYTES_PER_READ`] of results; the number up to which
+    /// these are all that are wanted; and whether there may be more behind it.
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn job_events(&self, after: u64, query: &JobQuery) -> Result<(Vec<EventRow>, u64), StoreError> {
+    pub fn job_events(
+        &self,
+        after: u64,
+        query: &JobQuery,
+    ) -> Result<(Vec<EventRow>, u64, bool), StoreError> {
         let view = self
             .connection
             .unchecked_transaction()
@@ -222,24 +236,24 @@ impl Reader {
         let mut all = vec![Value::from(text::integer(after))];
         all.extend(values);
         all.push(Value::from(i64::try_from(query.limit).unwrap_or(i64::MAX)));
-        let found = self.all(&sql, all, |row| {
-            let seq: i64 = row.get(COLUMNS)?;
-            Ok(EventRow {
-                seq: seq.unsigned_abs(),
-                time: text::parsed(row, COLUMNS + 1, str::parse)?,
-                state: text::from_word(row, COLUMNS + 2)?,
-                attempt: row.get(COLUMNS + 3)?,
-                process: text::optional(row, COLUMNS + 4, str::parse)?,
-                reason: row.get(COLUMNS + 5)?,
-                job: job(row)?,
-            })
-        })?;
+        let mut room = RESULT_BYTES_PER_READ;
+        let found: rusqlite::Result<Vec<EventRow>> = (|| {
+            let mut statement = self.connection.prepare(&sql)?;
+            let mut rows = statement.query(params_from_iter(all))?;
+            let mut found = Vec::new();
+            while room > 0
+                && let Some(row) = rows.next()?
+            {
+                found.push(event(row, &mut room)?);
+            }
+            Ok(found)
+        })();
+        let found = found.map_err(|error| self.say(error))?;
         drop(view);
-        let read = match found.last() {
-            Some(event) if found.len() >= query.limit => event.seq,
-            _ => last.max(after),
-        };
-        Ok((found, read))
+        Ok(match found.last().map(|event| event.seq) {
+            Some(seq) if room == 0 || found.len() >= query.limit => (found, seq, true),
+            _ => (found, last.max(after), false),
+        })
     }
 
     /// The number of the last event.
@@ -282,13 +296,30 @@ fn notice(row: &Row<'_>) -> rusqlite::Result<NoticeRow> {
     })
 }
 
-fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+fn event(row: &Row<'_>, room: &mut u64) -> rusqlite::Result<EventRow> {
+    let seq: i64 = row.get(COLUMNS)?;
+    let state = text::from_word(row, COLUMNS + 2)?;
+    // Of a job that has ended every event is read with its end, and told of with the last one.
+    let room = if state == JobState::Ended { room } else { &mut 0 };
+    Ok(EventRow {
+        seq: seq.unsigned_abs(),
+        time: text::parsed(row, COLUMNS + 1, str::parse)?,
+        state,
+        attempt: row.get(COLUMNS + 3)?,
+        process: text::optional(row, COLUMNS + 4, str::parse)?,
+        reason: row.get(COLUMNS + 5)?,
+        job: job(row, room)?,
+    })
+}
+
+/// A job, with its result if there is any room for it, which then is less.
+fn job(row: &Row<'_>, room: &mut u64) -> rusqlite::Result<JobRow> {
     let request: (Option<String>, Option<String>) = (row.get(1)?, row.get(2)?);
     let cancel: Option<String> = row.get(18)?;
     let kill: bool = row.get(19)?;
     let state: JobState = text::from_word(row, 15)?;
     let end = match state {
-        JobState::Ended => Some(end(row)?),
+        JobState::Ended => Some(end(row, room)?),
         _ => None,
     };
     Ok(JobRow {
@@ -318,8 +349,11 @@ fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     })
 }
 
-fn end(row: &Row<'_>) -> rusqlite::Result<EndRow> {
+fn end(row: &Row<'_>, room: &mut u64) -> rusqlite::Result<EndRow> {
     let duration_ms: i64 = row.get(29)?;
+    let result_bytes = row.get_ref(30)?.as_str_or_null()?.map(str::len);
+    let taken = result_bytes.filter(|_| *room > 0);
+    *room = room.saturating_sub(taken.unwrap_or(0) as u64);
     Ok(EndRow {
         outcome: text::from_word(row, 21)?,
         reason: row.get(22)?,
@@ -327,6 +361,9 @@ fn end(row: &Row<'_>) -> rusqlite::Result<EndRow> {
         signal: row.get(24)?,
         succeeded: row.get(25)?,
         denied: row.get(26)?,
+        result: taken.map(|_| text::from_json(row, 30)).transpose()?,
+        result_left_out: taken != result_bytes,
+        result_error: row.get(31)?,
         started_at: text::optional(row, 27, str::parse)?,
         ended_at: text::parsed(row, 28, str::parse)?,
         duration_ms: duration_ms.unsigned_abs(),

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use provost_actors::jobs::JobId;
+use provost_actors::reported::ReportedValue;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use super::{Change, EndRow, JobRow, JobWrite, JobWritten, Submitted, Transition};
@@ -64,7 +65,8 @@ impl<'c> JobStatements<'c> {
             )?,
             end: prepare(
                 "UPDATE jobs SET state = 'ended', outcome = ?3, reason = ?4, exit_code = ?5, signal = ?6, succeeded = ?7,
-                                 denied = ?8, started_at = ?9, ended_at = ?10, duration_ms = ?11
+                                 denied = ?8, started_at = ?9, ended_at = ?10, duration_ms = ?11,
+                                 result = ?12, result_error = ?13
                  WHERE id = ?1 AND state IN ('starting', 'running') AND process = ?2",
             )?,
             end_queued: prepare(
@@ -269,6 +271,8 @@ impl<'c> JobStatements<'c> {
                     end.started_at.as_ref().map(text::time),
                     text::time(&end.ended_at),
                     text::integer(end.duration_ms),
+                    end.result.as_ref().map(ReportedValue::as_json),
+                    end.result_error,
                 ])?;
                 if changed == 1 {
                     self.attempt_ended(&id, &process, end)?;

@@ -165,6 +165,7 @@ fn what_was_allowed_for_good_is_not_asked_about_again() {
     let path = tree.path("other/file");
     let grants = Grants::default();
     let setup = DeciderSetup {
+        ready: None,
         grants: vec![Grants::default(), grants.clone()],
         ..tree.setup()
     };

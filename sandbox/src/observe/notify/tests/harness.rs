@@ -59,6 +59,7 @@ pub(super) fn setup(mode: NetMode, allow: &[String]) -> DeciderSetup {
         },
         tcp_confined_by_landlock: false,
         ask: AskPolicy::default(),
+        ready: None,
         grants: Vec::new(),
     }
 }

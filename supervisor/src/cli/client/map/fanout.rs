@@ -352,6 +352,8 @@ fn row(item: usize, ended: &Ended) -> Row {
         denied: end.denied,
         attempts: ended.attempt,
         duration_ms: end.duration_ms,
+        result: end.result.clone(),
+        result_error: end.result_error.clone(),
         job: Some(ended.job.to_string()),
         process: ended.process.map(|process| process.to_string()),
         ..Row::default()
