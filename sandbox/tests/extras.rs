@@ -1,8 +1,8 @@
 //! What a command is handed besides its stdio: it has that and nothing else, it works under every policy, and the keeper
 //! holds the other ends.
 
-#[path = "support/kept.rs"]
-mod kept;
+#[path = "keeper/home.rs"]
+mod home;
 mod support;
 
 use std::io::Read;
@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
-use kept::{Connected, Home};
+use home::{Connected, Home};
 use nix::poll::PollFlags;
 use provost_sandbox::compile::PreparedSandbox;
 use provost_sandbox::extras::{Extras, ReadyBy, reported};

@@ -194,6 +194,7 @@ pub struct Running {
     pub listener: Option<OwnedFd>,
     pub report: Option<File>,
     pub ready: Option<File>,
+    pub ready_sender: Option<File>,
 }
 
 impl Running {
@@ -208,6 +209,7 @@ impl Running {
             listener: started.listener.then(&mut next),
             report: started.extras.report.then(|| next().into()),
             ready: (started.extras.ready != ReadyBy::Nothing).then(|| next().into()),
+            ready_sender: (started.extras.ready == ReadyBy::Notify).then(|| next().into()),
             started,
         };
         assert!(fds.next().is_none(), "no descriptor too many");
