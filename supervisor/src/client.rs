@@ -6,7 +6,7 @@
 mod followed;
 mod lasting;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use followed::{Followed, Pushed};
@@ -98,15 +98,19 @@ struct Inner {
     reading: JoinHandle<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// Dropped when nothing more comes: whoever waits for that is told.
+    alive: watch::Receiver<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Set when the connection has ended.
     ended: bool,
+    /// Sessions that it has to hold; after its end, those that it had.
+    held: HashSet<SessionId>,
     replies: HashMap<u64, oneshot::Sender<Result<Box<RawValue>, RpcError>>>,
     followers: HashMap<u64, mpsc::UnboundedSender<Pushed>>,
     sessions: Option<mpsc::UnboundedSender<SessionEvent>>,
@@ -154,8 +158,12 @@ impl Client {
                 }
             }
         });
-        let shared = Arc::<Shared>::default();
-        let reading = tokio::spawn(read(reader, shared.clone()));
+        let (living, alive) = watch::channel(());
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            alive,
+        });
+        let reading = tokio::spawn(read(reader, shared.clone(), living));
         let hello = Initialize {
             protocol: PROTOCOL_VERSION,
             client: format!("provost {}", env!("CARGO_PKG_VERSION")),
@@ -210,6 +218,12 @@ impl Client {
     /// Whether the connection has ended.
     pub(crate) fn is_lost(&self) -> bool {
         self.0.shared.lock().ended
+    }
+
+    /// Waits until the connection has ended, and everything that came was handed on.
+    pub(crate) async fn lost(&self) {
+        let mut alive = self.0.shared.alive.clone();
+        while alive.changed().await.is_ok() {}
     }
 
     /// Follows: `process/follow`, `session/follow`.
@@ -293,11 +307,15 @@ impl Client {
     /// What happens to the sessions that this connection has attached. One receiver at a time.
     pub fn session_events(&self) -> mpsc::UnboundedReceiver<SessionEvent> {
         let (sender, receiver) = mpsc::unbounded_channel();
+        self.tell_session_events(sender);
+        receiver
+    }
+
+    fn tell_session_events(&self, sender: mpsc::UnboundedSender<SessionEvent>) {
         let mut state = self.0.shared.lock();
         if !state.ended {
             state.sessions = Some(sender);
         }
-        receiver
     }
 
     /// Who takes over inputs that this connection has attached. One receiver at a time.
@@ -399,7 +417,7 @@ struct Replied {
     error: Option<RpcError>,
 }
 
-async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>) {
+async fn read(reader: impl AsyncRead + Unpin, shared: Arc<Shared>, _living: watch::Sender<()>) {
     let mut reader = BufReader::with_capacity(256 << 10, reader);
     let mut line = Vec::new();
     loop {
@@ -489,12 +507,16 @@ fn take(line: &[u8], shared: &Shared) {
             let Ok(event) = serde_json::from_value::<SessionEvent>(incoming.params) else {
                 return;
             };
-            let state = shared.lock();
+            let mut state = shared.lock();
             match event
                 .subscription
                 .map(|subscription| state.followers.get(&subscription))
             {
-                None => drop(state.sessions.as_ref().map(|sessions| sessions.send(event))),
+                None => {
+                    // Somebody else's now, or nobody's: not to be taken back on another connection.
+                    state.held.remove(&event.session);
+                    drop(state.sessions.as_ref().map(|sessions| sessions.send(event)));
+                }
                 Some(Some(follower)) => {
                     let _ = follower.send(Pushed::Session(event));
                 }

@@ -113,6 +113,12 @@ impl<'w> Service<'w> {
         self.served = Some(Served::start(self.world));
     }
 
+    /// Another daemon takes the place of this one, which leaves it everything.
+    pub fn replace(&mut self) {
+        let served = self.served.take().expect("it lives");
+        self.served = Some(served.replace(self.world, &[]));
+    }
+
     /// `kill -9` of the daemon.
     pub fn die(&mut self) {
         let served = self.served.take().expect("it dies once");

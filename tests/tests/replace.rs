@@ -30,6 +30,7 @@ both_users! {
     who_cannot_take_over_leaves_the_old_one_serving,
     what_was_written_arrives_once_over_a_replacement,
     a_session_is_held_again_by_its_client,
+    a_session_that_was_taken_is_not_taken_back,
     a_client_that_does_not_wait_says_what_happened,
 }
 
@@ -532,6 +533,36 @@ fn a_session_is_held_again_by_its_client(world: &World) {
             .await
             .expect("it is ours to end");
         assert!(report.graceful);
+    });
+}
+
+fn a_session_that_was_taken_is_not_taken_back(world: &World) {
+    let mut place = Place::new(world);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let supervisor = Supervisor::connect(place.socket()).await.expect("a daemon");
+        let session = supervisor.open_session().await.expect("a session");
+        let id = session.session_id().expect("its id").to_string();
+        let mut thief = LineClient::connect(&place.socket());
+        let steal = json!({ "sessions": [id], "steal": true });
+        let moved = thief.call("session/attach", steal).expect("it is taken");
+        assert_eq!(moved["moved"], json!([id]));
+        // Told before this is answered.
+        session.list().await.expect("it is there");
+        let mut daemon = place.daemons.pop().expect("one runs");
+        daemon.kill().expect("our own child");
+        daemon.wait().expect("our own child");
+        place.start(&[]);
+        session.list().await.expect("it is there");
+        let found = place.say(&["session", "list", "--json"]);
+        let found: Value = serde_json::from_str(&found).expect("JSON");
+        assert_eq!(
+            (&found["session"], &found["attached"]),
+            (&json!(id), &json!(false))
+        );
     });
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Client, ClientError, Followed};
 use crate::protocol::{
     ErrorKind, InputLost, JobFollow, ProcessAttach, ProcessAttached, ProcessFollow, ProcessStart,
-    ProcessWrite, SessionAttach, Started, Written,
+    ProcessWrite, SessionAttach, SessionEvent, SessionsMoved, SkippedSession, Started, Written,
 };
 
 /// How long a client waits for its daemon to come back, unless it says otherwise.
@@ -46,9 +46,13 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
+    /// It knows which sessions it holds, and the next one is to hold.
     client: Client,
-    /// What the connection holds, and the next one is to hold.
-    sessions: HashSet<SessionId>,
+    /// Who is told what becomes of those.
+    session_events: Option<mpsc::UnboundedSender<SessionEvent>>,
+    /// Those of the connection before that this one could not attach.
+    not_taken_back: Vec<SkippedSession>,
+    /// Whose input the connection has, and the next one is to have.
     inputs: HashSet<String>,
     /// Who is told when an input is lost.
     lost_inputs: Option<mpsc::UnboundedSender<InputLost>>,
@@ -88,7 +92,8 @@ impl Lasting {
     fn new(client: Client, path: Option<PathBuf>, patience: Duration, note: Option<fn(&str)>) -> Self {
         let state = State {
             client,
-            sessions: HashSet::new(),
+            session_events: None,
+            not_taken_back: Vec::new(),
             inputs: HashSet::new(),
             lost_inputs: None,
         };
@@ -233,12 +238,14 @@ impl Lasting {
         loop {
             let attempt = async {
                 let client = Client::connect(path).await?;
-                self.take_back(&client).await?;
-                Ok::<_, ClientError>(client)
+                let skipped = self.take_back(&client).await?;
+                Ok::<_, ClientError>((client, skipped))
             };
             let why = match tokio::time::timeout_at(deadline, attempt).await {
-                Ok(Ok(client)) => {
-                    self.lock().client = client.clone();
+                Ok(Ok((client, skipped))) => {
+                    let mut state = self.lock();
+                    state.client = client.clone();
+                    state.not_taken_back = skipped;
                     return Ok(client);
                 }
                 Ok(Err(error)) if !passes(&error) => return Err(error),
@@ -265,19 +272,31 @@ impl Lasting {
         }
     }
 
-    /// Attaches what the connection before held. What somebody else has meanwhile stays theirs.
-    async fn take_back(&self, client: &Client) -> Result<(), ClientError> {
-        let (sessions, inputs, lost) = {
+    /// Attaches what the connection before held. What somebody else has meanwhile stays theirs, and is returned.
+    async fn take_back(&self, client: &Client) -> Result<Vec<SkippedSession>, ClientError> {
+        let (held, events, inputs, lost) = {
             let state = self.lock();
-            let sessions: Vec<String> = state.sessions.iter().map(ToString::to_string).collect();
-            (sessions, state.inputs.clone(), state.lost_inputs.clone())
+            let held = state.client.0.shared.lock().held.clone();
+            let (events, lost) = (state.session_events.clone(), state.lost_inputs.clone());
+            (held, events, state.inputs.clone(), lost)
         };
-        if !sessions.is_empty() {
+        if let Some(events) = events {
+            client.tell_session_events(events);
+        }
+        let mut skipped = Vec::new();
+        if !held.is_empty() {
+            // Before they are attached: one that is lost the moment after that is taken off again.
+            client.0.shared.lock().held.clone_from(&held);
             let asked = SessionAttach {
-                sessions: Some(sessions),
+                sessions: Some(held.iter().map(ToString::to_string).collect()),
                 steal: false,
             };
-            client.call::<serde_json::Value>("session/attach", &asked).await?;
+            let moved: SessionsMoved = client.call("session/attach", &asked).await?;
+            let mut state = client.0.shared.lock();
+            for session in moved.skipped.iter().filter_map(|one| one.session.parse().ok()) {
+                state.held.remove(&session);
+            }
+            skipped = moved.skipped;
         }
         if let Some(lost) = &lost {
             client.tell_lost_inputs(lost.clone());
@@ -298,17 +317,32 @@ impl Lasting {
                 let _ = lost.send(InputLost { process, by });
             }
         }
-        Ok(())
+        Ok(skipped)
     }
 
-    /// The connection holds this session, and so shall the next.
+    /// The connection holds this session, and so shall the next, until somebody else attaches it or it is closed.
     pub fn holds(&self, session: SessionId) {
-        self.lock().sessions.insert(session);
+        self.client().0.shared.lock().held.insert(session);
     }
 
     /// It does not any more.
     pub fn gives_up(&self, session: SessionId) {
-        self.lock().sessions.remove(&session);
+        self.client().0.shared.lock().held.remove(&session);
+    }
+
+    /// What happens to the sessions that are held here, over all connections. One receiver at a time.
+    pub fn session_events(&self) -> mpsc::UnboundedReceiver<SessionEvent> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.lock();
+        state.client.tell_session_events(sender.clone());
+        state.session_events = Some(sender);
+        receiver
+    }
+
+    /// Sessions that were held when the last connection was lost, and are not any more: they are gone, or somebody else has
+    /// them.
+    pub fn not_taken_back(&self) -> Vec<SkippedSession> {
+        self.lock().not_taken_back.clone()
     }
 
     /// The connection has the input of this process (its id), and so shall the next.

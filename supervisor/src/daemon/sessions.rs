@@ -158,14 +158,20 @@ impl Daemon {
             return Err(RpcError::new(ErrorKind::InvalidParams, "session/attach", why));
         }
         let mut skipped = Vec::new();
-        let mut skip = |session: String, why: String| skipped.push(SkippedSession { session, why });
+        let mut skip = |session: String, error: RpcError| {
+            skipped.push(SkippedSession {
+                session,
+                kind: Some(error.data.kind),
+                why: error.data.why,
+            });
+        };
         let wanted: Vec<(String, SessionId)> = match &request.sessions {
             Some(sessions) => sessions
                 .iter()
                 .filter_map(|session| match self.find_session(session) {
                     Ok(id) => Some((session.clone(), id)),
                     Err(error) => {
-                        skip(session.clone(), error.data.why);
+                        skip(session.clone(), error);
                         None
                     }
                 })
@@ -181,7 +187,7 @@ impl Daemon {
             let moved = self.state().leases.attach(id, holder, request.steal);
             match moved {
                 Ok(moved) => all.sessions.extend(moved.sessions),
-                Err(error) => skip(text, error.to_string()),
+                Err(error) => skip(text.clone(), refused(format!("attach session `{text}`"), error)),
             }
         }
         self.note_sessions(all.sessions.iter().map(|(id, _)| *id), SessionState::Attached);
@@ -261,6 +267,7 @@ impl Daemon {
                 if elsewhere || detached_only && lease.holder.is_some() {
                     result.skipped.push(SkippedSession {
                         session: id.to_string(),
+                        kind: Some(ErrorKind::NotHolder),
                         why: LeaseError::HeldElsewhere.to_string(),
                     });
                     continue;

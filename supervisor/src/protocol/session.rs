@@ -4,6 +4,8 @@ use provost_actors::event::ProcessId;
 use provost_actors::session::{OnDisconnect, SessionId};
 use serde::{Deserialize, Serialize};
 
+use super::ErrorKind;
+
 /// `session/open`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,7 +57,10 @@ pub struct SessionsMoved {
 pub struct SkippedSession {
     /// As it was asked for, or its id.
     pub session: String,
-    /// Why.
+    /// Why: `not_found`, `ambiguous` or `not_holder`. Daemons of before do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ErrorKind>,
+    /// Why, in words.
     pub why: String,
 }
 

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use provost_actors::session::OnDisconnect;
+use provost_actors::session::{OnDisconnect, SessionId};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::table::{Cell, id, show};
-use super::{Connection, line, millis, print, said};
+use super::{Connection, Reconnect, line, millis, print, said};
 use crate::cli::{CliResult, output};
-use crate::client::Client;
+use crate::client::{Client, ClientError, Lasting};
 use crate::protocol::{
-    SessionAttach, SessionClose, SessionInfo, SessionOpen, SessionRef, SessionsMoved,
+    ErrorKind, SessionAttach, SessionClose, SessionEvent, SessionInfo, SessionOpen, SessionRef,
+    SessionsMoved,
 };
 use crate::units::{bytes, duration};
 
@@ -55,9 +57,11 @@ enum SessionVerb {
         /// Of the output of everything in it keep at most so much, up to the daemon's max_session_bytes
         #[arg(long, value_name = "BYTES", value_parser = bytes)]
         max_kept: Option<u64>,
-        /// Hold it until this command ends
+        /// Hold it until this command ends, over the death of a daemon and its replacement; ends as `attach` does
         #[arg(long)]
         hold: bool,
+        #[command(flatten)]
+        again: Reconnect,
     },
     /// List them
     List {
@@ -70,7 +74,8 @@ enum SessionVerb {
     },
     /// Attach sessions, print their ids, and hold them until this command ends
     ///
-    /// Ends by itself when they are closed (exit code 0) or attached elsewhere (125).
+    /// When the daemon dies or is replaced they are attached again. Ends by itself when they are closed (exit code 0), attached
+    /// elsewhere, or gone with the daemon that had them (125).
     Attach {
         /// Also what is attached elsewhere
         #[arg(long)]
@@ -78,6 +83,8 @@ enum SessionVerb {
         /// Which, by id or name [default: all that nobody has attached]
         #[arg(value_name = "SESSION")]
         sessions: Vec<String>,
+        #[command(flatten)]
+        again: Reconnect,
     },
     /// Detach one; what is in it goes on
     Detach {
@@ -117,7 +124,7 @@ enum OnDisconnectArg {
 }
 
 pub(super) async fn run(args: SessionArgs) -> CliResult {
-    let client = args.connection.open().await?;
+    let connection = args.connection;
     match args.verb {
         SessionVerb::Open {
             name,
@@ -126,7 +133,9 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
             ttl,
             max_kept,
             hold,
+            again,
         } => {
+            let client = connection.open_lasting(again.reconnect).await?;
             let request = SessionOpen {
                 name,
                 parent,
@@ -139,12 +148,18 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
             };
             open(&client, &request, hold).await
         }
-        SessionVerb::List { json, quiet } => list(&client, json, quiet).await,
-        SessionVerb::Attach { steal, sessions } => {
+        SessionVerb::List { json, quiet } => list(&connection.open().await?, json, quiet).await,
+        SessionVerb::Attach {
+            steal,
+            sessions,
+            again,
+        } => {
+            let client = connection.open_lasting(again.reconnect).await?;
             let named = !sessions.is_empty();
             attach_and_hold(&client, named.then_some(sessions), steal).await
         }
         SessionVerb::Detach { steal, session } => {
+            let client = connection.open().await?;
             if steal {
                 take_over(&client, &session).await?;
             }
@@ -154,6 +169,7 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
             call(&client, "session/detach", &asked).await.map(|_| 0)
         }
         SessionVerb::Close { kill, steal, session } => {
+            let client = connection.open().await?;
             if steal {
                 take_over(&client, &session).await?;
             }
@@ -164,6 +180,7 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
             call(&client, "session/close", &asked).await.map(|_| 0)
         }
         SessionVerb::Clean { kill, session } => {
+            let client = connection.open().await?;
             let moved = call(&client, "session/clean", &SessionClose { session, kill }).await?;
             skipped(&moved);
             print_ids(&moved)
@@ -171,20 +188,25 @@ pub(super) async fn run(args: SessionArgs) -> CliResult {
     }
 }
 
-async fn open(client: &Client, request: &SessionOpen, hold: bool) -> CliResult {
+async fn open(client: &Lasting, request: &SessionOpen, hold: bool) -> CliResult {
     #[derive(Deserialize)]
     struct Opened {
-        session: String,
+        session: SessionId,
     }
-    let mut events = client.session_events();
-    let opened: Opened = client.call("session/open", request).await.map_err(said)?;
+    let events = client.session_events();
+    // Asked once: of a second one nobody would know.
+    let opened: Opened = client.call_once("session/open", request).await.map_err(said)?;
+    let id = opened.session;
     if !hold {
-        let session = opened.session.clone();
-        call(client, "session/detach", &SessionRef { session }).await?;
-        return print(&format!("{}\n", opened.session));
+        let session = id.to_string();
+        let detached: Result<SessionsMoved, _> =
+            client.call("session/detach", &SessionRef { session }).await;
+        detached.map_err(said)?;
+        return print(&format!("{id}\n"));
     }
-    print(&format!("{}\n", opened.session))?;
-    held(&mut events, 1).await
+    client.holds(id);
+    print(&format!("{id}\n"))?;
+    held(client, events, 1).await
 }
 
 async fn list(client: &Client, json: bool, quiet: bool) -> CliResult {
@@ -246,10 +268,11 @@ async fn find(client: &Client, text: &str) -> Result<(), String> {
     }
 }
 
-async fn attach_and_hold(client: &Client, sessions: Option<Vec<String>>, steal: bool) -> CliResult {
+async fn attach_and_hold(client: &Lasting, sessions: Option<Vec<String>>, steal: bool) -> CliResult {
     let named = sessions.is_some();
-    let mut events = client.session_events();
-    let moved = call(client, "session/attach", &SessionAttach { sessions, steal }).await?;
+    let events = client.session_events();
+    let asked = SessionAttach { sessions, steal };
+    let moved: SessionsMoved = client.call("session/attach", &asked).await.map_err(said)?;
     skipped(&moved);
     if named && !moved.skipped.is_empty() {
         return Err("not everything could be attached, so nothing is held".to_owned());
@@ -258,8 +281,11 @@ async fn attach_and_hold(client: &Client, sessions: Option<Vec<String>>, steal: 
         output::note("there is nothing to attach");
         return Ok(0);
     }
+    for session in &moved.moved {
+        client.holds(*session);
+    }
     print_ids(&moved)?;
-    held(&mut events, moved.moved.len()).await
+    held(client, events, moved.moved.len()).await
 }
 
 /// Takes a session from whoever has it.
@@ -275,22 +301,47 @@ async fn take_over(client: &Client, session: &str) -> Result<(), String> {
     }
 }
 
-/// Holds what is attached until it is gone.
+/// Holds what is attached until it is gone, over one connection after another.
 async fn held(
-    events: &mut tokio::sync::mpsc::UnboundedReceiver<crate::protocol::SessionEvent>,
+    client: &Lasting,
+    mut events: mpsc::UnboundedReceiver<SessionEvent>,
     mut count: usize,
 ) -> CliResult {
-    let mut lost = false;
+    let mut lost = Vec::new();
     while count > 0 {
-        let event = events.recv().await;
-        let event = event.ok_or("the connection to the daemon is lost")?;
-        output::note(&format!("session {}: {}", event.session, event.event));
-        lost |= event.event == "lost";
-        count -= 1;
+        let connection = client.client();
+        tokio::select! {
+            // What was told before the connection ended comes first.
+            biased;
+            Some(event) = events.recv() => {
+                output::note(&format!("session {}: {}", event.session, event.event));
+                if event.event == "lost" {
+                    lost.push("attached elsewhere now".to_owned());
+                }
+                count -= 1;
+            }
+            () = connection.lost() => {
+                client.renew(&connection, ClientError::Lost).await.map_err(said)?;
+                let skipped = client.not_taken_back();
+                count -= skipped.len().min(count);
+                let why = skipped.into_iter().map(|one| match one.kind {
+                    Some(ErrorKind::NotFound) => {
+                        format!("session {} is gone: the daemon does not know it any more", one.session)
+                    }
+                    _ => format!("session {}: {}", one.session, one.why),
+                });
+                let why: Vec<String> = why.collect();
+                if count > 0 {
+                    why.iter().for_each(|why| output::note(why));
+                    output::note(&format!("the connection to the daemon was lost; attached again: {count}"));
+                }
+                lost.extend(why);
+            }
+        }
     }
-    match lost {
-        true => Err("attached elsewhere now".to_owned()),
-        false => Ok(0),
+    match lost.is_empty() {
+        true => Ok(0),
+        false => Err(lost.join("; ")),
     }
 }
 
