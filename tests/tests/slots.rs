@@ -250,4 +250,43 @@ fn the_command_line_takes_a_slot(world: &World) {
     assert_eq!(refused.code, Some(125), "\n{refused}");
 }
 
-both_users!(the_command_line_takes_a_slot);
+fn a_run_takes_a_slot_where_a_daemon_has_it(world: &World) {
+    let service = Service::start(world);
+    let run = ["run", "-q", "--daemon", "--slot", "dev", "--"];
+    let mut first = service.live(&[&run[..], &["sh", "-c", "echo up; exec sleep 1000"]].concat());
+    first.wait_for("up\n");
+    let second = service.say(&[
+        "run",
+        "--detach",
+        "--slot",
+        "dev",
+        "--slot-grace",
+        "2s",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    // It was told to stop, and it is the one that was replaced.
+    let done = first.finish();
+    assert_eq!(done.code, Some(143), "\n{done}");
+    assert_eq!(service.say(&["ps", "-q"]), second);
+    let third = service.ask(&[&run[..], &["true"]].concat());
+    assert_eq!(third.code, Some(0), "\n{third}");
+    let waited = service.ask(&["wait", "--json", &second]);
+    let record: Value = serde_json::from_str(&waited.text()).expect("a record");
+    assert_eq!(record["outcome"], "replaced", "\n{waited}");
+
+    let here = service.ask(&["run", "--slot", "dev", "--", "true"]);
+    assert_eq!(here.code, Some(125), "\n{here}");
+    assert!(here.stderr.contains("add --daemon"), "\n{here}");
+    for words in [["--with-me", "--slot", "dev"], ["--daemon", "--slot-grace", "2s"]] {
+        let refused = service.ask(&[&["run"], &words[..], &["--", "true"]].concat());
+        assert_eq!(refused.code, Some(125), "\n{refused}");
+        assert!(refused.stderr.contains("Usage: "), "\n{refused}");
+    }
+}
+
+both_users!(
+    the_command_line_takes_a_slot,
+    a_run_takes_a_slot_where_a_daemon_has_it
+);

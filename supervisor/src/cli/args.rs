@@ -12,6 +12,7 @@ use super::client::{ClientVerb, patience};
 use super::db::DbArgs;
 use super::records::RecordsArgs;
 use super::up::UpArgs;
+use crate::units::duration;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Run commands that nobody fully trusts, and know what became of them.
@@ -155,7 +156,7 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Daemon")]
     pub(crate) daemon: bool,
     /// The same, and end it when this client ends without having seen its end, however that happens
-    #[arg(long, conflicts_with = "session", help_heading = "Daemon")]
+    #[arg(long, conflicts_with_all = ["session", "slot"], help_heading = "Daemon")]
     pub(crate) with_me: bool,
     /// Start it in the daemon, print its id, and do not wait: what `provost start` does
     #[arg(long, conflicts_with_all = ["with_me", "tty", "json", "events", "record", "stdin", "ask_command"], help_heading = "Daemon")]
@@ -163,6 +164,13 @@ pub(crate) struct RunArgs {
     /// The same as --daemon, in this session of the daemon's
     #[arg(long, value_name = "SESSION", help_heading = "Daemon")]
     pub(crate) session: Option<String>,
+    /// In the daemon, take this place in the session: what is there is replaced, and the command starts when nothing of that
+    /// lives any more
+    #[arg(long, value_name = "NAME", help_heading = "Daemon")]
+    pub(crate) slot: Option<String>,
+    /// How long what is replaced has to end before it is killed, if its own --grace is longer
+    #[arg(long, value_name = "TIME", requires = "slot", value_parser = duration, help_heading = "Daemon")]
+    pub(crate) slot_grace: Option<Duration>,
     /// The daemon's socket [default: that of `provost serve`]
     #[arg(long, value_name = "PATH", env = "PROVOST_SOCKET", help_heading = "Daemon")]
     pub(crate) socket: Option<PathBuf>,

@@ -24,6 +24,13 @@ pub(super) fn run(args: RunArgs) -> CliResult {
     if args.daemon || args.with_me || args.session.is_some() {
         return client::run::run(args);
     }
+    if args.slot.is_some() {
+        return Err(
+            "a --slot is a place in a daemon's session, and nothing is replaced without one; \
+                    add --daemon, --session SESSION or --detach"
+                .to_owned(),
+        );
+    }
     let preset = PRESETS.contains(&args.spec.policy.as_str());
     if !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some() {
         // Where groups with limits cannot be made beside us, others hold them or it is an error.

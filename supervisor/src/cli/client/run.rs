@@ -20,7 +20,7 @@ use crate::protocol::{
 };
 use provost_actors::session::OnDisconnect;
 
-use crate::{EventBody, ProcessId, SignalScope, StdinSpec, StreamName, TerminalRecord};
+use crate::{EventBody, ProcessId, SignalScope, StdinSpec, StreamName, TerminalRecord, handle};
 
 pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     let connection = Connection {
@@ -35,6 +35,8 @@ pub(in crate::cli) fn run(args: RunArgs) -> CliResult {
     };
     let request = ProcessStart {
         session: args.session.clone(),
+        slot: args.slot.clone(),
+        slot_grace_ms: args.slot_grace.map(handle::millis),
         request_id: Some(ProcessId::new().to_string()),
         stdin: attached.is_none() && wants_input,
         terminal: attached.as_ref().map(|attached| start::terminal(attached.size())),

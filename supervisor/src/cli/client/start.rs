@@ -93,6 +93,8 @@ pub(in crate::cli) fn detached(args: RunArgs) -> CliResult {
     let request = ProcessStart {
         request_id: Some(ProcessId::new().to_string()),
         session: args.session,
+        slot: args.slot,
+        slot_grace_ms: args.slot_grace.map(handle::millis),
         ..request(&args.spec, args.command)?
     };
     let connection = Connection { socket: args.socket };
