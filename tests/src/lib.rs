@@ -19,6 +19,7 @@
 pub mod asking;
 mod binaries;
 mod denial;
+mod disk;
 mod embedded;
 mod finished;
 pub mod host;
@@ -40,6 +41,7 @@ mod world;
 
 pub use binaries::{program, provost};
 pub use denial::{Wanted, filesystem, network, syscall};
+pub use disk::SmallDisk;
 pub use embedded::{embedded, script};
 pub use finished::{Finished, check_pattern};
 pub use keeper::end_keeper;

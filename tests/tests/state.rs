@@ -3,13 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "the binary is run as a user runs it")]
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use provost_tests::{DEADLINE, LineClient, Served, User, World, both_users, provost};
+use provost_tests::{DEADLINE, LineClient, Served, SmallDisk, User, World, both_users, provost};
 use serde_json::{Value, json};
 
 /// Runs a script to its end; its id, its record and its events.
@@ -235,34 +232,6 @@ both_users! {
     i11_a_damaged_database_is_moved_aside_and_made_anew_of_the_spool,
     i11_a_state_directory_that_was_moved_is_said_and_nothing_new_is_accepted,
     i11_a_state_directory_that_cannot_be_used_is_refused_with_a_reason,
-}
-
-/// A small disk in the place of a state directory.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Self {
-        fs::create_dir_all(at).expect("a directory");
-        let options = Some("size=16m,mode=0711");
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), options).expect("root may mount");
-        Self(at.to_owned())
-    }
-
-    /// Leaves no room.
-    fn fill(&self) -> PathBuf {
-        let path = self.0.join("filler");
-        let mut file = fs::File::create(&path).expect("a file");
-        for size in [1 << 16, 1 << 12, 1] {
-            while file.write_all(&vec![1; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
 }
 
 /// The disk becomes full under a process that writes.

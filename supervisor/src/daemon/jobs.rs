@@ -131,6 +131,14 @@ impl Daemon {
         })
     }
 
+    /// Waits until no job is about to start; none has its turn while the daemon leaves. The next daemon would find such a one
+    /// caught between intent and start.
+    pub(super) async fn settle_jobs(&self) {
+        if let Ok(settled) = self.ask_queue(|reply| QueueMsg::Settle { reply }).await {
+            let _ = settled.await;
+        }
+    }
+
     /// Cancels the jobs of sessions that are no more.
     pub(super) fn cancel_jobs_of(&self, sessions: &[SessionId], reason: &str) {
         if let Some(jobs) = self.0.jobs.get() {

@@ -165,7 +165,8 @@ impl Daemon {
     pub async fn leave(&self) {
         self.0.leaving.begun.cancel();
         self.0.connections.close();
-        let _ = tokio::time::timeout(ANSWERS + LAST_WORDS, self.0.connections.wait()).await;
+        let leaving = async { tokio::join!(self.0.connections.wait(), self.settle_jobs()) };
+        let _ = tokio::time::timeout(ANSWERS + LAST_WORDS, leaving).await;
         // Records that are not in the database yet are in the spool.
     }
 

@@ -214,6 +214,11 @@ impl Daemon {
             self.0.metrics.refused();
             match error {
                 SpawnRefused::Gone(why) => RpcError::new(ErrorKind::ShuttingDown, what.as_str(), why),
+                // Nothing is wrong with what was asked for.
+                error @ SpawnRefused::Spool(_) => {
+                    RpcError::new(ErrorKind::Limit, what.as_str(), error.to_string())
+                        .hint("make room, or let the state directory be written; `provost status` says what is wrong")
+                }
                 SpawnRefused::Sandbox(CompileError::Unsupported(error)) => {
                     RpcError::new(ErrorKind::Unsupported, what.as_str(), error.to_string())
                 }

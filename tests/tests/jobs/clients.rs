@@ -13,10 +13,11 @@ both_users! {
     contradictory_flags_are_refused,
     i8_a_waiter_goes_on_waiting_over_a_kill_of_the_daemon,
     killing_a_waiter_kills_no_job,
+    killing_a_run_ends_its_command_only_where_it_was_to_end_with_it,
     changes_of_jobs_are_printed_over_a_kill_of_the_daemon,
 }
 
-fn command(world: &World, daemon: &Served, words: &[&str]) -> Command {
+pub(super) fn command(world: &World, daemon: &Served, words: &[&str]) -> Command {
     let mut command = Command::new(provost());
     command
         .args(words)
@@ -39,7 +40,7 @@ fn say(world: &World, daemon: &Served, words: &[&str]) -> Output {
 }
 
 /// Its output, if it ended with this code.
-fn said(world: &World, daemon: &Served, code: i32, words: &[&str]) -> String {
+pub(super) fn said(world: &World, daemon: &Served, code: i32, words: &[&str]) -> String {
     let output = say(world, daemon, words);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{words:?}: {errors}");
@@ -164,6 +165,60 @@ fn killing_a_waiter_kills_no_job(world: &World) {
     waiter.wait().unwrap();
     world.file("work/go", "");
     said(world, &daemon, 5, &["wait", "-q", &job]);
+}
+
+fn killing_a_run_ends_its_command_only_where_it_was_to_end_with_it(world: &World) {
+    let mut daemon = Served::start(world);
+    // Each time also over the death of a daemon, after which it holds what it held.
+    for (how, dies, ends) in [
+        ("--daemon", false, false),
+        ("--with-me", false, true),
+        ("--daemon", true, false),
+        ("--with-me", true, true),
+    ] {
+        let words = [
+            "run",
+            how,
+            "-q",
+            "-p",
+            "unconfined",
+            "--",
+            "sh",
+            "-c",
+            "echo up; exec sleep 1000",
+        ];
+        let mut run = command(world, &daemon, &words).spawn().unwrap();
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(run.stdout.take().unwrap()));
+        assert_eq!(lines.next().unwrap().unwrap(), "up");
+        let id = said(world, &daemon, 0, &["ps", "-q"]);
+        let is_held = |daemon: &Served| {
+            let all = said(world, daemon, 0, &["session", "list", "--json"]);
+            all.lines()
+                .any(|line| serde_json::from_str::<Value>(line).unwrap()["attached"] == true)
+        };
+        assert_eq!(is_held(&daemon), how == "--with-me");
+        if dies {
+            daemon.crash();
+            daemon = Served::start(world);
+            let deadline = std::time::Instant::now() + provost_tests::DEADLINE;
+            while ends && !is_held(&daemon) {
+                assert!(std::time::Instant::now() < deadline, "it does not come back");
+            }
+        }
+        run.kill().unwrap();
+        run.wait().unwrap();
+        if ends {
+            said(world, &daemon, 130, &["wait", "-q", &id]);
+        } else {
+            let mut client = LineClient::connect(daemon.socket());
+            // The daemon has seen that it is gone.
+            while client.call("daemon/status", json!({})).unwrap()["clients"] != 1 {}
+            let waited = json!({ "process": id, "timeout_ms": 200 });
+            let waited = client.call("process/wait", waited).unwrap();
+            assert_eq!(waited["record"], Value::Null);
+            said(world, &daemon, 0, &["kill", &id]);
+        }
+    }
 }
 
 fn changes_of_jobs_are_printed_over_a_kill_of_the_daemon(world: &World) {

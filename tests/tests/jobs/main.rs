@@ -2,11 +2,17 @@
 
 #![allow(clippy::disallowed_methods, reason = "clients are run beside the test")]
 
+mod after;
 mod clients;
 mod crash;
+mod interrupted;
+mod kept;
 mod life;
 mod notices;
 mod races;
+mod refused;
+mod replaced;
+mod users;
 
 use provost_tests::{LineClient, World};
 use serde_json::{Value, json};
@@ -63,6 +69,15 @@ fn until(client: &mut LineClient, job: &str, state: &str) -> Vec<Value> {
         if found {
             return seen;
         }
+    }
+}
+
+/// Reads events until each of these jobs was running.
+fn until_running(client: &mut LineClient, jobs: &[&String]) {
+    let mut left = jobs.to_vec();
+    while !left.is_empty() {
+        let event = event(client);
+        left.retain(|job| event["state"] != "running" || event["job"] != job.as_str());
     }
 }
 

@@ -49,6 +49,10 @@ pub(super) struct State {
     timer: Option<JoinHandle<()>>,
     /// Since when something waits to be written down with what comes next.
     told_late: Option<Instant>,
+    /// There was no room for a start: until then there is none, and from then on for one at a time, until one succeeds.
+    no_room_until: Option<Instant>,
+    /// Who waits until nothing is about to start.
+    settling: Vec<oneshot::Sender<()>>,
 }
 
 /// A job, as it was decided.
@@ -127,6 +131,11 @@ impl Actor for JobQueue {
                 let groups = state.schedule.groups();
                 let groups = groups.map(|name| (name.to_owned(), state.schedule.counts(name)));
                 let _ = reply.send(groups.collect());
+            }
+            QueueMsg::Settle { reply } => {
+                let (told, settled) = oneshot::channel();
+                state.settling.push(told);
+                let _ = reply.send(settled);
             }
             QueueMsg::Flush => {
                 state.flushing = false;

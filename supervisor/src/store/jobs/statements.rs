@@ -315,7 +315,10 @@ impl<'c> JobStatements<'c> {
 
     fn forget(&self, before: &Timestamp) -> rusqlite::Result<()> {
         self.connection.execute(
-            "DELETE FROM jobs WHERE state = 'ended' AND ended_at < ?1",
+            // How those ended that another is still to come after decides about that one, perhaps under the next daemon.
+            "DELETE FROM jobs WHERE state = 'ended' AND ended_at < ?1
+             AND id NOT IN (SELECT after.value ->> 0 FROM jobs waiting, json_each(waiting.after_jobs) after
+                            WHERE waiting.state <> 'ended')",
             [text::time(before)],
         )?;
         self.connection.execute(

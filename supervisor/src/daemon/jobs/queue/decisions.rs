@@ -1,6 +1,6 @@
 //! What becomes of a job: its turn, its end, another attempt. Nothing here has an effect until it is written down.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use provost_actors::event::ProcessId;
@@ -31,6 +31,7 @@ impl State {
                     link.tell(ending(reason, kill));
                 }
                 job.link = Some(link);
+                self.no_room_until = None;
                 self.run(id, process);
             }
             // It had no chance: not for want of what it is.
@@ -42,6 +43,7 @@ impl State {
                 job.row.state = JobState::Queued;
                 job.row.attempt -= 1;
                 job.row.process = None;
+                self.no_room_until = Some(Instant::now() + AGAIN);
                 self.schedule.requeue(id, Some(soon(AGAIN)));
                 self.decide(id, Change::PutBack(process));
             }

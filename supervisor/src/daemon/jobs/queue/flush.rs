@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use provost_actors::jobs::JobOutcome;
+use provost_actors::jobs::{JobOutcome, JobState};
 use ractor::ActorRef;
 
 use super::decisions::ending;
-use super::{AGAIN, QueueMsg, State};
+use super::{AGAIN, Job, QueueMsg, State};
 use crate::daemon::jobs::start::{Attempt, attempt};
 use crate::store::{Change, EndRow, Transition};
 
@@ -29,8 +29,10 @@ impl State {
             self.end(job, None, EndRow::without(JobOutcome::TimedOut, reason));
         }
         let mut wake = None;
-        if !self.daemon.0.stopping.is_cancelled() && !self.daemon.0.leaving.begun.is_cancelled() {
-            let room = self.daemon.room();
+        let gives_turns =
+            !self.daemon.0.stopping.is_cancelled() && !self.daemon.0.leaving.begun.is_cancelled();
+        if gives_turns {
+            let room = self.room();
             for id in self.schedule.take(now, room) {
                 self.take_turn(id);
             }
@@ -54,7 +56,9 @@ impl State {
                 }
             }
         }
-        let next = self.schedule.next().map(|next| until(next, Timestamp::now()));
+        // Without turns nothing is due: what was would be due again and again.
+        let next = self.schedule.next().filter(|_| gives_turns);
+        let next = next.map(|next| until(next, Timestamp::now()));
         let wake = match (wake, next) {
             (Some(wake), Some(next)) => Some(wake.min(next)),
             (wake, next) => wake.or(next),
@@ -71,6 +75,26 @@ impl State {
         }
         if !self.decided.is_empty() && wake.is_none() {
             self.flush_soon(myself);
+        }
+        let is_starting = |job: &Job| job.row.state == JobState::Starting;
+        if !self.settling.is_empty() && self.decided.is_empty() && !self.jobs.values().any(is_starting) {
+            // Dropping what waits tells them.
+            self.settling.clear();
+        }
+    }
+
+    /// How many may have their turn. None where nothing can be kept: they wait for better days, and are not spent on these.
+    fn room(&self) -> usize {
+        let most = match self.no_room_until {
+            Some(time) if Instant::now() < time => 0,
+            Some(_) => 1,
+            None => usize::MAX,
+        };
+        let keeping = self.daemon.0.tree.keeping();
+        let is_kept = || keeping.is_none_or(|keeping| keeping.spool.trouble().is_none());
+        match most > 0 && is_kept() && self.store.health().trouble().is_none() {
+            true => self.daemon.room().min(most),
+            false => 0,
         }
     }
 

@@ -21,13 +21,6 @@ impl State {
         if self.jobs.len() + rows.len() > JOBS_MAX {
             return Err(SubmitError::Full);
         }
-        let json = serde_json::to_string(&*spec).unwrap_or_default();
-        let written = self.store.submit_jobs(json, rows.clone(), notices).await;
-        let submitted = match written {
-            Ok(Ok(submitted)) => submitted,
-            Ok(Err(place)) => return Err(SubmitError::Conflict(place)),
-            Err(error) => return Err(SubmitError::Store(error)),
-        };
         // Of those that it is to come after and are not here; what is here is known better here.
         let after: HashSet<JobId> = rows
             .iter()
@@ -43,6 +36,14 @@ impl State {
                 let read = self.store.read(move |reader| reader.jobs_of(&elsewhere));
                 read.await.map_err(SubmitError::Store)?
             }
+        };
+        // The last thing that can fail: what is written down is queued, whoever asked.
+        let json = serde_json::to_string(&*spec).unwrap_or_default();
+        let written = self.store.submit_jobs(json, rows.clone(), notices).await;
+        let submitted = match written {
+            Ok(Ok(submitted)) => submitted,
+            Ok(Err(place)) => return Err(SubmitError::Conflict(place)),
+            Err(error) => return Err(SubmitError::Store(error)),
         };
         let mut skipped = Vec::new();
         for (mut row, (id, repeated)) in rows.into_iter().zip(&submitted.jobs) {

@@ -68,6 +68,8 @@ pub(in crate::daemon::jobs) enum QueueMsg {
     Groups {
         reply: oneshot::Sender<Vec<(String, Counts)>>,
     },
+    /// Nothing starts any more. When has everything that was about to?
+    Settle { reply: oneshot::Sender<Ends> },
     /// Write down what was decided, and see what may start.
     Flush,
 }

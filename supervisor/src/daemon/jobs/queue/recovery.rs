@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use provost_actors::ProcessLink;
+use provost_actors::event::ProcessId;
 use provost_actors::jobs::schedule::{Schedule, Skipped};
 use provost_actors::jobs::{JobId, JobOutcome, JobState};
 use provost_actors::record::TerminalRecord;
@@ -54,6 +55,8 @@ impl State {
             flushing: false,
             timer: None,
             told_late: None,
+            no_room_until: None,
+            settling: Vec::new(),
         };
         for group in recovery.groups {
             state.schedule.set_group(&group.name, group.limit, group.paused);
@@ -61,6 +64,8 @@ impl State {
         }
         let mut found = recovery.found;
         let mut skipped: Vec<Skipped> = Vec::new();
+        // Dealt with when everybody is there: others come after them.
+        let mut over: Vec<(JobId, ProcessId, EndRow)> = Vec::new();
         // Whoever has its turn comes first: others may come after it, and be submitted before.
         let (waiting, under_way): (Vec<JobRow>, Vec<JobRow>) = recovery
             .rows
@@ -100,19 +105,21 @@ impl State {
                     }
                     tokio::spawn(watch_process(myself.clone(), id, process, link));
                 }
-                Found::Record(record) => state.attempt_ended(id, process, end_of(&record)),
+                Found::Record(record) => over.push((id, process, end_of(&record))),
                 Found::Nothing if was == JobState::Starting => {
                     let reason = "the daemon died before its process was started; nothing of it ran";
-                    let end = EndRow::without(JobOutcome::Interrupted, reason);
-                    state.attempt_ended(id, process, end);
+                    over.push((id, process, EndRow::without(JobOutcome::Interrupted, reason)));
                 }
                 Found::Nothing => {
                     let reason = "nothing is known of its process any more";
-                    state.attempt_ended(id, process, EndRow::without(JobOutcome::Lost, reason));
+                    over.push((id, process, EndRow::without(JobOutcome::Lost, reason)));
                 }
             }
         }
         state.skip(skipped);
+        for (id, process, end) in over {
+            state.attempt_ended(id, process, end);
+        }
         state.flush_soon(myself);
         state
     }
