@@ -375,7 +375,7 @@ async fn inspect(daemon: &Daemon, row: JobRow) -> Result<JobInspected, RpcError>
     let (spec, attempts, notices) = daemon
         .read_jobs(move |reader| Ok((reader.job_spec(spec)?, reader.attempts(id)?, reader.notices(id)?)))
         .await?;
-    let shared = Shared::read(&spec.unwrap_or_default())?;
+    let shared = Shared::read(spec.as_deref(), id)?;
     let record = daemon.record_of(row.process).await;
     let notices: Result<Vec<JobNotice>, _> = notices.into_iter().map(JobNotice::try_from).collect();
     let unread = |error: serde_json::Error| {

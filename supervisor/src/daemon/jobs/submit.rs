@@ -32,8 +32,13 @@ impl Shared {
         })
     }
 
-    pub(super) fn read(json: &str) -> Result<Self, RpcError> {
-        serde_json::from_str(json)
+    /// What was written for this job, if the job was not forgotten since it was found.
+    pub(super) fn read(json: Option<&str>, job: JobId) -> Result<Self, RpcError> {
+        let gone = || {
+            let why = "it was forgotten meanwhile";
+            RpcError::new(ErrorKind::NotFound, format!("job {job}"), why)
+        };
+        serde_json::from_str(json.ok_or_else(gone)?)
             .map(Self)
             .map_err(|error| RpcError::new(ErrorKind::Internal, "read a job's spec", error.to_string()))
     }
@@ -197,7 +202,7 @@ impl Daemon {
         let (spec, notices) = self
             .read_jobs(move |reader| Ok((reader.job_spec(spec)?, reader.notices(old)?)))
             .await?;
-        let shared = Shared::read(&spec.unwrap_or_default())?;
+        let shared = Shared::read(spec.as_deref(), old)?;
         let again = JobRow {
             id: JobId::new(),
             request: word.map(|id| Request {
