@@ -245,12 +245,13 @@ impl ProcessArgs {
         let Some(spool) = self.spool.as_ref().filter(|_| !ledger.is_sealed()) else {
             return ledger.apply(fact, now);
         };
+        // Where it cannot be written now it is owed, and the spool says so: the process goes on.
         if let Some(number) = number {
-            spool.took(now, number);
+            let _ = spool.write(now, &Entry::Took(number));
             return ledger.apply(fact, now);
         }
         let entry = Entry::Fact(fact);
-        spool.write(now, &entry);
+        let _ = spool.write(now, &entry);
         match entry {
             Entry::Fact(fact) => ledger.apply(fact, now),
             _ => Vec::new(),
@@ -324,8 +325,10 @@ impl ProcessState {
                 spool.seal(time, record);
             }
         });
-        if self.args.spool.is_some() {
-            self.args.link.forget(*self.args.id.as_uuid());
+        if let Some(spool) = spool {
+            // Until then nobody else would know.
+            let (link, id) = (self.args.link.clone(), *self.args.id.as_uuid());
+            spool.once_kept(move || link.forget(id));
         }
     }
 

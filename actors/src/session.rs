@@ -318,6 +318,13 @@ impl<S> Leases<S> {
             .collect()
     }
 
+    /// Whether time alone may bring one to its end.
+    pub fn may_expire(&self) -> bool {
+        self.iter().any(|(_, lease)| {
+            lease.give_up.is_some() || lease.detached_at.is_some() && lease.open.ttl.is_some()
+        })
+    }
+
     /// A session and everything that is part of it, the outermost first.
     pub fn with_parts(&self, id: SessionId) -> Vec<SessionId> {
         let mut found = Vec::new();

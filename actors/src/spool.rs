@@ -24,10 +24,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, renameat};
 use nix::sys::stat::Mode;
@@ -35,8 +34,6 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{ProcessId, StreamName};
-use crate::ledger::Fact;
-use crate::record::TerminalRecord;
 use crate::spawner::lock;
 
 mod calls;
@@ -46,6 +43,7 @@ mod checkpoint;
 pub mod fuzzing;
 mod journal;
 mod load;
+mod process;
 mod segments;
 mod standing;
 mod stored;
@@ -58,6 +56,7 @@ pub use self::journal::StdinProgress;
 pub(crate) use self::journal::{Entry, Journal, Observed};
 pub(crate) use self::load::Unfinished;
 pub use self::load::{LoadError, Loaded};
+pub(crate) use self::process::ProcessSpool;
 pub(crate) use self::segments::{
     Moved, Opened, Place, Segment, SegmentWriter, Segments, StreamFiles, Unmoved, segment_bytes,
 };
@@ -112,6 +111,12 @@ pub struct Spool {
     boot: String,
     /// Why something could not be written, since there was room last; what lives since then may not survive us.
     trouble: Mutex<Option<String>>,
+    /// Whose journals owe something.
+    owing: Mutex<Vec<Arc<ProcessSpool>>>,
+    /// Entries of journals that could neither be written nor wait.
+    given_up: AtomicU64,
+    /// One looks for room at a time.
+    recovering: Mutex<()>,
     ballast: Mutex<bool>,
     when_full: WhenFull,
 }
@@ -173,6 +178,9 @@ impl Spool {
             }),
             boot: boot.trim().to_owned(),
             trouble: Mutex::default(),
+            owing: Mutex::default(),
+            given_up: AtomicU64::new(0),
+            recovering: Mutex::default(),
             ballast: Mutex::new(false),
             when_full,
         };
@@ -221,9 +229,18 @@ impl Spool {
         }
         let why = lock(&self.trouble).clone()?;
         let path = self.directory.path.display();
-        Some(format!(
+        let mut said = format!(
             "{path} cannot be written ({why}): what lives may not survive the daemon; make room, or let it be written"
-        ))
+        );
+        let owing = lock(&self.owing).len();
+        if owing > 0 {
+            said += &format!("; of {owing} processes something waits in memory to be written");
+        }
+        let given_up = self.given_up.load(Ordering::Relaxed);
+        if given_up > 0 {
+            said += &format!("; {given_up} entries of journals were given up, for too much waited");
+        }
+        Some(said)
     }
 
     /// Whoever looks for it by its name finds it.
@@ -234,12 +251,41 @@ impl Spool {
             if (named.dev(), named.ino()) == (held.st_dev, held.st_ino) && held.st_nlink > 0)
     }
 
-    /// Looks whether there is room again; to be called now and then.
+    /// Whether something could not be written, so that [`recover_room`](Self::recover_room) has something to do.
+    pub fn is_in_trouble(&self) -> bool {
+        lock(&self.trouble).is_some()
+    }
+
+    /// Looks whether there is room again; to be called now and then. What journals owe comes first.
     pub fn recover_room(&self) {
-        if lock(&self.trouble).is_some() && self.take_ballast() && self.can_be_written() {
+        if !self.is_in_trouble() {
+            return;
+        }
+        let _one = lock(&self.recovering);
+        if self.settle() && self.take_ballast() && self.can_be_written() {
             tracing::info!("the spool can be written again");
             *lock(&self.trouble) = None;
+            self.given_up.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Writes what journals owe. False if some of it stays.
+    fn settle(&self) -> bool {
+        let owing = std::mem::take(&mut *lock(&self.owing));
+        let owing: Vec<_> = owing.into_iter().filter(|process| !process.settle()).collect();
+        let mut left = lock(&self.owing);
+        left.extend(owing);
+        left.is_empty()
+    }
+
+    /// This journal owes something from now on.
+    fn is_owed(&self, by: Arc<ProcessSpool>) {
+        lock(&self.owing).push(by);
+    }
+
+    /// Whether something of this process is in memory alone.
+    pub(crate) fn owes(&self, process: ProcessId) -> bool {
+        lock(&self.owing).iter().any(|owing| owing.process() == process)
     }
 
     /// Whether a file can be made in it and filled: room is not all that can be missing.
@@ -296,7 +342,8 @@ impl Spool {
         let begun = self.directory.open(&name, flags).and_then(|file| {
             let mut journal = Journal::new(file, 0)?;
             let time = accepted.queued_at;
-            journal.append(time, &Entry::Accepted(Box::new(accepted)))?;
+            let entry = Entry::Accepted(Box::new(accepted));
+            journal.append(time, &entry).written()?;
             Ok(journal)
         });
         match begun {
@@ -338,6 +385,7 @@ impl Spool {
     /// Says of processes that have ended that they are to be [removed](Self::remove): from now on none is found, also after a
     /// crash.
     pub fn mark_gone(&self, processes: &[ProcessId]) {
+        lock(&self.owing).retain(|owing| !processes.contains(&owing.process()));
         let directory = self.directory.fd.as_fd();
         for process in processes {
             let to = journal_name(*process, GONE);
@@ -466,104 +514,4 @@ impl Spool {
 
 fn journal_name(process: ProcessId, kind: &str) -> String {
     format!("{process}.{kind}")
-}
-
-/// The spool of one process that has no record yet. Its actor writes facts; whoever writes to its standard input, how far
-/// that came.
-#[derive(Debug)]
-pub(crate) struct ProcessSpool {
-    spool: Arc<Spool>,
-    process: ProcessId,
-    journal: Mutex<Journal>,
-    /// There is a file of calls.
-    has_calls: AtomicBool,
-    /// What an earlier daemon was in the middle of.
-    unfinished: Mutex<Unfinished>,
-}
-
-impl ProcessSpool {
-    fn new(spool: &Arc<Spool>, process: ProcessId, journal: Journal) -> Arc<Self> {
-        Arc::new(Self {
-            spool: Arc::clone(spool),
-            process,
-            journal: Mutex::new(journal),
-            has_calls: AtomicBool::new(false),
-            unfinished: Mutex::default(),
-        })
-    }
-
-    /// What an earlier daemon was in the middle of; empty but for the first who asks.
-    pub(crate) fn take_unfinished(&self) -> Unfinished {
-        std::mem::take(&mut *lock(&self.unfinished))
-    }
-
-    fn open_calls(&self) -> io::Result<File> {
-        self.has_calls.store(true, Ordering::Relaxed);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
-        self.spool.directory.open(&calls::name(self.process), flags)
-    }
-
-    /// The whole spool.
-    pub(crate) fn spool(&self) -> Arc<Spool> {
-        Arc::clone(&self.spool)
-    }
-
-    /// Writes an entry down. Where there is no room even then, it is not written, and the spool says that it is degraded:
-    /// the process goes on.
-    pub(crate) fn write(&self, time: Timestamp, entry: &Entry) {
-        self.write_to(&mut lock(&self.journal), time, entry);
-    }
-
-    /// Says that the ledger takes the observed fact of this number.
-    pub(crate) fn took(&self, time: Timestamp, number: u64) {
-        let mut journal = lock(&self.journal);
-        if !self.write_to(&mut journal, time, &Entry::Took(number)) {
-            journal.took_unsaid(number);
-        }
-    }
-
-    fn write_to(&self, journal: &mut Journal, time: Timestamp, entry: &Entry) -> bool {
-        let Err(error) = journal.append(time, entry) else {
-            return true;
-        };
-        self.spool.give_ballast(&error);
-        let written = journal.append(time, entry);
-        if let Err(error) = &written {
-            tracing::error!(process = %self.process, %error, "the journal cannot be written");
-        }
-        written.is_ok()
-    }
-
-    /// Writes down what was observed, before the ledger takes it: each fact comes back with the number by which that is
-    /// said ([`Entry::Took`]), or without one where it could not be written.
-    pub(crate) fn observe(&self, observed: Observed) -> Vec<(Option<u64>, Fact)> {
-        let (written, observed) = lock(&self.journal).observe(Timestamp::now(), Box::new(observed));
-        if let Err(error) = &written {
-            // The ledger's entry may find room: it gives the ballast for that.
-            self.spool.is_full(error);
-        }
-        let first = written.is_ok().then_some(observed.number);
-        let facts = (0..).zip(observed.facts);
-        facts
-            .map(|(at, fact)| (first.map(|first| first + at), fact))
-            .collect()
-    }
-
-    /// Writes the record down: the journal is complete.
-    pub(crate) fn seal(&self, time: Timestamp, record: &TerminalRecord) {
-        lock(&self.journal).complete();
-        self.write(time, &Entry::Sealed(Box::new(record.clone())));
-        if self.has_calls.load(Ordering::Relaxed) {
-            self.spool.directory.remove(&calls::name(self.process));
-        }
-        let directory = self.spool.directory.fd.as_fd();
-        let (from, to) = (
-            journal_name(self.process, LIVE),
-            journal_name(self.process, SEALED),
-        );
-        if let Err(error) = renameat(directory, from.as_str(), directory, to.as_str()) {
-            // It is found, and found complete, all the same.
-            tracing::warn!(process = %self.process, %error, "cannot rename a journal");
-        }
-    }
 }

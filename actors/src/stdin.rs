@@ -169,20 +169,30 @@ impl StdinPort {
             return Ok(());
         };
         // What is about to be written is written down before, and that it was, after: what lies between is uncertain, and
-        // only that.
+        // only that. What cannot be written down is not written: the next daemon would not know of it.
         for piece in bytes.chunks(PIECE_BYTES) {
             let intended = written.bytes + piece.len() as u64;
-            let note = |written: u64| {
+            let note = |written: u64, intended: u64| {
                 let progress = StdinProgress { written, intended };
-                spool.write(Timestamp::now(), &Entry::Stdin(progress));
+                spool.write(Timestamp::now(), &Entry::Stdin(progress))
             };
-            note(written.bytes);
+            if let Err(error) = note(written.bytes, intended) {
+                let _ = note(written.bytes, written.bytes);
+                let why = format!("it cannot be written down what is written to it: {error}");
+                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            }
             self.write_to(&pipe, piece).await?;
             written.bytes = intended;
             written.last = piece.last().copied();
-            note(intended);
+            // What was written was: at worst it is uncertain to the next daemon.
+            let _ = note(intended, intended);
         }
         Ok(())
+    }
+
+    /// How many bytes were written, once nobody writes; those of earlier daemons included.
+    pub(crate) async fn written(&self) -> u64 {
+        self.writer.lock().await.bytes
     }
 
     async fn write_to(&self, pipe: &pipe::Sender, mut bytes: &[u8]) -> io::Result<()> {

@@ -312,10 +312,18 @@ impl ProcessLink {
         self.0.queued_at
     }
 
+    /// Whether more than its record is held in memory.
+    pub fn holds_events(&self) -> bool {
+        matches!(&*lock(&self.0.held), Held::All { .. })
+    }
+
     /// Keeps nothing but the record in memory, if it has one and its events are on disk. Whoever reads them reads on.
     /// Blocks.
     pub fn let_go(&self) {
         let Some(spool) = &self.0.spool else { return };
+        if spool.owes(self.0.id) {
+            return;
+        }
         let mut held = lock(&self.0.held);
         if let Held::All { log, .. } = &*held
             && let Some(record) = log.record()
@@ -455,9 +463,15 @@ impl ProcessLink {
     /// Writes to its standard input; waits while it does not read.
     ///
     /// # Errors
-    /// `BrokenPipe` when it has no stdin pipe, or closed it, or ended.
+    /// `BrokenPipe` when it has no stdin pipe, or closed it, or ended; `StorageFull` where it cannot be written down, with a state
+    /// directory. Some of it may have been written ([`stdin_written`](Self::stdin_written)).
     pub async fn write_stdin(&self, bytes: &[u8]) -> std::io::Result<()> {
         self.stdin().write(bytes).await
+    }
+
+    /// How many bytes were written to its standard input, where there is a state directory. Waits for writes under way.
+    pub async fn stdin_written(&self) -> u64 {
+        self.stdin().written().await
     }
 
     /// How far an earlier daemon wrote to its standard input.

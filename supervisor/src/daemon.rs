@@ -18,6 +18,7 @@ mod forget;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod house;
 mod input;
 mod instance;
 mod jobs;
@@ -43,12 +44,13 @@ pub mod state;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use provost_actors::event::ProcessId;
-use provost_actors::session::{Holder, Leases};
+use provost_actors::session::{Holder, Leases, SessionId};
 use provost_actors::{SessionLink, Tree};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
@@ -59,6 +61,7 @@ use tokio_util::task::TaskTracker;
 pub use self::broker::{Broker, UserDirectories, UsersError};
 use self::follow::watch::Watcher;
 use self::forget::Forgotten;
+use self::house::{HOUSEKEEPING, House, Rounds};
 pub use self::instance::{
     Configuration, InstancePlace, Introduction, NOT_NEEDED, become_instance, introduction, is_needed,
 };
@@ -74,16 +77,12 @@ pub use self::recover::{FindError, Left, Recovered};
 use self::start::Starts;
 use crate::decider::DECIDERS_MAX;
 use crate::protocol::{ErrorKind, FRAME_BYTES_MAX, RpcError, ServerLimits, Status};
-use crate::store::Store;
+use crate::store::{SessionState, Store};
 use crate::{Policy, PolicyError, Supervisor};
 
 /// Between two attempts to accept a connection when that fails: the listener stays readable, and nothing tells when there are
 /// descriptors again.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
-/// How often it is looked at what has expired.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How often, of these times, it is looked at what is too old on disk.
-const SWEEP_TICKS: u64 = 60;
 /// How long records may take into the database once the daemon stops.
 const RECORDS: Duration = Duration::from_secs(5);
 /// How long the graceful end of a connection may take once the daemon stops.
@@ -179,9 +178,7 @@ struct Inner {
     connections: TaskTracker,
     clients: AtomicUsize,
     next: AtomicU64,
-    /// Somebody looks at what is kept.
-    tidying: AtomicBool,
-    ticks: AtomicU64,
+    house: House,
     began: Instant,
     metrics: Arc<Metrics>,
     /// What survives us, if anything does.
@@ -198,6 +195,8 @@ struct Kept {
     _lock: lock::InstanceLock,
     /// Records on their way into the database.
     records: TaskTracker,
+    /// Who holds sessions, as the database is to know: what was last told of each.
+    changed: Mutex<BTreeMap<SessionId, (SessionState, Timestamp)>>,
 }
 
 #[derive(Debug, Default)]
@@ -249,14 +248,14 @@ impl Daemon {
             connections: TaskTracker::new(),
             clients: AtomicUsize::new(0),
             next: AtomicU64::new(1),
-            tidying: AtomicBool::new(false),
-            ticks: AtomicU64::new(0),
+            house: House::default(),
             began: Instant::now(),
             metrics: Arc::default(),
             kept: kept.map(|(store, lock)| Kept {
                 store,
                 _lock: lock,
                 records: TaskTracker::new(),
+                changed: Mutex::default(),
             }),
             leaving: Leaving::default(),
             jobs: OnceLock::new(),
@@ -265,11 +264,11 @@ impl Daemon {
 
     /// Serves clients until it is told to stop, and stops everything.
     pub async fn serve(&self, listener: UnixListener) {
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut rounds = Rounds::default();
         loop {
             tokio::select! {
                 () = self.0.stopping.cancelled() => break,
-                _ = housekeeping.tick() => self.keep_house(),
+                () = rounds.next(&self.0.house, false) => self.keep_house(),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => self.accept(stream),
                     Err(error) => {
@@ -392,27 +391,6 @@ impl Daemon {
         tokio::select! {
             () = self.0.connections.wait() => {}
             () = tokio::time::sleep(GOODBYE) => self.0.ended.cancel(),
-        }
-    }
-
-    fn keep_house(&self) {
-        let expired = self.state().leases.expired(Instant::now());
-        for session in expired {
-            tracing::info!(%session, "nobody attached it in time");
-            self.close_session(session, "nobody attached it in time", false);
-        }
-        self.state().forget_inputs();
-        if !self.0.tidying.swap(true, Ordering::Relaxed) {
-            let daemon = self.clone();
-            let sweep = self
-                .0
-                .ticks
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(SWEEP_TICKS);
-            tokio::spawn(async move {
-                daemon.tidy(sweep).await;
-                daemon.0.tidying.store(false, Ordering::Relaxed);
-            });
         }
     }
 

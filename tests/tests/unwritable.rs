@@ -218,8 +218,17 @@ fn i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does(world: 
 
 /// Sets how many descriptors a process of this user's may have, as that user may.
 fn allow_descriptors(world: &World, pid: u32, soft: u64) {
+    limit(world, pid, &format!("--nofile={soft}:"));
+}
+
+/// Sets how large files may become that a process writes to: with 0 it can write to none.
+fn allow_files(world: &World, pid: u32, soft: &str) {
+    limit(world, pid, &format!("--fsize={soft}:"));
+}
+
+fn limit(world: &World, pid: u32, limit: &str) {
     let mut command = Command::new("prlimit");
-    command.args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")]);
+    command.args(["--pid", &pid.to_string(), limit]);
     if world.changes_uid() {
         command.uid(world.uid()).gid(world.uid());
     }
@@ -282,7 +291,182 @@ fn i3_with_no_descriptor_left_output_is_kept_or_counted_and_what_lives_has_its_r
     assert_eq!(client.read_all(&begun).0, b"one\ntwo\n");
 }
 
+/// A process that reads a FIFO, says something and ends with 3; the FIFO.
+fn waiting(world: &World, client: &mut LineClient, name: &str) -> (String, PathBuf) {
+    let fifo = world.path("work").join(name);
+    mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
+    world.give_away(&fifo, 0o600);
+    let script = format!("read line < {}; echo out; exit 3", fifo.display());
+    let id = client.start(&script);
+    event(client, &id, "started", 0);
+    (id, fifo)
+}
+
+/// Which files there are of a process's journal.
+fn journals(world: &World, id: &str) -> Vec<&'static str> {
+    let there = |kind: &&str| world.path("state/spool").join(format!("{id}.{kind}")).exists();
+    ["journal", "sealed"].into_iter().filter(there).collect()
+}
+
+fn i1_what_ends_while_nothing_at_all_can_be_written_is_on_disk_as_it_was_told_when_that_has_passed(
+    world: &World,
+) {
+    require!(needs::command("prlimit"), "prlimit");
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let (id, fifo) = waiting(world, &mut client, "fifo");
+    let reads = client.start("read line; echo $line");
+    event(&mut client, &reads, "started", 0);
+
+    allow_files(world, served.pid(), "0");
+    fs::write(&fifo, "go\n").expect("it reads");
+    let record = client.wait(&id);
+    assert_eq!(
+        (&record["outcome"], &record["exit_code"]),
+        (&json!("exited"), &json!(3)),
+        "{record}"
+    );
+    assert_eq!(record["output"]["stdout"]["dropped"], 4, "{record}");
+    let said = degraded(&mut client, true);
+    assert!(said.contains("something waits in memory"), "{said}");
+    assert_eq!(
+        journals(world, &id),
+        ["journal"],
+        "nothing says that it has ended"
+    );
+    // What cannot be written down would be forgotten after it was acknowledged.
+    let go = base64_simd::STANDARD.encode_to_string(b"hello\n");
+    let write = json!({ "process": reads, "data": go, "offset": 0 });
+    let refused = client.call("process/write", write.clone()).expect_err("no room");
+    assert_eq!(refused["data"]["kind"], "refused", "{refused}");
+    assert!(
+        refused["data"]["hint"].to_string().contains("offset 0"),
+        "{refused}"
+    );
+
+    allow_files(world, served.pid(), "unlimited");
+    degraded(&mut client, false);
+    assert_eq!(journals(world, &id), ["sealed"]);
+    let database = Connection::open(world.path("state/provost.db")).expect("a database");
+    assert_eq!(filed(&database, 1)[0].0, id);
+    client.call("process/write", write).expect("there is room");
+    assert_eq!(client.wait(&reads)["output"]["stdout"]["bytes"], 6);
+    let told = event(&mut client, &id, "terminal", 0);
+    served.crash();
+
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    assert_eq!(client.wait(&id), record);
+    assert_eq!(event(&mut client, &id, "terminal", 0), told);
+    assert_eq!(client.read_all(&reads).0, b"hello\n");
+}
+
+fn i8_a_daemon_that_dies_while_nothing_can_be_written_has_left_what_happened_with_the_keeper(
+    world: &World,
+) {
+    require!(needs::command("prlimit"), "prlimit");
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let (id, fifo) = waiting(world, &mut client, "fifo");
+    allow_files(world, served.pid(), "0");
+    fs::write(&fifo, "go\n").expect("it reads");
+    let before = client.wait(&id);
+    assert_eq!(journals(world, &id), ["journal"]);
+    served.crash();
+
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let after = client.wait(&id);
+    for field in ["outcome", "exit_code", "argv"] {
+        assert_eq!(after[field], before[field], "{after}");
+    }
+    degraded(&mut client, false);
+    let database = Connection::open(world.path("state/provost.db")).expect("a database");
+    assert_eq!(filed(&database, 1).len(), 1);
+}
+
+/// As if there had been no room in the spool when it ended, but in the database.
+fn i1_a_record_that_the_database_has_holds_where_the_journal_ends_before_it(world: &World) {
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let ended = ["live", "sealed"].map(|name| {
+        let id = client.start("echo out; exit 3");
+        (name, client.wait(&id), id)
+    });
+    let database = Connection::open(world.path("state/provost.db")).expect("a database");
+    filed(&database, 2);
+    served.crash();
+    let spool = world.path("state/spool");
+    for (name, _, id) in &ended {
+        let sealed = spool.join(format!("{id}.sealed"));
+        let whole = fs::read(&sealed).expect("a journal");
+        let first = u32::from_le_bytes(whole[..4].try_into().expect("four bytes")) as usize + 8;
+        fs::write(&sealed, &whole[..first]).expect("the test's own");
+        if *name == "live" {
+            fs::rename(&sealed, spool.join(format!("{id}.journal"))).expect("the test's own");
+        }
+    }
+    for _ in 0..2 {
+        let served = Served::start(world);
+        let mut client = LineClient::connect(served.socket());
+        for (name, record, id) in &ended {
+            assert_eq!(client.wait(id), *record, "{name}");
+            event(&mut client, id, "terminal", 0);
+        }
+        degraded(&mut client, false);
+        served.crash();
+    }
+    assert_eq!(filed(&database, 2).len(), 2);
+}
+
+fn a_session_changes_in_the_database_when_that_can_be_written_again(world: &World) {
+    let served = Served::start(world);
+    let mut client = LineClient::connect(served.socket());
+    let open = |client: &mut LineClient, name: &str| {
+        let opened = client
+            .call("session/open", json!({ "name": name }))
+            .expect("it is opened");
+        opened["session"].as_str().expect("an id").to_owned()
+    };
+    let (kept, closed) = (open(&mut client, "kept"), open(&mut client, "closed"));
+    let database = Connection::open(world.path("state/provost.db")).expect("a database");
+    let states = || {
+        let state = |id: &String| {
+            let sql = "SELECT state FROM sessions WHERE id = ?1";
+            database
+                .query_row(sql, [id], |row| row.get::<_, String>(0))
+                .expect("a row")
+        };
+        [state(&kept), state(&closed)]
+    };
+    assert_eq!(states(), ["attached", "attached"]);
+
+    database.execute_batch("BEGIN EXCLUSIVE").expect("a lock");
+    let of = |id: &str| json!({ "session": id });
+    client.call("session/detach", of(&kept)).expect("it is detached");
+    client.call("session/close", of(&closed)).expect("it is closed");
+    // Until it was refused.
+    degraded(&mut client, true);
+    client
+        .call("session/attach", json!({ "sessions": [&kept] }))
+        .expect("it is attached");
+    client.call("session/detach", of(&kept)).expect("it is detached");
+    assert_eq!(states(), ["attached", "attached"]);
+    database.execute_batch("ROLLBACK").expect("our own lock");
+    let deadline = Instant::now() + DEADLINE;
+    while states() != ["detached", "closed"] {
+        assert!(Instant::now() < deadline, "{:?}", states());
+        // A look at the database is no wait, and there is nothing to wait on.
+        std::thread::yield_now();
+    }
+    degraded(&mut client, false);
+}
+
 both_users! {
+    a_session_changes_in_the_database_when_that_can_be_written_again,
+    i1_what_ends_while_nothing_at_all_can_be_written_is_on_disk_as_it_was_told_when_that_has_passed,
+    i8_a_daemon_that_dies_while_nothing_can_be_written_has_left_what_happened_with_the_keeper,
+    i1_a_record_that_the_database_has_holds_where_the_journal_ends_before_it,
     i3_with_no_descriptor_left_output_is_kept_or_counted_and_what_lives_has_its_record,
     i1_records_that_a_locked_database_did_not_take_are_in_it_when_it_does,
     i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kept,

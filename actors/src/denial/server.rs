@@ -381,7 +381,8 @@ impl Server {
         if let Some(spool) = &self.spool
             && scope != ApprovalScope::Once
         {
-            spool.write(Timestamp::now(), &Entry::Granted(scope, grant.clone()));
+            // Where that is forgotten, it is asked about again.
+            let _ = spool.write(Timestamp::now(), &Entry::Granted(scope, grant.clone()));
         }
         self.approvals.add(scope, grant);
     }

@@ -32,8 +32,9 @@ impl Tree {
         if let Some(record) = loaded.record {
             // It may have been forgotten already, which is no error.
             lock(&self.inventory).trees.remove(id.as_uuid());
-            link.forget(*id.as_uuid());
-            return Ok(ProcessLink::ended(id, record, loaded.journal.spool()));
+            let spool = loaded.journal.spool();
+            loaded.journal.once_kept(move || link.forget(*id.as_uuid()));
+            return Ok(ProcessLink::ended(id, record, spool));
         }
         let queued_at = loaded.accepted.queued_at;
         let spec = loaded.accepted.spec.restore();

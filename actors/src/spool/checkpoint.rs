@@ -10,6 +10,8 @@
 //! read from the journal itself, up to the same place. It is written beside the journal by a
 //! thread that may wait for the disk, while facts go on into the journal; they are copied behind it, the last few while the
 //! next one waits, and the new file takes the name of the old one. At every instant one whole journal has the name.
+//!
+//! Where there is no room for that, the checkpoint takes the place of what the journal [owes](super::journal) of the time before.
 
 use std::fs::File;
 use std::io;
@@ -64,42 +66,62 @@ impl ProcessSpool {
     }
 
     fn try_compact(&self, name: &str, cut: &Cut, ledger: Ledger, log: KeptLog) -> io::Result<()> {
-        let old = lock(&self.journal).file();
-        let (accepted, standing) = self.read_upto(&old, cut)?;
+        let (old, owed) = {
+            let journal = lock(&self.journal);
+            (journal.file(), journal.owed_before(cut).to_vec())
+        };
+        let (accepted, standing) = self.read_upto(&old, owed, cut)?;
         let checkpoint = Checkpoint {
             ledger,
             log,
             standing,
         };
+        let mut frame = Vec::new();
+        let entry = Entry::Checkpoint(Box::new(checkpoint));
+        write_frame(&mut frame, Timestamp::now(), &entry)?;
+        drop(entry);
+        let begun = self.write_short(name, &[&accepted, &frame]);
+        let replaced = begun.and_then(|(new, length)| self.replace(name, &old, cut, new, length));
+        if replaced.is_err() {
+            lock(&self.journal).owe_instead(cut, &frame);
+        }
+        replaced
+    }
+
+    /// Begins a shorter journal beside the other one.
+    fn write_short(&self, name: &str, frames: &[&[u8]]) -> io::Result<(File, u64)> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC;
         let new = self.spool.directory.open(name, flags)?;
-        new.write_all_at(&accepted, 0)?;
-        let mut length = accepted.len() as u64;
-        let mut frame = Vec::new();
-        write_frame(
-            &mut frame,
-            Timestamp::now(),
-            &Entry::Checkpoint(Box::new(checkpoint)),
-        )?;
-        new.write_all_at(&frame, length)?;
-        length += frame.len() as u64;
-        drop(frame);
+        let mut length = 0;
+        for frame in frames {
+            new.write_all_at(frame, length)?;
+            length += frame.len() as u64;
+        }
+        Ok((new, length))
+    }
+
+    /// Copies what came since the cut, and gives the new one the name of the old one.
+    fn replace(&self, name: &str, old: &File, cut: &Cut, new: File, mut length: u64) -> io::Result<()> {
         let mut copied = cut.upto;
         loop {
-            let end = lock(&self.journal).length();
-            copy(&old, copied..end, &new, &mut length)?;
+            let end = lock(&self.journal).length().max(copied);
+            copy(old, copied..end, &new, &mut length)?;
             copied = end;
             // The last seconds may be lost with the power, but not what is older.
             new.sync_data()?;
             let mut journal = lock(&self.journal);
-            if journal.length() - copied > LAST_BYTES {
+            let end = journal.length().max(copied);
+            if end - copied > LAST_BYTES {
                 continue;
             }
             if journal.is_complete() {
                 return Err(io::Error::other("its process has ended meanwhile"));
             }
-            copy(&old, copied..journal.length(), &new, &mut length)?;
-            let next = journal.goes_on_in(new, length, cut)?;
+            copy(old, copied..end, &new, &mut length)?;
+            let owed = journal.owed_from(end);
+            new.write_all_at(owed, length)?;
+            length += owed.len() as u64;
+            let next = journal.goes_on_in(new, length)?;
             let directory = &self.spool.directory.fd;
             renameat(
                 directory,
@@ -113,9 +135,11 @@ impl ProcessSpool {
     }
 
     /// The first frame, which says what was accepted, and what stands at the cut.
-    fn read_upto(&self, old: &File, cut: &Cut) -> io::Result<(Vec<u8>, Standing)> {
-        let mut bytes = vec![0; usize::try_from(cut.upto).map_err(io::Error::other)?];
+    fn read_upto(&self, old: &File, owed: Vec<u8>, cut: &Cut) -> io::Result<(Vec<u8>, Standing)> {
+        let written = cut.upto - owed.len() as u64;
+        let mut bytes = vec![0; usize::try_from(written).map_err(io::Error::other)?];
         old.read_exact_at(&mut bytes, 0)?;
+        bytes.extend(owed);
         let mut standing = Standing::default();
         let read = journal::read(&bytes, |_, entry| {
             match entry {
@@ -126,9 +150,6 @@ impl ProcessSpool {
         })?;
         if read != cut.upto {
             return Err(io::Error::other("it cannot be read as it was written"));
-        }
-        for number in &cut.unsaid {
-            standing.untaken.remove(number);
         }
         // Read after the cut: which calls have an answer that is written before it, and are not done.
         let calls = calls::read(&self.spool.directory, self.process)?;

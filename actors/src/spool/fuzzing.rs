@@ -232,7 +232,8 @@ mod tests {
         let opened = File::options().write(true).open(file.path()).expect("it");
         let mut journal = Journal::new(opened, 0).expect("a journal");
         for entry in entries {
-            journal.append(Timestamp::UNIX_EPOCH, entry).expect("a disk");
+            let appended = journal.append(Timestamp::UNIX_EPOCH, entry);
+            appended.written().expect("a disk");
         }
         std::fs::read(file.path()).expect("it")
     }

@@ -7,6 +7,10 @@
 //! A frame is written with one `write(2)` to the page cache before its event becomes visible to anybody, so it survives
 //! the death of this process, though not a loss of power. A frame that was torn (a full disk, a crash of the machine)
 //! is the end of the journal: it and what follows is cut off when it is opened again.
+//!
+//! A frame that finds no room is *owed*: it waits in memory, and everything that comes after it behind it, so that there is never
+//! a hole. It is written as soon as it can be. What is owed is bounded as the journal is: what it came to takes its place
+//! ([`checkpoint`](super::checkpoint)).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -100,13 +104,14 @@ pub(crate) struct Journal {
     file: Arc<File>,
     /// The end of the last whole frame.
     length: u64,
-    frame: Vec<u8>,
+    /// Whole frames that come behind it and are not written yet.
+    owed: Vec<u8>,
     /// The number of the next fact that is observed.
     observed: u64,
-    /// What the ledger took and that could not be said.
-    unsaid: Vec<u64>,
     /// From this length on it should be made shorter.
     long: u64,
+    /// The same of what is owed.
+    owed_long: usize,
     /// Its record is in it, or on the way.
     complete: bool,
 }
@@ -114,14 +119,40 @@ pub(crate) struct Journal {
 /// A place between two entries of a journal that is written.
 #[derive(Debug)]
 pub(crate) struct Cut {
-    /// How many bytes lie before it.
+    /// How many bytes lie before it, those that are owed included.
     pub(super) upto: u64,
-    /// Observed facts that the ledger had taken by then, though the journal does not say so.
-    pub(super) unsaid: Vec<u64>,
+}
+
+/// What became of an entry.
+#[derive(Debug)]
+pub(crate) enum Appended {
+    /// It is written.
+    Written,
+    /// It is owed, because of this.
+    Owed(io::Error),
+    /// It can neither be written nor owed: it is gone.
+    GivenUp(io::Error),
+}
+
+impl Appended {
+    /// Whether it is written.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn written(self) -> io::Result<()> {
+        match self {
+            Self::Written => Ok(()),
+            Self::Owed(error) | Self::GivenUp(error) => Err(error),
+        }
+    }
 }
 
 /// How long a journal is at least that is made shorter, in bytes.
 const LONG_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 1 << 20 };
+/// How much is owed at least before what it came to takes its place, in bytes.
+const OWED_LONG_BYTES: usize = if cfg!(test) { 1 << 10 } else { 64 << 10 };
+/// More than this is never owed but for the record, in bytes: what a checkpoint cannot make less is beyond help.
+const OWED_BYTES_MAX: usize = 16 << 20;
 
 impl Journal {
     /// Goes on with a journal whose whole frames take so many bytes; what follows them is cut off.
@@ -135,10 +166,10 @@ impl Journal {
         Ok(Self {
             file: Arc::new(file),
             length,
-            frame: Vec::new(),
+            owed: Vec::new(),
             observed: 0,
-            unsaid: Vec::new(),
             long: LONG_BYTES,
+            owed_long: OWED_LONG_BYTES,
             complete: false,
         })
     }
@@ -162,34 +193,55 @@ impl Journal {
         self.complete
     }
 
-    /// The ledger took the observed fact of this number, and there was no room to say so.
-    pub(super) fn took_unsaid(&mut self, number: u64) {
-        self.unsaid.push(number);
+    /// Whether something waits to be written.
+    pub(super) fn owes(&self) -> bool {
+        !self.owed.is_empty()
     }
 
     /// Where it ends now.
     pub(super) fn cut(&self) -> Cut {
         Cut {
-            upto: self.length,
-            unsaid: self.unsaid.clone(),
+            upto: self.length + self.owed.len() as u64,
         }
     }
 
     /// It should be made shorter: where it ends. Said once.
     pub(super) fn is_long(&mut self) -> Option<Cut> {
-        let long = self.length >= self.long && !self.complete;
-        long.then(|| {
-            self.long = u64::MAX;
+        let long = self.length >= self.long || self.owed.len() >= self.owed_long;
+        (long && !self.complete).then(|| {
+            (self.long, self.owed_long) = (u64::MAX, usize::MAX);
             self.cut()
         })
     }
 
-    /// A shorter one goes on where this one is, but for what was said of the time before the cut.
-    pub(super) fn goes_on_in(&self, file: File, length: u64, cut: &Cut) -> io::Result<Self> {
+    /// What is owed, up to the cut.
+    pub(super) fn owed_before(&self, cut: &Cut) -> &[u8] {
+        &self.owed[..self.owed_at(cut.upto)]
+    }
+
+    /// What is owed of what follows this place.
+    pub(super) fn owed_from(&self, place: u64) -> &[u8] {
+        &self.owed[self.owed_at(place)..]
+    }
+
+    fn owed_at(&self, place: u64) -> usize {
+        usize::try_from(place.saturating_sub(self.length))
+            .map_or(self.owed.len(), |at| at.min(self.owed.len()))
+    }
+
+    /// A checkpoint of everything before the cut takes the place of what was owed of it.
+    pub(super) fn owe_instead(&mut self, cut: &Cut, checkpoint: &[u8]) {
+        let before = self.owed_at(cut.upto);
+        if before > checkpoint.len() {
+            self.owed.splice(..before, checkpoint.iter().copied());
+            self.owed.shrink_to_fit();
+        }
+    }
+
+    /// A shorter one goes on where this one is, with everything that this one owed.
+    pub(super) fn goes_on_in(&self, file: File, length: u64) -> io::Result<Self> {
         let mut next = Self::new(file, length)?;
         next.observed = self.observed;
-        let unsaid = self.unsaid.iter().filter(|number| !cut.unsaid.contains(number));
-        next.unsaid = unsaid.copied().collect();
         next.is_short();
         Ok(next)
     }
@@ -197,6 +249,7 @@ impl Journal {
     /// It is as short as it can be made now: once more when it is twice as long.
     pub(super) fn is_short(&mut self) {
         self.long = (self.length * 2).max(LONG_BYTES);
+        self.owed_long = (self.owed.len() * 2).max(OWED_LONG_BYTES);
     }
 
     /// Goes on counting observed facts there.
@@ -205,62 +258,81 @@ impl Journal {
     }
 
     /// Numbers facts and writes them.
-    ///
-    /// # Errors
-    /// As of [`Self::append`].
     pub(super) fn observe(
         &mut self,
         time: Timestamp,
         mut observed: Box<Observed>,
-    ) -> (io::Result<()>, Box<Observed>) {
+    ) -> (Appended, Box<Observed>) {
         observed.number = self.observed;
         let entry = Entry::Observed(observed);
-        let written = self.append(time, &entry);
+        let appended = self.append(time, &entry);
         let Entry::Observed(observed) = entry else {
             unreachable!("it was made here")
         };
-        if written.is_ok() {
+        if !matches!(appended, Appended::GivenUp(_)) {
             self.observed += observed.facts.len() as u64;
         }
-        (written, observed)
+        (appended, observed)
     }
 
-    /// Writes an entry. If that fails nothing of it stays.
+    /// Writes an entry, or has it wait behind those that wait already.
+    pub(crate) fn append(&mut self, time: Timestamp, entry: &Entry) -> Appended {
+        let before = self.owed.len();
+        if let Err(error) = write_frame(&mut self.owed, time, entry) {
+            self.owed.truncate(before);
+            return Appended::GivenUp(error);
+        }
+        if before > 0 {
+            // Whoever comes by now and then tries all of it together.
+            let error = io::Error::other("what came before it could not be written");
+            if self.owed.len() > OWED_BYTES_MAX && !matches!(entry, Entry::Sealed(_)) {
+                self.owed.truncate(before);
+                return Appended::GivenUp(error);
+            }
+            return Appended::Owed(error);
+        }
+        match self.settle() {
+            Ok(()) => Appended::Written,
+            Err(error) => Appended::Owed(error),
+        }
+    }
+
+    /// Writes what is owed. If that fails nothing of it is in the file.
     ///
     /// # Errors
     /// The disk is full, or broken.
-    pub(crate) fn append(&mut self, time: Timestamp, entry: &Entry) -> io::Result<()> {
-        self.frame.clear();
-        write_frame(&mut self.frame, time, entry)?;
-        match self.file.write_all_at(&self.frame, self.length) {
-            Ok(()) => {
-                self.length += self.frame.len() as u64;
-                // One large frame, the first, must not be held for ever.
-                if self.frame.capacity() > 4096 {
-                    self.frame = Vec::new();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.file.set_len(self.length);
-                Err(error)
-            }
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        if let Err(error) = self.file.write_all_at(&self.owed, self.length) {
+            let _ = self.file.set_len(self.length);
+            return Err(error);
         }
+        self.length += self.owed.len() as u64;
+        self.owed.clear();
+        // One large frame, the first, must not be held for ever.
+        if self.owed.capacity() > 4096 {
+            self.owed = Vec::new();
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn write_into(&mut self, file: File) -> Arc<File> {
+        std::mem::replace(&mut self.file, Arc::new(file))
     }
 }
 
-/// What an entry is in a journal.
-pub(super) fn write_frame(frame: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()> {
-    frame.resize(HEAD_BYTES, 0);
-    encode(frame, time, entry)?;
-    let body = &frame[HEAD_BYTES..];
+/// Puts what an entry is in a journal behind what is there.
+pub(super) fn write_frame(frames: &mut Vec<u8>, time: Timestamp, entry: &Entry) -> io::Result<()> {
+    let start = frames.len();
+    frames.resize(start + HEAD_BYTES, 0);
+    encode(frames, time, entry)?;
+    let (head, body) = frames[start..].split_at_mut(HEAD_BYTES);
     if body.len() > FRAME_BYTES_MAX {
         return Err(io::Error::other("it is longer than can be read again"));
     }
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let checksum = crc32fast::hash(body);
-    frame[..4].copy_from_slice(&length.to_le_bytes());
-    frame[4..HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    head[..4].copy_from_slice(&length.to_le_bytes());
+    head[4..].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
     Ok(())
 }
 

@@ -43,6 +43,15 @@ pub struct Loaded {
     pub(crate) untold: Vec<(Option<u64>, Fact)>,
 }
 
+impl Loaded {
+    /// It has this record, whatever its journal says: somebody was told. Written down there, too. Blocks.
+    pub fn believe(&mut self, record: TerminalRecord) {
+        let time = record.ended_at;
+        self.journal.seal(time, &record);
+        self.record = Some(self.log.seal_as_was(time, record));
+    }
+}
+
 /// What an earlier daemon was in the middle of.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Unfinished {
@@ -266,6 +275,13 @@ impl Replay {
                 }
                 _ => {}
             }
+        }
+        // Not all its facts were written: it ended all the same, and somebody may have been told.
+        if let (None, Some((time, was))) = (&record, was)
+            && was.process == process
+            && was.last_seq > log.last_seq()
+        {
+            record = Some(log.seal_as_was(time, was));
         }
         Ok(Loaded {
             accepted,

@@ -17,6 +17,7 @@ use provost_sandbox::policy::Policy;
 
 mod compaction;
 mod cut;
+mod full;
 
 const OUT: StreamName = StreamName::Stdout;
 
@@ -86,14 +87,14 @@ impl Process {
 
     fn take(&mut self, fact: Fact) {
         let now = Timestamp::now();
-        self.spool.write(now, &Entry::Fact(fact.clone()));
+        let _ = self.spool.write(now, &Entry::Fact(fact.clone()));
         self.apply(now, fact);
     }
 
     /// The same with a fact that was observed before.
     fn took(&mut self, number: u64, fact: Fact) {
         let now = Timestamp::now();
-        self.spool.write(now, &Entry::Took(number));
+        let _ = self.spool.write(now, &Entry::Took(number));
         self.apply(now, fact);
     }
 
@@ -386,7 +387,7 @@ proptest! {
         let time = Timestamp::now();
         let mut ends = vec![0];
         for fact in &facts {
-            journal.append(time, &Entry::Fact(fact.clone())).expect("a disk");
+            journal.append(time, &Entry::Fact(fact.clone())).written().expect("a disk");
             ends.push(std::fs::metadata(&path).expect("a file").len());
         }
         let mut bytes = std::fs::read(&path).expect("a file");
@@ -409,7 +410,7 @@ proptest! {
         prop_assert_eq!(&read, &facts[..whole]);
         std::fs::write(&path, &bytes).expect("a disk");
         let mut journal = Journal::new(open(), length).expect("a journal");
-        journal.append(time, &Entry::Stdin(StdinProgress::default())).expect("a disk");
+        journal.append(time, &Entry::Stdin(StdinProgress::default())).written().expect("a disk");
         let bytes = std::fs::read(&path).expect("a file");
         let mut count = 0;
         journal::read(&bytes, |_, _| { count += 1; Ok::<(), ()>(()) }).expect("nothing refuses");

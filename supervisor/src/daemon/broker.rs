@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 
 use self::launch::{Instance, Launcher, ends_within};
 pub use self::users::{UserDirectories, UsersError};
+use super::house::Rounds;
 use super::instance::{AUDIT, CONNECTION, Configuration, LEAVE, STOP};
 use super::metrics::Counts;
 use super::{Daemon, Settings, lock};
@@ -111,11 +112,12 @@ impl Broker {
     /// Serves until the own daemon is told to stop; then every instance is stopped as well.
     pub async fn serve(&self, listener: UnixListener) {
         let stopping = self.own.0.stopping.clone();
-        let mut housekeeping = tokio::time::interval(super::HOUSEKEEPING);
+        let mut rounds = Rounds::default();
         loop {
+            let busy = self.serves_others();
             tokio::select! {
                 () = stopping.cancelled() => break,
-                _ = housekeeping.tick() => {
+                () = rounds.next(&self.own.0.house, busy) => {
                     self.own.keep_house();
                     self.look_after_instances();
                     self.look_after_unserved();
@@ -221,6 +223,7 @@ impl Broker {
         handover::send(instance.control.as_fd(), &[CONNECTION], Some(stream.as_fd()))?;
         served.unserved.remove(&uid);
         served.instances.insert(uid, instance);
+        self.own.0.house.stir();
         Ok(())
     }
 
@@ -248,6 +251,12 @@ impl Broker {
         let audit = audit.as_ref().map(AsFd::as_fd);
         handover::send(instance.control.as_fd(), &[AUDIT], audit)?;
         Ok(instance)
+    }
+
+    /// Whether there are other users to look after.
+    fn serves_others(&self) -> bool {
+        let served = lock(&self.served);
+        !served.instances.is_empty() || !served.unserved.is_empty()
     }
 
     /// Takes notice of instances that have ended, and tells the others what they have not been told.

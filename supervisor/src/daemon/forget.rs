@@ -102,8 +102,8 @@ impl Daemon {
         }
     }
 
-    /// What is done now and then, and may wait for the disk.
-    pub(super) async fn tidy(&self, sweep: bool) {
+    /// What is done now and then, and may wait for the disk. Whether anything was forgotten.
+    pub(super) async fn tidy(&self, sweep: bool) -> bool {
         let daemon = self.clone();
         let looked = tokio::task::spawn_blocking(move || {
             if let Some(keeping) = daemon.0.tree.keeping() {
@@ -112,23 +112,31 @@ impl Daemon {
             daemon.keep_within_bounds()
         });
         let forgotten = looked.await.unwrap_or_default();
+        let forgot = !forgotten.is_empty();
         if let Some(kept) = &self.0.kept {
             // First: what is removed may wait for it.
             kept.store.recover().await;
         }
         self.remove(forgotten).await;
         let (Some(kept), Some(keeping)) = (&self.0.kept, self.0.tree.keeping()) else {
-            return;
+            return forgot;
         };
-        let processes: Vec<_> = self.state().processes.values().cloned().collect();
-        let letting_go = tokio::task::spawn_blocking(move || {
-            let filed = processes.iter().filter(|process| *process.filed.borrow());
-            filed.for_each(|process| process.link.let_go());
-        });
-        let _ = letting_go.await;
+        let filed = |process: &Arc<Supervised>| *process.filed.borrow() && process.link.holds_events();
+        let processes: Vec<_> = {
+            let state = self.state();
+            let all = state.processes.values();
+            all.filter(|process| filed(process)).cloned().collect()
+        };
+        if !processes.is_empty() {
+            let letting_go = tokio::task::spawn_blocking(move || {
+                processes.iter().for_each(|process| process.link.let_go());
+            });
+            let _ = letting_go.await;
+        }
         if sweep && let Err(error) = self.sweep(kept, &keeping.spool).await {
             tracing::error!(%error, "what is too old cannot be forgotten");
         }
+        forgot
     }
 
     /// Forgets what is older, and more, than is to be kept on disk.

@@ -250,16 +250,23 @@ impl Supervised {
             }
             None => bytes,
         };
-        if !rest.is_empty() {
-            self.link
-                .write_stdin(rest)
-                .await
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::BrokenPipe => {
-                        RpcError::new(ErrorKind::Ended, what(), error.to_string())
-                    }
-                    _ => RpcError::new(ErrorKind::Internal, what(), error.to_string()),
-                })?;
+        if !rest.is_empty()
+            && let Err(error) = self.link.write_stdin(rest).await
+        {
+            let kind = match error.kind() {
+                io::ErrorKind::BrokenPipe => ErrorKind::Ended,
+                io::ErrorKind::StorageFull => {
+                    // Some of it may have found room.
+                    let written = self.link.stdin_written().await;
+                    lock(&self.writes).taken = written;
+                    let hint =
+                        format!("make room in the state directory, then go on at offset {written}");
+                    let refused = RpcError::new(ErrorKind::Refused, what(), error.to_string());
+                    return Err(refused.hint(hint));
+                }
+                _ => ErrorKind::Internal,
+            };
+            return Err(RpcError::new(kind, what(), error.to_string()));
         }
         let offset = {
             let mut writes = lock(&self.writes);

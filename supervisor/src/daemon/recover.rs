@@ -25,7 +25,7 @@ use crate::store::{
 /// A process that has ended by then is written down once, with its record.
 const SHORT: Duration = Duration::from_millis(20);
 /// Between two attempts to write a record down, at least: a database that can be written may still refuse this.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the daemon writes down with a process that it accepts, besides its spec.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -114,8 +114,27 @@ impl Daemon {
         {
             tracing::error!(%error, "what was forgotten is still in the database");
         }
-        for journal in left.journals {
-            recovered.live += 1;
+        let mut told = records_of(store, &left.journals).await;
+        let mut believed = HashSet::new();
+        for mut journal in left.journals {
+            if let Some(record) = told.remove(&journal.accepted.process) {
+                // There was no room for it in the journal, and somebody was told.
+                believed.insert(record.process);
+                let believing = tokio::task::spawn_blocking(move || {
+                    journal.believe(record);
+                    journal
+                });
+                journal = match believing.await {
+                    Ok(journal) => journal,
+                    Err(error) => {
+                        tracing::error!(%error, "a process cannot be taken up again");
+                        continue;
+                    }
+                };
+                recovered.sealed += 1;
+            } else {
+                recovered.live += 1;
+            }
             self.take_up(store, journal).await;
         }
         let mut unsealed: BTreeMap<_, _> =
@@ -127,7 +146,7 @@ impl Daemon {
         let mut known: HashSet<ProcessId> = found.live.iter().copied().collect();
         let journals: HashSet<ProcessId> = found.sealed.iter().copied().collect();
         for SealedProcess { process, record } in loaded.sealed {
-            if found.gone.binary_search(&process.id).is_ok() {
+            if found.gone.binary_search(&process.id).is_ok() || believed.contains(&process.id) {
                 continue;
             }
             known.insert(process.id);
@@ -239,6 +258,7 @@ impl Daemon {
     /// Writes a process down in the database, and its record when it has one; where that cannot be written, as soon as it can.
     /// Nobody waits for it: the journal has all of it, and is read before the database is believed.
     pub(super) fn keep_record(&self, process: &Arc<Supervised>) {
+        self.0.house.stir();
         let Some(kept) = &self.0.kept else { return };
         if *process.filed.borrow() {
             return;
@@ -352,6 +372,25 @@ async fn load(spool: &Arc<Spool>, id: ProcessId, deadline: Instant) -> Result<Jo
             read => return read,
         }
     }
+}
+
+/// The records that the database has of processes whose journals have none.
+async fn records_of(store: &Store, journals: &[Journal]) -> BTreeMap<ProcessId, TerminalRecord> {
+    let unsealed = journals.iter().filter(|journal| journal.record.is_none());
+    let ids: Vec<ProcessId> = unsealed.map(|journal| journal.accepted.process).collect();
+    let read = store.read(move |reader| {
+        let mut records = BTreeMap::new();
+        for id in ids {
+            if let Some(sealed) = reader.sealed(id)? {
+                records.insert(id, sealed.record);
+            }
+        }
+        Ok(records)
+    });
+    read.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the database does not tell which processes have ended");
+        BTreeMap::new()
+    })
 }
 
 /// What is known of a process that no row tells of.

@@ -160,6 +160,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
     }
     let daemon = &client.daemon;
     client.may_ask(&request.method)?;
+    daemon.0.house.stir();
     match request.method.as_str() {
         "session/open" => {
             let id = daemon.open_session(request.params()?, client.holder).await?;

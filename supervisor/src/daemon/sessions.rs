@@ -10,6 +10,7 @@ use provost_actors::event::ProcessId;
 use provost_actors::session::{Holder, LeaseError, Moved, OnDisconnect, OpenSession, SessionId};
 
 use super::processes::Supervised;
+use super::recover::AGAIN;
 use super::{Daemon, State};
 use crate::protocol::{
     ErrorKind, RpcError, SessionAttach, SessionClose, SessionEvent, SessionInfo, SessionOpen,
@@ -113,17 +114,47 @@ impl Daemon {
         Ok(id)
     }
 
-    /// Has the database know who holds sessions. What was told of a later time holds, so these may overtake each other.
+    /// Has the database know who holds sessions: what was told last of each, as soon as it can be written.
     fn note_sessions(&self, sessions: impl IntoIterator<Item = SessionId>, state: SessionState) {
         let Some(kept) = &self.0.kept else { return };
         let now = Timestamp::now();
         for session in sessions {
-            let store = kept.store.clone();
-            kept.records.spawn(async move {
-                if let Err(error) = store.session_changed(session, state, now).await {
-                    tracing::error!(%session, %error, "the database does not know of a change");
+            if super::lock(&kept.changed).insert(session, (state, now)).is_some() {
+                // Somebody is about to write what was told before, and will see this.
+                continue;
+            }
+            let daemon = self.clone();
+            kept.records
+                .spawn(async move { daemon.write_change(session).await });
+        }
+    }
+
+    async fn write_change(&self, session: SessionId) {
+        let Some(kept) = &self.0.kept else { return };
+        let mut said = false;
+        loop {
+            let Some(change) = super::lock(&kept.changed).get(&session).copied() else {
+                return;
+            };
+            let written = kept.store.session_changed(session, change.0, change.1).await;
+            let passes = match &written {
+                Ok(()) => false,
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::error!(%session, %error, "the database does not know of a change");
+                    }
+                    error.may_pass()
                 }
-            });
+            };
+            if passes {
+                tokio::join!(tokio::time::sleep(AGAIN), kept.store.writable());
+                continue;
+            }
+            let mut changed = super::lock(&kept.changed);
+            if changed.get(&session) == Some(&change) {
+                changed.remove(&session);
+                return;
+            }
         }
     }
 
@@ -325,6 +356,7 @@ impl Daemon {
 
     /// A connection is over: what it held goes on or stops, as it was opened.
     pub(super) fn disconnect(&self, holder: Holder) {
+        self.0.house.stir();
         let left = {
             let mut state = self.state();
             state.holders.remove(&holder);

@@ -1,7 +1,9 @@
 //! Signals to `provost serve`, passed on as what they mean.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
 use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
 
@@ -27,6 +29,8 @@ const ORDERS_WAITING: usize = 4;
 /// # Errors
 /// The handlers cannot be installed.
 pub fn watch() -> std::io::Result<mpsc::Receiver<Order>> {
+    // A file that may not grow (RLIMIT_FSIZE) is an error of that write, and no end.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
     let (orders, received) = mpsc::channel(ORDERS_WAITING);
     tokio::spawn(async move {

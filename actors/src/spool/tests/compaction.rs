@@ -4,6 +4,7 @@ use provost_sandbox::denial::{Decision, Denial, DenialClass, DenialTarget};
 use provost_sandbox::observe::notify::{Grant, Notification, Response};
 use serde_json::Value;
 
+use super::full::{fill, make_room};
 use super::*;
 use crate::approval::{ApprovalScope, GrantRecord};
 use crate::record::tests::{denial, report};
@@ -29,6 +30,10 @@ enum Step {
     Asked,
     Decided(u64, Decision),
     Compact,
+    /// No journal can be written from now on.
+    Full,
+    /// It can be again.
+    Room,
     /// All this comes while the journal is made short.
     CompactDuring(Vec<Step>),
 }
@@ -64,6 +69,8 @@ fn any_small_step() -> impl Strategy<Value = Step> {
         5 => any::<usize>().prop_map(Step::Take),
         1 => (scope, grant).prop_map(|(scope, grant)| Step::Granted(scope, grant)),
         2 => Just(Step::Asked),
+        1 => Just(Step::Full),
+        1 => Just(Step::Room),
         1 => (0..6_u64, decision).prop_map(|(approval, decision)| Step::Decided(approval, decision)),
     ]
 }
@@ -207,17 +214,14 @@ impl Twins {
 
     fn write(&self, entry: &Entry) {
         let now = Timestamp::now();
-        self.process.spool.write(now, entry);
-        self.whole.write(now, entry);
+        let _ = self.process.spool.write(now, entry);
+        self.whole.write(now, entry).expect("a disk");
     }
 
     fn take(&mut self, number: Option<u64>, fact: Fact) {
         let now = Timestamp::now();
         for spool in [&self.process.spool, &self.whole] {
-            match number {
-                Some(number) => spool.took(now, number),
-                None => spool.write(now, &Entry::Fact(fact.clone())),
-            }
+            let _ = spool.write(now, &number.map_or(Entry::Fact(fact.clone()), Entry::Took));
         }
         for effect in self.process.ledger.apply(fact, now) {
             match effect {
@@ -341,6 +345,8 @@ impl Twins {
                 });
             }
             Step::Compact => self.compact(Vec::new()),
+            Step::Full => fill(&self.process.spool),
+            Step::Room => make_room(&self.process.spool),
             Step::CompactDuring(steps) => self.compact(steps),
         }
     }
@@ -349,6 +355,12 @@ impl Twins {
     fn load(self) -> [(tempfile::TempDir, Loaded); 2] {
         let id = self.process.id();
         let spool = self.process.spool.spool();
+        make_room(&self.process.spool);
+        assert!(
+            !spool.owes(id) && spool.trouble().is_none(),
+            "{:?}",
+            spool.trouble()
+        );
         drop((self.process, self.calls, self.whole));
         let (from, to) = (
             self.directory.path().join("spool"),
@@ -440,13 +452,10 @@ fn i2_a_refusal_that_was_taken_and_of_which_there_was_no_room_to_say_so_counts_o
     };
     twins.observe(observed(1));
     twins.observe(observed(2));
-    for (number, fact) in std::mem::take(&mut twins.waiting) {
-        lock(&twins.process.spool.journal).took_unsaid(number);
-        twins.process.ledger.apply(fact, Timestamp::now());
-        if number == 0 {
-            twins.compact(Vec::new());
-        }
-    }
+    fill(&twins.process.spool);
+    let (number, fact) = twins.waiting.remove(0);
+    twins.take(Some(number), fact);
+    twins.compact(Vec::new());
     let numbers = |twins: Twins| {
         let [(_directory, short), _] = twins.load();
         short

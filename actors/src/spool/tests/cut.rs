@@ -40,7 +40,10 @@ impl Whole {
             written: 1,
             intended: 5,
         };
-        process.spool.write(Timestamp::now(), &Entry::Stdin(progress));
+        process
+            .spool
+            .write(Timestamp::now(), &Entry::Stdin(progress))
+            .expect("a disk");
         step(&process, true);
         for (number, fact) in observed {
             process.took(number.expect("there is room"), fact);
@@ -130,7 +133,10 @@ fn i8_a_journal_that_ends_at_any_byte_tells_all_that_was_told_by_then_and_can_be
             written: 7,
             intended: 7,
         };
-        loaded.journal.write(Timestamp::now(), &Entry::Stdin(next));
+        loaded
+            .journal
+            .write(Timestamp::now(), &Entry::Stdin(next))
+            .expect("a disk");
         let gone_on = spool.load(whole.id).expect("it was accepted");
         assert_eq!(gone_on.stdin, next, "at {end}");
         assert_eq!(texts(&events(&gone_on.log)), texts(&again), "at {end}");
