@@ -180,6 +180,7 @@ struct Inner {
     next: AtomicU64,
     house: House,
     began: Instant,
+    began_at: Timestamp,
     metrics: Arc<Metrics>,
     /// What survives us, if anything does.
     kept: Option<Kept>,
@@ -250,6 +251,7 @@ impl Daemon {
             next: AtomicU64::new(1),
             house: House::default(),
             began: Instant::now(),
+            began_at: Timestamp::now(),
             metrics: Arc::default(),
             kept: kept.map(|(store, lock)| Kept {
                 store,
@@ -392,6 +394,13 @@ impl Daemon {
             () = self.0.connections.wait() => {}
             () = tokio::time::sleep(GOODBYE) => self.0.ended.cancel(),
         }
+    }
+
+    /// The time by a clock that nobody sets once the daemon has begun: delays and deadlines are kept by it, whatever becomes of
+    /// the one on the wall.
+    fn steady_now(&self) -> Timestamp {
+        let elapsed = self.0.began.elapsed();
+        self.0.began_at.checked_add(elapsed).unwrap_or(Timestamp::MAX)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

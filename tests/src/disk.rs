@@ -19,10 +19,11 @@ impl SmallDisk {
         Self(at.to_owned())
     }
 
-    /// Leaves no room, until the file is removed.
+    /// Leaves no room, until the file is removed. Once more where some was made meanwhile: it is the same file.
     pub fn fill(&self) -> PathBuf {
         let path = self.0.join("filler");
-        let mut file = fs::File::create(&path).expect("a file");
+        let mut file = fs::File::options();
+        let mut file = file.append(true).create(true).open(&path).expect("a file");
         for size in [1 << 16, 1 << 12, 1] {
             while file.write_all(&vec![1; size]).is_ok() {}
         }

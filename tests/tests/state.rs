@@ -281,9 +281,125 @@ fn under_a_full_disk(rule: &str, outcome: &str) {
     }
     let said = degraded(&mut client, true);
     assert!(said.contains("make room"), "{said}");
+    // What ends makes some again, for as many.
+    let refused = (0..50).find_map(|_| {
+        disk.fill();
+        client.call("process/start", start.clone()).err()
+    });
+    let refused = refused.expect("no room");
+    assert!(refused.to_string().contains("cannot write down"), "{refused}");
+    fs::remove_file(filler).expect("the filler");
+    degraded(&mut client, false);
+        client.call("process/start", start).expect("it is accepted again");
+    }
+    // What was accepted has lost nothing.
+    client
+        .call("process/kill", json!({ "process": id }))
+        .expect("it lives");
+    assert_eq!(client.wait(&id)["outcome"], "cancelled");
+}
+
+fn i11_a_state_directory_that_cannot_be_used_is_refused_with_a_reason(world: &World) {
+    let serve = || {
+        let output = provost_as(world)
+            .args(["serve", "--socket"])
+            .arg(world.path("work/other.sock"))
+            .arg("--state-dir")
+            .arg(world.path("state"))
+            .output()
+            .expect("provost runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let served = Served::start(world);
+    let (code, said) = serve();
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains(&format!("(process {})", served.pid())), "{said}");
+    drop(served);
+    // Whatever is in the way of its spool.
+    fs::remove_dir_all(world.path("state/spool")).expect("a spool");
+    fs::write(world.path("state/spool"), "a file").expect("the test's own file");
+    let (code, said) = serve();
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("spool"), "{said}");
+}
+
+fn provost_as(world: &World) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(provost());
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", world.path("home"));
+    if world.changes_uid() {
+        command.uid(world.uid()).gid(world.uid());
+    }
+    command
+}
+
+both_users! {
+    i8_an_ended_process_is_the_same_under_the_next_daemon,
+    i8_what_was_pruned_is_gone_everywhere_and_stays_so,
+    i11_a_damaged_database_is_moved_aside_and_made_anew_of_the_spool,
+    i11_a_state_directory_that_was_moved_is_said_and_nothing_new_is_accepted,
+    i11_a_state_directory_that_cannot_be_used_is_refused_with_a_reason,
+}
+
+/// The disk becomes full under a process that writes.
+fn under_a_full_disk(rule: &str, outcome: &str) {
+    const BYTES: u64 = 3_000_000;
+    let Some(world) = World::try_new(User::Root) else {
+        return;
+    };
+    let disk = SmallDisk::mount(&world.path("state"));
+    world.file(
+        "work/provost.toml",
+        &format!("disk_full = '{rule}'\nmax_output_bytes = '8M'\n"),
+    );
+    let config = world.path("work/provost.toml");
+    let served = Served::start_with(&world, &["--config", config.to_str().expect("UTF-8")]);
+    let mut client = LineClient::connect(served.socket());
+    let script = format!("read line; head -c {BYTES} /dev/zero; [ {rule} = drop ] || exec sleep 100");
+    let start = json!({
+        "argv": ["sh", "-c", script], "cwd": "/", "policy": "unconfined", "stdin": true,
+    });
+    let started = client
+        .call("process/start", start.clone())
+        .expect("there is room");
+    let id = started["process"].as_str().expect("an id").to_owned();
+    let filler = disk.fill();
+    let go = json!({ "process": id, "data": base64_simd::STANDARD.encode_to_string(b"go\n") });
+    client.call("process/write", go).expect("it reads");
+    let record = client.wait(&id);
+    assert_eq!(record["outcome"], outcome, "{record}");
+    let output = &record["output"]["stdout"];
+    let number = |name: &str| output[name].as_u64().expect("a number");
+    assert_eq!(
+        number("bytes"),
+        number("retained") + number("dropped"),
+        "{record}"
+    );
+    assert!(number("dropped") > 0, "{record}");
+    if rule == "drop" {
+        assert_eq!(number("bytes"), BYTES, "{record}");
+    } else {
+        assert!(
+            record["reason"]
+                .as_str()
+                .is_some_and(|why| why.contains("no room")),
+            "{record}"
+        );
+    }
+    let said = degraded(&mut client, true);
+    assert!(said.contains("make room"), "{said}");
+    // The end of the process may have made some.
+    let more = disk.fill("more");
     let refused = client.call("process/start", start.clone()).expect_err("no room");
     assert!(refused.to_string().contains("cannot write down"), "{refused}");
     fs::remove_file(filler).expect("the filler");
+    fs::remove_file(more).expect("the other one");
     degraded(&mut client, false);
     client.call("process/start", start).expect("there is room again");
     served.crash();

@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::fuzzing::texts;

@@ -195,7 +195,7 @@ impl Daemon {
         let confined_peers = confined.then_some(&settings.confined_peers);
         let mut spec = self.spec(&request, &what, settings.output_bytes, confined_peers)?;
         if let Some(deadline) = prescribed.deadline {
-            let left = Duration::try_from(deadline.duration_since(Timestamp::now()));
+            let left = Duration::try_from(deadline.duration_since(self.steady_now()));
             let left = left.unwrap_or_default().max(Duration::from_millis(1));
             spec.timeout = Some(spec.timeout.map_or(left, |timeout| timeout.min(left)));
         }

@@ -115,7 +115,7 @@ impl Daemon {
             jobs: Vec::new(),
             ..asked.clone()
         });
-        let now = Timestamp::now();
+        let now = self.steady_now();
         let mut words: HashSet<&str> = HashSet::new();
         let mut rows = Vec::with_capacity(asked.jobs.len());
         for item in &asked.jobs {

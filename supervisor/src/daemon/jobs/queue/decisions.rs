@@ -12,6 +12,7 @@ use provost_actors::{NEVER_STARTED, ProcessCommand, ProcessLink};
 use tokio::sync::oneshot;
 
 use super::{AGAIN, Ends, Job, State};
+use crate::daemon::Daemon;
 use crate::protocol::{ErrorKind, RpcError};
 use crate::store::{Change, EndRow, JobRow, Transition};
 
@@ -44,7 +45,7 @@ impl State {
                 job.row.attempt -= 1;
                 job.row.process = None;
                 self.no_room_until = Some(Instant::now() + AGAIN);
-                self.schedule.requeue(id, Some(soon(AGAIN)));
+                self.schedule.requeue(id, Some(soon(&self.daemon, AGAIN)));
                 self.decide(id, Change::PutBack(process));
             }
             Err(error) => {
@@ -84,7 +85,7 @@ impl State {
             }
             None => row.retry.after(row.attempt, end.outcome, end.succeeded),
         };
-        let again = again.map(soon);
+        let again = again.map(|wait| soon(&self.daemon, wait));
         let in_time = |time: &Timestamp| row.deadline.is_none_or(|deadline| *time < deadline);
         let Some(not_before) = again.filter(in_time) else {
             return self.end(id, Some(process), end);
@@ -276,6 +277,6 @@ pub(super) fn ending(reason: String, kill: bool) -> ProcessCommand {
     }
 }
 
-fn soon(wait: Duration) -> Timestamp {
-    Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX)
+fn soon(daemon: &Daemon, wait: Duration) -> Timestamp {
+    daemon.steady_now().checked_add(wait).unwrap_or(Timestamp::MAX)
 }

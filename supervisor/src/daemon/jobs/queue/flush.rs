@@ -23,7 +23,7 @@ impl State {
     }
 
     pub(super) async fn flush(&mut self, myself: &ActorRef<QueueMsg>) {
-        let now = Timestamp::now();
+        let now = self.daemon.steady_now();
         for job in self.schedule.late(now) {
             let reason = "its deadline passed before it could start";
             self.end(job, None, EndRow::without(JobOutcome::TimedOut, reason));
@@ -58,7 +58,7 @@ impl State {
         }
         // Without turns nothing is due: what was would be due again and again.
         let next = self.schedule.next().filter(|_| gives_turns);
-        let next = next.map(|next| until(next, Timestamp::now()));
+        let next = next.map(|next| until(next, self.daemon.steady_now()));
         let wake = match (wake, next) {
             (Some(wake), Some(next)) => Some(wake.min(next)),
             (wake, next) => wake.or(next),
