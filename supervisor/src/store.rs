@@ -8,7 +8,7 @@
 //!
 //! # Guarantees, and what is not guaranteed
 //!
-//! - What was acknowledged is there after the death of the daemon at any instant (`kill -9`). A crash of the machine or the
+//! - What was acknowledged here is there after the death of the daemon at any instant (`kill -9`). A crash of the machine or the
 //!   loss of power may take what was acknowledged in the last moments, but leaves a database that opens: it is committed
 //!   with `synchronous = NORMAL`.
 //! - Every write may be repeated, also after a crash, and then changes nothing.

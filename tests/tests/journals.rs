@@ -69,6 +69,22 @@ fn in_database(world: &World, id: &str) -> Value {
     }
 }
 
+/// Waits until the database knows it, which is a moment after its journal.
+fn until_in_database(world: &World, id: &str) {
+    let begun = Instant::now();
+    loop {
+        let output = Command::new(provost())
+            .args(["db", "export", "--state-dir"])
+            .arg(world.path("state"))
+            .output()
+            .expect("provost runs");
+        if String::from_utf8_lossy(&output.stdout).contains(id) {
+            return;
+        }
+        assert!(begun.elapsed() < DEADLINE, "it never has {id}");
+    }
+}
+
 fn i2_a_process_whose_journal_is_damaged_is_killed_and_has_a_record_that_says_why(world: &World) {
     let damages: [fn(&File); 3] = [
         |file| file.write_all_at(b"nonsense", 12).expect("the test's own file"),
@@ -85,6 +101,7 @@ fn i2_a_process_whose_journal_is_damaged_is_killed_and_has_a_record_that_says_wh
         let inspected = client
             .call("process/inspect", json!({ "process": id }))
             .expect("it lives");
+        until_in_database(world, &id);
         served.crash();
         let file = File::options().write(true).open(journal(world, &id));
         damage(&file.expect("its journal"));
