@@ -130,7 +130,7 @@ fn i3_output_that_cannot_be_kept_is_counted_in_a_gap_and_what_comes_later_is_kep
         let refused = client
             .call("process/start", start)
             .expect_err("it cannot be written down");
-        assert_eq!(refused["data"]["kind"], "refused", "{refused}");
+        assert_eq!(refused["data"]["kind"], "limit", "{refused}");
         drop(closed);
         degraded(&mut client, false);
 
@@ -255,7 +255,7 @@ fn i3_with_no_descriptor_left_output_is_kept_or_counted_and_what_lives_has_its_r
     let refused = client
         .call("process/start", params.clone())
         .expect_err("no descriptor");
-    assert_eq!(refused["data"]["kind"], "refused", "{refused}");
+    assert_eq!(refused["data"]["kind"], "limit", "{refused}");
     assert!(
         refused["data"]["why"].to_string().contains("open files"),
         "{refused}"
