@@ -311,6 +311,11 @@ impl SegmentWriter {
         Ok(Moved::Bytes { segment, from })
     }
 
+    /// Nothing is to be moved any more. Known without touching the disk, and only of what comes straight from a pipe.
+    pub(crate) fn is_over(&self, source: impl AsFd) -> bool {
+        self.relay.is_none() && matches!(has_bytes(source.as_fd()), Ok(false))
+    }
+
     /// Bytes go by way of a pipe.
     pub(crate) fn has_relay(&self) -> bool {
         self.relay.is_some()

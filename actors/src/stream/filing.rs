@@ -69,6 +69,9 @@ impl Filing {
                 () = abandon.cancelled() => None,
             };
             let (mut ready, permit) = more.map_or((None, None), |(ready, permit)| (ready, Some(permit)));
+            if ready.is_some() && self.writer.is_over(&*self.source) {
+                return Closed::Eof;
+            }
             let (permits, abandon) = (permits.clone(), abandon.clone());
             let moved = tokio::task::spawn_blocking(move || {
                 let pause = match permit {
