@@ -48,6 +48,17 @@ impl State {
                 self.schedule.requeue(id, Some(soon(&self.daemon, AGAIN)));
                 self.decide(id, Change::PutBack(process));
             }
+            // Its session was closed meanwhile, as whoever closed it is about to say here, too.
+            Err(_)
+                if job
+                    .row
+                    .session
+                    .is_some_and(|id| self.daemon.state().leases.get(id).is_none()) =>
+            {
+                let reason = "its session was closed";
+                job.row.cancel = Some((reason.to_owned(), false));
+                self.attempt_ended(id, process, EndRow::without(JobOutcome::Cancelled, reason));
+            }
             Err(error) => {
                 let end = EndRow {
                     exit_code: Some(125),
