@@ -63,6 +63,9 @@ impl<'a> Manager<'a> {
             .arg("serve")
             .arg("--socket")
             .arg(self.socket())
+            // Root's own is one for all tests.
+            .arg("--state-dir")
+            .arg(self.world.path("state"))
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.world.path("home"))
