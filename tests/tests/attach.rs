@@ -372,6 +372,8 @@ fn i9_writes_that_wait_are_refused_when_the_input_is_taken_over(world: &World) {
     let write = json!({ "process": process, "data": data });
     let under_way = old.ask("process/write", write.clone());
     let waiting = old.ask("process/write", write);
+    // What comes behind them is answered: both have their turns.
+    old.call("daemon/status", json!({})).expect("it is heard");
     assert_eq!(new.call("process/attach", attach).expect("it")["writer"], true);
     let behind = new.ask(
         "process/write",
