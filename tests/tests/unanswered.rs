@@ -199,16 +199,12 @@ fn i8_connects_under_way_are_connected_after_a_crash(world: &World) {
     daemon.crash();
     let daemon = Served::start(world);
     let mut client = LineClient::connect(daemon.socket());
-    let accepting = std::thread::spawn(move || {
-        (0..32)
-            .map(|_| server.accept().expect("a connection").0)
-            .collect::<Vec<_>>()
-    });
+    // Not joined: of those that the kernel took for connected some went again before there was room for them, and never come.
+    std::thread::spawn(move || server.incoming().collect::<Vec<_>>());
     let record = client.wait(&process);
     let said = output(&mut client, &process);
     assert_eq!(said.matches("connected").count(), 32, "{said}\n{record}");
     assert_eq!(record["denials"]["total"], 0, "{record}");
-    drop(accepting.join().expect("no panic"));
 }
 
 /// How many sockets of this machine are about to be connected to this port of loopback.
