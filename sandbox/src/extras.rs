@@ -6,7 +6,7 @@
 //! outlives a supervisor that dies, because the keeper holds it too.
 //!
 //! The way is a pipe, into which the program writes a line feed; or, for programs that know sd_notify(3), a socket that it gets
-//! where it asks for a unix datagram socket ([`ready_sockets`]).
+//! where it asks for a unix datagram socket (`ready_sockets`).
 //!
 //! Contract of what is unsafe here: a descriptor that came by inheritance is known by its number alone. It is duplicated,
 //! which the kernel refuses for a number that names nothing, and only the duplicate is used.
