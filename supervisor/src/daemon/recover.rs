@@ -431,18 +431,16 @@ async fn file(
     record: &TerminalRecord,
     denials: &[DenialRow],
 ) -> Result<(), StoreError> {
-    let sealed = store.sealed(record.clone(), denials.to_vec());
-    if !process.unwritten.load(Ordering::Relaxed) {
-        return sealed.await;
+    if process.unwritten.load(Ordering::Relaxed) {
+        // Before the record, which would make a row that knows less, and that stays.
+        match store.accept(process.row()).await {
+            // Then there is room for the record alone.
+            Ok(_) | Err(StoreError::Full { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        process.unwritten.store(false, Ordering::Relaxed);
     }
-    // Asked for in this order, and written at once.
-    let (accepted, sealed) = tokio::join!(store.accept(process.row()), sealed);
-    match accepted {
-        // Then there is room for the record alone.
-        Ok(_) | Err(StoreError::Full { .. }) => process.unwritten.store(false, Ordering::Relaxed),
-        Err(error) => return Err(error),
-    }
-    sealed
+    store.sealed(record.clone(), denials.to_vec()).await
 }
 
 /// The row of a process of which there is a journal.
