@@ -3,14 +3,14 @@
 //! A record names a Landlock domain; the first record of a domain names the pid that entered it, which is the
 //! command's. Records may come before the supervisor has heard of the command; they wait, in bounded number.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+mod registered;
+
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use provost_sandbox::compile::PreparedSandbox;
-use provost_sandbox::compile::access::FileAccess;
 use provost_sandbox::denial::DenialClass;
 use provost_sandbox::observe::audit::{AuditEvent, AuditSource, Drain, FenceId, LandlockDenial};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -18,10 +18,11 @@ use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::denial::{DenialMsg, tell_all};
+use self::registered::{Registered, Told, rule};
+use crate::denial::DenialMsg;
 use crate::ledger::Fact;
 use crate::process::ProcessMsg;
-use crate::spool::{Observed, ProcessSpool};
+use crate::spool::ProcessSpool;
 
 /// Records that are taken before other work of the runtime gets its turn: timers, too, wait for that.
 const BATCH_MAX: usize = 512;
@@ -34,10 +35,6 @@ const RECONCILE_MAX: Duration = Duration::from_secs(1);
 const OWED_MAX: Duration = Duration::from_secs(5);
 /// The same for a process of which an earlier daemon may have read all there was without a trace.
 const COUNT_MAX: Duration = Duration::from_millis(200);
-/// Denials of one process that are told one by one: the first, and then those unlike any before, as many of them as
-/// its ledger tells apart.
-const ANYWAY_MAX: u64 = 1000;
-const DISTINCT_MAX: usize = 4096;
 /// Denials of an unknown domain for which there was no place may be those of a process that registers this late.
 const LATE_MAX: Duration = Duration::from_secs(10);
 /// Records kept for each of them.
@@ -69,50 +66,6 @@ pub(crate) enum AuditMsg {
     Readable,
     /// What was lost for this process has not been told in time.
     ReconcileExpired(Uuid),
-}
-
-struct Registered {
-    pid: i32,
-    process: ActorRef<ProcessMsg>,
-    sandbox: Arc<PreparedSandbox>,
-    spool: Option<Arc<ProcessSpool>>,
-    /// Somebody watched it before.
-    resumed: bool,
-    /// The lost counter when it came.
-    lost_before: u64,
-    told: Told,
-    /// What is to be told, and how many denials of each of its domains that makes.
-    facts: Vec<Fact>,
-    domains: BTreeMap<u64, u64>,
-    /// The latter as they were last written down.
-    written: Vec<(u64, u64)>,
-    /// Denials of which only the number is known.
-    uncounted: u64,
-}
-
-/// What a process was told of. A program can be refused faster than its ledger counts; nothing may pile up between
-/// the two, so repetitions are only counted, and told as a number once for each batch.
-#[derive(Default)]
-struct Told {
-    /// Hashes: the program chooses how long a path is, and the key keeps it from aiming at a collision.
-    seen: HashSet<u64>,
-    key: RandomState,
-    total: u64,
-    repeated: BTreeMap<DenialClass, u64>,
-}
-
-impl Told {
-    /// Whether to tell this one; if not, it is counted.
-    fn is_to_be_told(&mut self, denial: &LandlockDenial) -> bool {
-        self.total += 1;
-        let hash = self.key.hash_one((&denial.blockers, &denial.target));
-        let new = self.seen.len() < DISTINCT_MAX && self.seen.insert(hash);
-        if new || self.total <= ANYWAY_MAX {
-            return true;
-        }
-        *self.repeated.entry(denial.class()).or_default() += 1;
-        false
-    }
 }
 
 /// A domain of which nobody has registered the command yet. The kernel sends a domain's first denial before it
@@ -577,56 +530,4 @@ impl AuditState {
             registered.count(DenialClass::Filesystem, extra);
         }
     }
-}
-
-impl Registered {
-    fn count(&mut self, class: DenialClass, extra: u64) {
-        if extra > 0 {
-            self.facts.push(Fact::DenialsCounted { class, extra });
-        }
-    }
-
-    /// Tells everything there is, and first writes it down: all of it, or nothing.
-    fn flush(&mut self) {
-        for (class, extra) in std::mem::take(&mut self.told.repeated) {
-            self.count(class, extra);
-        }
-        let facts = std::mem::take(&mut self.facts);
-        let domains: Vec<_> = self
-            .domains
-            .iter()
-            .map(|(domain, told)| (*domain, *told))
-            .collect();
-        let observed = match &self.spool {
-            Some(spool) if domains != self.written => {
-                self.written.clone_from(&domains);
-                spool.observe(Observed {
-                    facts,
-                    domains,
-                    ..Observed::default()
-                })
-            }
-            _ => facts.into_iter().map(|fact| (None, fact)).collect(),
-        };
-        tell_all(&self.process, observed, None);
-    }
-}
-
-/// The line of the policy that refused.
-fn rule(sandbox: &PreparedSandbox, target: &str, wanted: &str) -> String {
-    let access = match wanted {
-        "read" => FileAccess::Read,
-        "write" => FileAccess::Write,
-        "execute" => FileAccess::Execute,
-        "connect" | "bind" => {
-            return sandbox.policy.net.ground_rule();
-        }
-        other => {
-            return format!(
-                "{other} does not leave the sandbox (policy {})",
-                sandbox.policy.name
-            );
-        }
-    };
-    sandbox.access.decide(target.as_ref(), access).rule
 }
