@@ -68,6 +68,17 @@ pub fn asked_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until a file is there.
+///
+/// # Panics
+/// If it is not there in time.
+pub fn until_it_is_there(path: &std::path::Path) {
+    asked_until(&path.display().to_string(), || {
+        std::thread::yield_now();
+        path.exists()
+    });
+}
+
 /// Makes two tests, `NAME::as_root` and `NAME::as_user`, of each function `fn NAME(world: &World)`.
 ///
 /// The root variant is skipped where the tests themselves do not run as root.

@@ -64,6 +64,12 @@ impl<'w> Service<'w> {
         done.text().trim_end_matches('\n').to_owned()
     }
 
+    /// The terminal record of a process of it, once that has ended.
+    pub fn record(&self, id: &str) -> serde_json::Value {
+        let done = self.ask(&["wait", "--json", id]);
+        serde_json::from_str(&done.text()).expect("a record")
+    }
+
     /// Waits until so many clients are connected, one that asks for it aside.
     pub fn clients(&self, count: u64) {
         let deadline = Instant::now() + DEADLINE;
@@ -127,7 +133,8 @@ impl<'w> Service<'w> {
     }
 }
 
-fn command(world: &World, words: &[&str]) -> Command {
+/// `provost WORDS` of the user, in the working directory.
+pub(crate) fn command(world: &World, words: &[&str]) -> Command {
     let mut command = Command::new(provost());
     dress(&mut command, world, words);
     command.process_group(0).stdin(Stdio::null());

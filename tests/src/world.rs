@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::{Run, Witness, program};
+use crate::{Live, Run, Witness, program, service};
 
 /// A user id that no account has: what works for it works for any ordinary user.
 const STRANGER: u32 = 64_321;
@@ -139,6 +139,20 @@ impl World {
         S: Into<String>,
     {
         Run::new(self, command.into_iter().map(Into::into).collect())
+    }
+
+    /// `provost up WORDS` of a group with this content, from elsewhere than its file.
+    pub fn up(&self, group: &str, words: &[&str]) -> Live {
+        let path = self.file("work/group.toml", group);
+        let words: Vec<_> = ["up"]
+            .iter()
+            .chain(words)
+            .copied()
+            .chain([path.as_str()])
+            .collect();
+        let mut command = service::command(self, &words);
+        command.current_dir("/");
+        Live::from_command(command, None)
     }
 
     /// `provost run … -- sh -c SCRIPT`.

@@ -1,46 +1,10 @@
 //! Readiness of processes of `provost up`, by their own word.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use provost_tests::host::UnixMailbox;
-use provost_tests::{LineClient, Live, Service, World, both_users, needs, provost, require};
+use provost_tests::{LineClient, Service, World, both_users, needs, require, until_it_is_there};
 use serde_json::{Value, json};
-
-fn until_it_is_there(path: &Path) {
-    let deadline = std::time::Instant::now() + provost_tests::DEADLINE;
-    while !path.exists() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{} never came",
-            path.display()
-        );
-        std::thread::yield_now();
-    }
-}
-
-/// Waits for a process, from whatever daemon there is.
-fn record(service: &Service<'_>, id: &str) -> Value {
-    let done = service.ask(&["wait", "--json", id]);
-    serde_json::from_str(&done.text()).expect("a record")
-}
-
-/// `provost up` of a file, here.
-fn up(world: &World, file: &str, words: &[&str]) -> Live {
-    let path = world.file("work/group.toml", file);
-    let mut command = Command::new(provost());
-    command.arg("up").args(words).arg(path);
-    command
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("HOME", world.path("home"));
-    command.process_group(0).stdin(Stdio::null()).current_dir("/");
-    if world.changes_uid() {
-        command.uid(world.uid()).gid(world.uid());
-    }
-    Live::from_command(command, None)
-}
 
 const READY: &str = "
     [[process]]
@@ -55,13 +19,13 @@ const READY: &str = "
 ";
 
 fn who_is_behind_waits_for_the_line_feed_of_who_is_before(world: &World) {
-    let done = up(world, READY, &[]).finish();
+    let done = world.up(READY, &[]).finish();
     assert_eq!(done.code, Some(0), "\n{done}");
     assert!(done.text().contains("second | after\n"), "\n{done}");
     std::fs::remove_file(world.path("work/said")).expect("it said so");
 
     let service = Service::start(world);
-    let done = up(world, READY, &["--socket", &service.socket()]).finish();
+    let done = world.up(READY, &["--socket", &service.socket()]).finish();
     assert_eq!(done.code, Some(0), "\n{done}");
     assert!(done.text().contains("second | after\n"), "\n{done}");
 }
@@ -81,7 +45,7 @@ fn who_says_so_and_ends_at_once_was_ready(world: &World) {
     let service = Service::start(world);
     for _ in 0..10 {
         for words in [&[][..], &["--socket", &service.socket()]] {
-            let done = up(world, file, words).finish();
+            let done = world.up(file, words).finish();
             assert_eq!(done.code, Some(0), "\n{done}");
             assert!(done.text().contains("second | after\n"), "\n{done}");
         }
@@ -100,7 +64,7 @@ fn who_never_says_that_it_is_ready_never_is(world: &World) {
         name = 'second'
         command = ['touch', 'ran']
     ";
-    let done = up(world, file, &[]).finish();
+    let done = world.up(file, &[]).finish();
     assert_eq!(done.code, Some(1), "\n{done}");
     assert!(done.stderr.contains("not ready in time"), "\n{done}");
     assert!(!world.path("work/ran").exists());
@@ -111,7 +75,7 @@ fn who_never_says_that_it_is_ready_never_is(world: &World) {
         ("{ within = '1x' }", "process[0].ready.within"),
     ] {
         let file = format!("\n[[process]]\nname = 'a'\ncommand = ['true']\nready = {ready}\n");
-        let done = up(world, &file, &["--check"]).finish();
+        let done = world.up(&file, &["--check"]).finish();
         assert_eq!(done.code, Some(125), "\n{done}");
         assert!(done.stderr.contains(said), "{said}\n{done}");
     }
@@ -130,7 +94,7 @@ fn i8_that_it_is_ready_is_heard_by_the_next_daemon(world: &World) {
     // It is said once.
     service.restart();
     world.file("work/end", "");
-    assert_eq!(record(&service, &id)["succeeded"], true);
+    assert_eq!(service.record(&id)["succeeded"], true);
     let all = service.ask(&["events", &id]);
     let ready = all
         .events()
@@ -205,7 +169,9 @@ fn who_is_behind_waits_for_the_notification_of_who_is_before(world: &World) {
         );
         let socket = service.socket();
         let words = ["--json", "--socket", &socket];
-        let done = up(world, &file, if in_daemon { &words } else { &words[..1] }).finish();
+        let done = world
+            .up(&file, if in_daemon { &words } else { &words[..1] })
+            .finish();
         assert_eq!(done.code, Some(0), "{how} {net}\n{done}");
         let said = done.events().into_iter().filter(|event| {
             event["type"] == "ready" || event["type"] == "member_ready" && event["member"] == "first"
@@ -274,7 +240,7 @@ fn what_a_program_gets_to_notify_with_reaches_nobody_else_and_floods_nobody(worl
     };
     assert_eq!(told(&service), 0);
     world.file("work/go", "");
-    let record = record(&service, &id);
+    let record = service.record(&id);
     assert_eq!(record["succeeded"], true, "{record}");
     assert_eq!(told(&service), 1);
     assert_eq!(record["denials"]["by_class"]["network"], 6, "{record}");
@@ -315,7 +281,7 @@ socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).send(b'READY=1')
     events.wait_for("\"type\":\"ready\"");
     service.restart();
     world.file("work/end", "");
-    let record = record(&service, &id);
+    let record = service.record(&id);
     assert_eq!(
         (&record["succeeded"], &record["denied"]),
         (&json!(true), &json!(false)),
@@ -336,7 +302,7 @@ fn where_nobody_could_give_it_a_socket_a_start_is_refused(world: &World) {
         policy = 'unconfined'
         ready = { notify = true, within = '10s' }
     ";
-    let done = up(world, file, &[]).finish();
+    let done = world.up(file, &[]).finish();
     assert_eq!(done.code, Some(1), "\n{done}");
     assert!(
         done.stderr

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use provost_tests::{LineClient, Live, Service, World, both_users, needs, provost, require};
+use provost_tests::{
+    LineClient, Live, Service, World, both_users, needs, provost, require, until_it_is_there,
+};
 use serde_json::{Value, json};
 
 /// What the protocol says that a line of a client may have.
@@ -225,12 +227,6 @@ fn who_was_not_asked_has_no_place_for_a_result(world: &World) {
     );
 }
 
-/// Waits for a process, from whatever daemon there is.
-fn record(service: &Service<'_>, id: &str) -> Value {
-    let done = service.ask(&["wait", "--json", id]);
-    serde_json::from_str(&done.text()).expect("a record")
-}
-
 fn i8_a_result_outlives_the_daemon_at_any_point(world: &World) {
     let mut service = Service::start(world);
     // It reports before, without or after the daemon that started it; and ends without or after it. (What asks
@@ -255,7 +251,7 @@ fn i8_a_result_outlives_the_daemon_at_any_point(world: &World) {
     });
     world.file("work/after", "");
     let records = ids.map(|(id, result)| {
-        let record = record(&service, &id);
+        let record = service.record(&id);
         assert_eq!(
             (&record["result"], &record["result_error"]),
             (&json!(result), &Value::Null)
@@ -265,19 +261,7 @@ fn i8_a_result_outlives_the_daemon_at_any_point(world: &World) {
     });
     service.restart();
     for (id, before) in records {
-        assert_eq!(record(&service, &id), before);
-    }
-}
-
-fn until_it_is_there(path: &Path) {
-    let deadline = std::time::Instant::now() + provost_tests::DEADLINE;
-    while !path.exists() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "{} never came",
-            path.display()
-        );
-        std::thread::yield_now();
+        assert_eq!(service.record(&id), before);
     }
 }
 

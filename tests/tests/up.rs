@@ -1,33 +1,8 @@
 //! `provost up`: a group of real processes, embedded and in a daemon.
 
-use std::process::{Command, Stdio};
-
 use nix::sys::signal::Signal;
-use provost_tests::{Finished, Live, Service, User, World, both_users, provost, require};
+use provost_tests::{Finished, Service, User, World, both_users, require};
 use serde_json::Value;
-
-const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-
-/// `provost up WORDS` with this file.
-fn up(world: &World, file: &str, words: &[&str]) -> Command {
-    use std::os::unix::process::CommandExt;
-    let path = world.file("work/group.toml", file);
-    let mut command = Command::new(provost());
-    command.arg("up").args(words).arg(path);
-    command
-        .env_clear()
-        .env("PATH", PATH)
-        .env("HOME", world.path("home"));
-    command.process_group(0).stdin(Stdio::null()).current_dir("/");
-    if world.changes_uid() {
-        command.uid(world.uid()).gid(world.uid());
-    }
-    command
-}
-
-fn live(world: &World, file: &str, words: &[&str]) -> Live {
-    Live::from_command(up(world, file, words), None)
-}
 
 /// The events of the group itself, without those of its processes.
 fn group_events(done: &Finished) -> Vec<Value> {
@@ -71,7 +46,7 @@ fn output_passes_with_names_and_a_group_that_is_done_is_over(world: &World) {
         restart = 'transient'
         env = { MODE = 'test' }
     ";
-    let done = live(world, file, &[]).finish();
+    let done = world.up(file, &[]).finish();
     assert_eq!(done.code, Some(0), "\n{done}");
     let mut lines: Vec<String> = done.text().lines().map(str::to_owned).collect();
     lines.sort();
@@ -101,7 +76,7 @@ fn intensity_3_in_5_s_gives_up_at_the_fourth_crash_and_says_why(world: &World) {
         name = 'bad'
         command = ['sh', '-c', 'exit 7']
     ";
-    let done = live(world, file, &["--json"]).finish();
+    let done = world.up(file, &["--json"]).finish();
     assert_eq!(done.code, Some(1), "\n{done}");
     let story = story(&done);
     let starts = story
@@ -155,7 +130,7 @@ fn rest_for_one_restarts_what_is_behind_in_order(world: &World) {
         name = 'third'
         command = ['sh', '-c', 'touch go; exec sleep 1000']
     ";
-    let mut group = live(world, file, &["--json"]);
+    let mut group = world.up(file, &["--json"]);
     // Its second incarnation is ready: the event of its start names the process between these.
     group.wait_for("\"incarnation\":2,\"member\":\"third\",\"time\"");
     group.signal(Signal::SIGINT);
@@ -196,7 +171,7 @@ fn a_second_interrupt_kills_what_does_not_stop(world: &World) {
         command = ['sh', '-c', 'trap \"echo asked\" TERM; echo up; while :; do sleep 0.05; done']
         options = ['--grace', '1h']
     ";
-    let mut group = live(world, file, &[]);
+    let mut group = world.up(file, &[]);
     group.wait_for("stubborn | up");
     group.signal(Signal::SIGINT);
     group.wait_for("stubborn | asked");
@@ -228,7 +203,7 @@ while True: s.accept()
         command = ['sh', '-c', 'test -e listening']
         restart = 'temporary'
     ";
-    let mut group = live(world, file, &["--json"]);
+    let mut group = world.up(file, &["--json"]);
     group.wait_for("\"member_starting\"");
     world.file("work/seen", "");
     group.wait_for("\"outcome\":\"exited\"");
@@ -253,7 +228,7 @@ fn what_is_not_ready_in_time_is_stopped_and_the_group_says_so(world: &World) {
         name = 'never'
         command = ['sh', '-c', 'touch started']
     ";
-    let done = live(world, file, &["--json"]).finish();
+    let done = world.up(file, &["--json"]).finish();
     assert_eq!(done.code, Some(1), "\n{done}");
     assert!(done.stderr.contains("it was not ready in time"), "\n{done}");
     assert!(!world.path("work/started").exists());
@@ -312,7 +287,7 @@ fn mistakes_in_the_file_are_told_with_their_line_and_nothing_starts() {
         ),
     ] {
         for words in [&["--check"][..], &[]] {
-            let done = live(&world, file, words).finish();
+            let done = world.up(file, words).finish();
             assert_eq!(done.code, Some(125), "{file}\n{done}");
             let place = format!("group.toml:{line}:");
             assert!(
@@ -323,7 +298,7 @@ fn mistakes_in_the_file_are_told_with_their_line_and_nothing_starts() {
     }
     assert!(!world.path("work/x").exists());
     let good = "[[process]]\nname = 'a'\ncommand = ['touch', 'x']";
-    let done = live(&world, good, &["--check"]).finish();
+    let done = world.up(good, &["--check"]).finish();
     assert_eq!(done.code, Some(0), "\n{done}");
     assert!(!world.path("work/x").exists());
 }
@@ -342,7 +317,7 @@ fn a_group_in_a_daemon_does_the_same_and_goes_when_its_client_goes(world: &World
         command = ['sh', '-c', 'echo out; exit 7']
     ";
     let socket = service.socket();
-    let done = live(world, file, &["--socket", &socket]).finish();
+    let done = world.up(file, &["--socket", &socket]).finish();
     assert_eq!(done.code, Some(1), "\n{done}");
     assert_eq!(done.text(), "bad    | out\nbad    | out\n", "\n{done}");
     assert_eq!(service.say(&["ps", "-q"]), "");
@@ -354,7 +329,7 @@ fn a_group_in_a_daemon_does_the_same_and_goes_when_its_client_goes(world: &World
         name = 'left'
         command = ['sh', '-c', 'echo up; exec sleep 1000']
     ";
-    let mut group = live(world, file, &["--socket", &socket]);
+    let mut group = world.up(file, &["--socket", &socket]);
     group.wait_for("left | up");
     let id = service.say(&["ps", "-q"]);
     group.signal(Signal::SIGKILL);
