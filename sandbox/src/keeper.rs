@@ -23,6 +23,7 @@
 //! | `program` | what it executes, in memory shared with it |
 //! | `held` | what a keeper says of a process to whoever connects |
 //! | `account` | what is known of a process, and how much of it was told |
+//! | `errand` | what a daemon asks a keeper to look at for it |
 //! | `server` | the loop of spawner and keeper |
 //! | `exits` | the file in which a keeper writes down how processes ended |
 //! | `oom` | the own place of keeper and daemon in line when memory runs out |
@@ -44,6 +45,7 @@ mod cgroup;
 mod child;
 mod children;
 mod delegate;
+pub mod errand;
 pub mod exits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

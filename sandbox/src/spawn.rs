@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use crate::extras::Extras;
 use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
 use crate::keeper::{ROLE, is_hooked, with_ordinary_score};
+use crate::observe::notify::Errands;
 
 /// Where the spawner's executable is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,7 +95,10 @@ enum Kind {
     /// A child, to be waited for, that ends with the connection.
     Spawner(Option<Child>),
     /// It outlives us.
-    Keeper,
+    Keeper {
+        /// It is asked there as long as we hold this.
+        _errands: Option<Arc<Errands>>,
+    },
 }
 
 impl Spawner {
@@ -156,7 +161,7 @@ impl Spawner {
 
     /// Whether it keeps what it holds when we leave.
     pub fn outlives_us(&self) -> bool {
-        matches!(self.kind, Kind::Keeper)
+        matches!(self.kind, Kind::Keeper { .. })
     }
 
     /// Sends a request with its descriptors.

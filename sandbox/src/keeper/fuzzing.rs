@@ -157,11 +157,13 @@ mod tests {
         }
         let exits = [&[8], &std::fs::read(file.path()).expect("it")[..]].concat();
         let what = Kept::Listener;
+        let pid_namespace = tree.started.pid_namespace;
         vec![
             ("forget", seed(0, &Request::Forget { process })),
             ("release", seed(0, &Request::Release { process, what })),
             ("hold", seed(0, &Request::Hold { name: name.clone() })),
             ("exits_file", seed(0, &Request::ExitsFile)),
+            ("errands", seed(0, &Request::Errands { pid_namespace })),
             ("stop", seed(0, &Request::Stop)),
             ("welcome", seed(4, &Notice::Welcome { pid: 200 })),
             ("held_starting", held(HeldState::Starting)),

@@ -28,10 +28,12 @@ use super::{Step, spare, sys};
 use crate::extras::Extras;
 use crate::observe::audit::AuditShare;
 
+use errands::Errands;
 use keeping::Keeping;
 use peer::Peer;
 
 mod ending;
+mod errands;
 mod keeping;
 mod peer;
 mod request;
@@ -40,6 +42,7 @@ mod telling;
 const PEER: u64 = 0;
 const SIGNALS: u64 = 1;
 const LISTENER: u64 = 2;
+const ERRANDS: u64 = 3;
 /// Ids of ended trees that are remembered, so that a repeated request does not run a command twice.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -104,6 +107,7 @@ struct Server {
     ended: HashSet<Uuid>,
     ended_order: VecDeque<Uuid>,
     peer: Option<Peer>,
+    errands: Option<Errands>,
     keeping: Keeping,
     /// Dropped last of all.
     audit: Option<AuditShare>,
@@ -168,11 +172,12 @@ impl Server {
             short_since: None,
             reserve: Reserve::default(),
             buffer: wire::buffer(),
-            next_key: LISTENER + 1,
+            next_key: ERRANDS + 1,
             warm: Warm::default(),
             ended: HashSet::new(),
             ended_order: VecDeque::new(),
             peer,
+            errands: None,
             keeping: Keeping::default(),
             audit: None,
         })
@@ -218,7 +223,7 @@ impl Server {
         // What inits said comes before what the kernel says of their deaths.
         for event in events {
             match event.data() {
-                PEER | SIGNALS | LISTENER => {}
+                PEER | SIGNALS | LISTENER | ERRANDS => {}
                 key => self.tree_event(key, event.events()),
             }
         }
@@ -227,6 +232,9 @@ impl Server {
         }
         if is(PEER) && self.peer_event(events)? == Next::End {
             return Ok(Next::End);
+        }
+        if is(ERRANDS) {
+            self.run_errand();
         }
         if is(LISTENER) {
             if self.hear_out()? == Next::End {

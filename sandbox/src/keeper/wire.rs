@@ -24,7 +24,7 @@ use crate::extras::Extras;
 use crate::kernel::KernelSupport;
 
 /// The protocol's version; a spawner of another version is refused.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Longer messages go through a memory file.
 const PACKET_BYTES_MAX: usize = 32 * 1024;
@@ -86,6 +86,12 @@ pub enum Request {
     /// (`keeper::exits` reads it). What has ended and was not forgotten is appended at once, whether or not it is in
     /// there already. The keeper empties the file whenever it holds nothing that has ended: read it before it is given.
     ExitsFile,
+    /// To a keeper: answer on the socket that comes along what the kernel may refuse to tell us (`keeper::errand`), in
+    /// place of the one before, until this connection ends. A socket from another PID namespace is closed.
+    Errands {
+        /// The inode of ours (`/proc/self/ns/pid`): there numbers of threads mean the same.
+        pid_namespace: u64,
+    },
     /// End everything, and yourself. To a spawner that is what closing the socket says.
     Stop,
 }

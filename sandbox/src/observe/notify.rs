@@ -21,6 +21,7 @@ mod attributes;
 mod connect;
 mod diag;
 mod dns;
+mod errands;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -58,6 +59,8 @@ use crate::syscalls::{self, Entry, Handling};
 
 pub use ask::{Grant, Grants, Question};
 pub use connect::{BlockingConnect, Canceller};
+pub(crate) use errands::Errands;
+pub(crate) use listener::descriptor_of_thread;
 pub use listener::{Listener, Notification, Received, Response};
 pub use names::{AskName, HeldName, Report, look_up};
 pub use opening::HeldOpen;

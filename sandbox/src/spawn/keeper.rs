@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,7 +21,8 @@ use nix::sys::stat::{Mode, fchmod};
 
 use super::{Kind, LaunchError, Spawner, SpawnerSource, locate, reap_later, start};
 use crate::keeper::KEEPER_ROLE;
-use crate::keeper::wire::Notice;
+use crate::keeper::wire::{Notice, Request};
+use crate::observe::notify::Errands;
 
 /// How long a keeper has for its first word.
 const WELCOME_MAX: Duration = Duration::from_secs(10);
@@ -157,13 +159,16 @@ impl<'a> Place<'a> {
         let mut spawner = Spawner {
             socket,
             pid: 0,
-            kind: Kind::Keeper,
+            kind: Kind::Keeper { _errands: None },
         };
         let deadline = Instant::now() + WELCOME_MAX;
         loop {
             match spawner.receive() {
                 Ok(Some((Notice::Welcome { pid }, _))) => {
                     spawner.pid = pid.unsigned_abs();
+                    spawner.kind = Kind::Keeper {
+                        _errands: hand_over_errands(&spawner),
+                    };
                     return Ok(Some(spawner));
                 }
                 Ok(Some(_)) => return Err(self.no_keeper("it spoke out of turn")),
@@ -188,6 +193,23 @@ impl<'a> Place<'a> {
             reason: reason.to_owned(),
         }
     }
+}
+
+/// Without it the keeper is not asked, and what the kernel does not let us look at is refused: that is said, and no reason not to
+/// serve.
+fn hand_over_errands(spawner: &Spawner) -> Option<Arc<Errands>> {
+    let hand_over = || {
+        let pid_namespace = std::fs::metadata("/proc/self/ns/pid")?.ino();
+        let (ours, theirs) = Errands::pair()?;
+        spawner.send(&Request::Errands { pid_namespace }, &[theirs.as_fd()])?;
+        io::Result::Ok(ours)
+    };
+    let handed = hand_over();
+    handed
+        .inspect_err(
+            |error| tracing::warn!(%error, "the keeper cannot be asked to look into processes for us"),
+        )
+        .ok()
 }
 
 fn new_socket() -> Result<OwnedFd, Errno> {

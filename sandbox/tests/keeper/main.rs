@@ -1,6 +1,7 @@
 //! The keeper as daemons meet it: they come and go, and what it keeps is the same for each.
 
 mod connections;
+mod errands;
 mod home;
 mod kept;
 mod place;
@@ -72,6 +73,9 @@ tests!(
         a_daemon_that_does_not_read_stops_nothing,
         the_newest_connection_is_the_one_that_is_served,
         nonsense_and_other_versions_end_the_connection_alone;
+    errands:
+        what_a_thread_has_is_looked_at_for_the_daemon,
+        errands_end_with_the_connection_and_with_who_is_not_to_be_served;
     place:
         i12_nobody_else_may_connect,
         a_place_that_is_not_ours_alone_is_refused,

@@ -67,6 +67,7 @@ impl Server {
 
     /// Ends the connection, and nothing else.
     pub(super) fn disconnect(&mut self) {
+        self.close_errands();
         if let Some(peer) = self.peer.take() {
             peer.close(&self.epoll);
         }

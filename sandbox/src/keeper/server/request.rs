@@ -79,6 +79,7 @@ impl Server {
             }
             Request::Hold { name } => self.hold(name, fds, room),
             Request::ExitsFile => self.use_exits_file(fds),
+            Request::Errands { pid_namespace } => self.use_errands(pid_namespace, fds, room),
             Request::Stop => return Ok(Next::End),
         }
         Ok(Next::Turn)

@@ -318,6 +318,11 @@ pub(super) fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> Result<OwnedFd, Errno> 
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
 }
 
+/// A duplicate (close-on-exec) of a descriptor of a thread's, for whom the kernel lets us look at.
+pub(crate) fn descriptor_of_thread(tid: i32, fd: RawFd) -> Result<OwnedFd, Errno> {
+    pidfd_of_thread(tid).and_then(|pidfd| pidfd_getfd(&pidfd, fd))
+}
+
 /// Makes the descriptor that a system call returned ours.
 fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
     let fd = Errno::result(returned)?;

@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
+use super::errands;
+
 /// The kernel's limit for a path, its final NUL included.
 const PATH_BYTES_MAX: usize = 4096;
 /// A chunk that ends where a page of any supported size ends: one read never needs two mappings.
@@ -87,7 +89,12 @@ fn read_some(tid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Unread>
     match process_vm_readv(Pid::from_raw(tid), &mut [IoSliceMut::new(buffer)], &remote) {
         Ok(0) | Err(Errno::EFAULT) => Err(Unread::Fault),
         Ok(got) => Ok(got),
-        Err(Errno::EPERM | Errno::ENOSYS) => read_proc_mem(tid, address, buffer),
+        Err(Errno::EPERM) => match errands::read(tid, address, buffer) {
+            Ok(0) | Err(Errno::EFAULT) => Err(Unread::Fault),
+            Ok(got) => Ok(got),
+            Err(_) => read_proc_mem(tid, address, buffer),
+        },
+        Err(Errno::ENOSYS) => read_proc_mem(tid, address, buffer),
         Err(_) => Err(Unread::Forbidden),
     }
 }

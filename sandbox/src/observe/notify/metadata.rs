@@ -11,7 +11,7 @@ use nix::sys::stat::fstat;
 
 use super::attributes::{Change, Held, WithoutCapabilities, change};
 use super::memory::{self, Unread};
-use super::{Call, Decided, Decider, Unavailable, listener};
+use super::{Call, Decided, Decider, Unavailable, errands};
 use crate::denial::{DenialClass, DenialTarget};
 
 /// The kernel's limits for a name and a value (`XATTR_NAME_MAX`, `XATTR_SIZE_MAX`).
@@ -90,8 +90,7 @@ impl Decider {
         if fd < 0 {
             return Err(Box::new(Decided::error(Errno::EBADF)));
         }
-        let duplicated =
-            listener::pidfd_of_thread(call.tid()).and_then(|pidfd| listener::pidfd_getfd(&pidfd, fd));
+        let duplicated = errands::descriptor_of_thread(call.tid(), fd);
         let file = match duplicated {
             Ok(file) => file,
             Err(Errno::EBADF) => return Err(Box::new(Decided::error(Errno::EBADF))),

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::{Call, Decided, Decider, Unavailable, listener};
+use super::{Call, Decided, Decider, Unavailable, errands, listener};
 use crate::denial::DenialTarget;
 use crate::policy::NetMode;
 
@@ -177,8 +177,7 @@ impl Decider {
         if fd < 0 {
             return Err(Unavailable::Errno(Errno::EBADF));
         }
-        let duplicated =
-            listener::pidfd_of_thread(call.tid()).and_then(|pidfd| listener::pidfd_getfd(&pidfd, fd));
+        let duplicated = errands::descriptor_of_thread(call.tid(), fd);
         match duplicated {
             Ok(socket) => {
                 let kind = SocketKind::of(socket.as_fd()).map_err(Unavailable::Errno)?;

@@ -17,7 +17,7 @@ use nix::sys::stat::fstat;
 use super::address::{SocketAddress, UnixName};
 use super::diag::{BoundSocket, Diag, Sought};
 use super::socket::SocketKind;
-use super::{Answer, BlockingConnect, Call, Decided, Decider, Grant, Tree, listener};
+use super::{Answer, BlockingConnect, Call, Decided, Decider, Grant, Tree, errands, listener};
 use crate::denial::DenialTarget;
 
 /// Descriptors that are looked at before a server counts as not found.
@@ -352,7 +352,7 @@ fn in_tree(
             })
             .any(|(fd, inode)| {
                 inode.is_some_and(&plausible)
-                    && listener::pidfd_getfd(&pidfd, fd).is_ok_and(|socket| is_sought(socket.as_fd()))
+                    && errands::descriptor(pid, &pidfd, fd).is_ok_and(|socket| is_sought(socket.as_fd()))
             });
         found && lives(&pidfd)
     };
