@@ -112,6 +112,12 @@ impl<'w> Service<'w> {
         self.restart_after(|| ());
     }
 
+    /// The same, where the other one is started by way of another command.
+    pub fn restart_by(&mut self, wrapper: &[&str]) {
+        self.served.take().expect("it lives").crash();
+        self.served = Some(Served::start_by(self.world, wrapper, &[]));
+    }
+
     /// The same; in between there is none while `meanwhile` runs.
     pub fn restart_after(&mut self, meanwhile: impl FnOnce()) {
         self.served.take().expect("it lives").crash();
