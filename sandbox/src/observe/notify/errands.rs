@@ -3,8 +3,8 @@
 //! With Yama (`kernel.yama.ptrace_scope` = 1) only an ancestor may read a process's memory or duplicate its descriptors, and
 //! a daemon that was started again is none. Nothing is asked where the kernel does it for ourselves.
 //!
-//! A keeper that does not answer within [`ANSWER_MAX`], or answers something else, is not asked again over this connection:
-//! then the kernel's refusal stands, and what depends on it is refused. Whoever asks here must look afterwards whether the
+//! Where a keeper does not answer within [`ANSWER_MAX`], the kernel's refusal stands, and what depends on it is refused; it is asked
+//! something else once the late answer is here. One that answers something else is not asked again over this connection. Whoever asks here must look afterwards whether the
 //! call still waits, as if the kernel had answered: a thread's number may be another's by now.
 
 use std::io;
@@ -36,6 +36,32 @@ struct Line {
     /// Nothing once something was wrong with it.
     socket: Option<OwnedFd>,
     asked: u64,
+    /// The last question has no answer yet.
+    is_owed: bool,
+}
+
+impl Line {
+    fn ask(&mut self, errand: Errand) -> io::Result<(Answer, Option<OwnedFd>)> {
+        if self.is_owed {
+            self.hear()?;
+        }
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        self.asked += 1;
+        let number = self.asked;
+        errand::send(socket.as_fd(), &Asked { number, errand }, &[])?;
+        self.is_owed = true;
+        self.hear()
+    }
+
+    fn hear(&mut self) -> io::Result<(Answer, Option<OwnedFd>)> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let heard = errand::receive::<Answer>(socket.as_fd())?.ok_or(io::ErrorKind::BrokenPipe)?;
+        if heard.0.number != self.asked {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.is_owed = false;
+        Ok(heard)
+    }
 }
 
 impl Errands {
@@ -52,6 +78,7 @@ impl Errands {
         let errands = Arc::new(Self(Mutex::new(Line {
             socket: Some(ours),
             asked: 0,
+            is_owed: false,
         })));
         let mut keepers = lock(&KEEPERS);
         keepers.retain(|keeper| keeper.strong_count() > 0);
@@ -62,21 +89,12 @@ impl Errands {
     /// What the kernel said to the keeper; `EPERM` where that is not to be had.
     fn ask(&self, errand: Errand) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
         let mut line = lock(&self.0);
-        line.asked += 1;
-        let number = line.asked;
-        let socket = line.socket.take().ok_or(Errno::EPERM)?;
-        let answer = errand::send(socket.as_fd(), &Asked { number, errand }, &[])
-            .and_then(|()| errand::receive::<Answer>(socket.as_fd()));
-        match answer {
-            Ok(Some((answer, descriptor))) if answer.number == number => {
-                line.socket = Some(socket);
-                let found = answer.found.map_err(Errno::from_raw)?;
-                Ok((found, descriptor))
-            }
-            wrong => {
-                // Not what it said: that may be a program's memory.
-                let error = wrong.err();
-                tracing::warn!(?error, "the keeper does not look into processes for us any more");
+        match line.ask(errand) {
+            Ok((answer, descriptor)) => Ok((answer.found.map_err(Errno::from_raw)?, descriptor)),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock && line.socket.take().is_some() {
+                    tracing::warn!(%error, "the keeper does not look into processes for us any more");
+                }
                 Err(Errno::EPERM)
             }
         }
@@ -149,7 +167,7 @@ mod tests {
         Answer { number, found }
     }
 
-    /// Asks one who says this beforehand, and whether it is asked again.
+    /// Asks one who says this beforehand, and whether it may be asked again.
     fn after(said: &[Answer]) -> (Result<(), Errno>, bool) {
         let (errands, theirs) = Errands::pair().expect("a pair");
         for answer in said {
@@ -161,14 +179,54 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_is_silent_or_answers_something_else_is_not_asked_again() {
+    fn a_keeper_that_answers_something_else_or_is_gone_is_not_asked_again() {
         assert_eq!(after(&[answer(1)]), (Ok(()), true));
         assert_eq!(after(&[answer(2)]), (Err(Errno::EPERM), false));
-        assert_eq!(after(&[]), (Err(Errno::EPERM), false));
         let (errands, theirs) = Errands::pair().expect("a pair");
         drop(theirs);
         assert_eq!(errands.ask(ERRAND).map(drop), Err(Errno::EPERM));
         assert!(lock(&errands.0).socket.is_none());
+    }
+
+    #[test]
+    fn a_late_answer_is_no_answer_to_the_next_question() {
+        let (errands, theirs) = Errands::pair().expect("a pair");
+        let mut asked = || {
+            errand::receive::<Asked>(theirs.as_fd())
+                .expect("a question")
+                .expect("one")
+                .0
+                .number
+        };
+        assert_eq!(errands.ask(ERRAND).map(drop), Err(Errno::EPERM));
+        assert_eq!(asked(), 1);
+        let late = Answer {
+            number: 1,
+            found: Err(libc::ESRCH),
+        };
+        let next = Answer {
+            number: 2,
+            found: Err(libc::EBADF),
+        };
+        for answer in [late, next] {
+            errand::send(theirs.as_fd(), &answer, &[]).expect("room");
+        }
+        assert_eq!(errands.ask(ERRAND).map(drop), Err(Errno::EBADF));
+        assert_eq!(asked(), 2);
+    }
+
+    #[test]
+    fn a_silent_keeper_has_one_question_to_answer() {
+        let (errands, theirs) = Errands::pair().expect("a pair");
+        for _ in 0..2 {
+            assert_eq!(errands.ask(ERRAND).map(drop), Err(Errno::EPERM));
+        }
+        assert!(errand::receive::<Asked>(theirs.as_fd()).is_ok_and(|first| first.is_some()));
+        let more = errand::send(theirs.as_fd(), &answer(1), &[]).and_then(|()| {
+            drop(errands);
+            errand::receive::<Asked>(theirs.as_fd())
+        });
+        assert!(!matches!(more, Ok(Some(_))), "{more:?}");
     }
 
     #[test]
