@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_late_answer_is_no_answer_to_the_next_question() {
         let (errands, theirs) = Errands::pair().expect("a pair");
-        let mut asked = || {
+        let asked = || {
             errand::receive::<Asked>(theirs.as_fd())
                 .expect("a question")
                 .expect("one")
