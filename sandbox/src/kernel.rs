@@ -36,6 +36,8 @@ pub struct KernelSupport {
     pub audit: Probe,
     /// `PIDFD_GET_INFO` tells exit codes (6.15).
     pub pidfd_exit_info: bool,
+    /// Yama's `kernel.yama.ptrace_scope`; 0 also where there is no Yama.
+    pub ptrace_scope: u8,
 }
 
 /// A directory of a cgroup hierarchy in which we may create groups with a certain controller.
@@ -66,6 +68,7 @@ impl KernelSupport {
             cpu_groups: None,
             audit: Probe::No("not asked".to_owned()),
             pidfd_exit_info: true,
+            ptrace_scope: 0,
         }
     }
 

@@ -73,7 +73,16 @@ pub(super) fn support(thorough: bool) -> KernelSupport {
         cpu_groups: groups.with("cpu"),
         audit: Probe::No("not asked".to_owned()),
         pidfd_exit_info: task.exit_info,
+        ptrace_scope: ptrace_scope(),
     }
+}
+
+fn ptrace_scope() -> u8 {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    scope
+        .ok()
+        .and_then(|scope| scope.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn no(step: Step, errno: Errno) -> Probe {

@@ -209,7 +209,24 @@ fn checks(kernel: &KernelSupport) -> Vec<Check> {
             meaning: "If the spawner dies, what it held is recorded as lost.",
             hint: "",
         },
+        looking(kernel.ptrace_scope, nix::unistd::geteuid().is_root()),
     ]
+}
+
+/// The scopes of admin/LSM/Yama in the kernel's documentation; the calls are `process_vm_readv(2)` and `pidfd_getfd(2)`.
+fn looking(ptrace_scope: u8, is_root: bool) -> Check {
+    let detail = match ptrace_scope {
+        0 => "no Yama that forbids it".to_owned(),
+        1 => "Yama lets ancestors: a daemon that was started again asks its keeper".to_owned(),
+        scope => format!("kernel.yama.ptrace_scope is {scope}"),
+    };
+    Check {
+        name: "looking into commands",
+        holds: ptrace_scope <= 1 || (ptrace_scope == 2 && is_root),
+        detail,
+        meaning: "Connects, and what else is decided by what a command's memory says, are refused whatever the policy says.",
+        hint: "sysctl kernel.yama.ptrace_scope=1 (3 stays until the machine starts again).",
+    }
 }
 
 fn landlock_features(abi: u32) -> String {
@@ -231,4 +248,16 @@ fn landlock_features(abi: u32) -> String {
         return "none".to_owned();
     }
     held.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yama_forbids_looking_into_commands_as_the_kernel_documents_its_scopes() {
+        let holds = |is_root| [0, 1, 2, 3].map(|scope| looking(scope, is_root).holds);
+        assert_eq!(holds(false), [true, true, false, false]);
+        assert_eq!(holds(true), [true, true, true, false]);
+    }
 }
