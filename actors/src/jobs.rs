@@ -168,11 +168,15 @@ pub enum RetryOn {
     Interrupted,
 }
 
+/// Nothing of an interrupted attempt ran, so it takes nothing from what else may be tried; but who starts, and ends the daemon by
+/// that, must not do so for ever.
+pub const INTERRUPTIONS_MAX: u32 = 10;
+
 /// Whether and when a job is tried again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryRule {
-    /// How often it is tried again, at most.
+    /// How often it is tried again, at most; after an interruption [`INTERRUPTIONS_MAX`] times more than that.
     pub times: u32,
     /// After which ends. What is asked to stop is never tried again.
     pub on: Vec<RetryOn>,
@@ -215,7 +219,11 @@ impl RetryRule {
             JobOutcome::Interrupted => RetryOn::Interrupted,
             JobOutcome::Cancelled | JobOutcome::Replaced | JobOutcome::Skipped => return None,
         };
-        if attempt > self.times || !self.on.contains(&end) {
+        let times = match end {
+            RetryOn::Interrupted => self.times.saturating_add(INTERRUPTIONS_MAX),
+            _ => self.times,
+        };
+        if attempt > times || !self.on.contains(&end) {
             return None;
         }
         let doublings = attempt.saturating_sub(1).min(63);
@@ -246,6 +254,26 @@ mod tests {
         // What may have run is not run again unless that was said.
         assert_eq!(rule.after(1, JobOutcome::Lost, false), None);
         assert_eq!(rule.after(1, JobOutcome::Interrupted, false), None);
+    }
+
+    #[test]
+    fn who_was_interrupted_again_and_again_is_tried_again_and_not_for_ever() {
+        let rule = RetryRule {
+            times: 1,
+            on: vec![RetryOn::Failed, RetryOn::Interrupted],
+            ..RetryRule::default()
+        };
+        let last = 1 + INTERRUPTIONS_MAX;
+        for (attempt, outcome, is_again) in [
+            (1, JobOutcome::Interrupted, true),
+            (2, JobOutcome::Interrupted, true),
+            (2, JobOutcome::Exited, false),
+            (last, JobOutcome::Interrupted, true),
+            (last + 1, JobOutcome::Interrupted, false),
+        ] {
+            let again = rule.after(attempt, outcome, false);
+            assert_eq!(again.is_some(), is_again, "{attempt} {outcome:?}");
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ mod world;
 
 pub use binaries::{program, provost};
 pub use denial::{Wanted, filesystem, network, syscall};
-pub use disk::SmallDisk;
+pub use disk::{FailingDisk, SmallDisk};
 pub use embedded::{embedded, script};
 pub use finished::{Finished, check_pattern};
 pub use keeper::end_keeper;

@@ -196,7 +196,7 @@ fn new(args: MapArgs) -> Result<(Plan, Items), String> {
     let usual = RetryRule::default();
     let retry = RetryRule {
         // What the daemon's death kept from starting has not run: that is made up for in any case.
-        times: args.retries.max(1),
+        times: args.retries,
         on: match args.retries {
             0 => vec![RetryOn::Interrupted],
             _ => [&usual.on[..], &[RetryOn::Interrupted]].concat(),

@@ -275,10 +275,12 @@ fn again_because(attempt: u32, times: u32, end: &EndRow) -> String {
         .reason
         .as_ref()
         .map_or(String::new(), |why| format!(" ({why})"));
-    format!(
-        "attempt {attempt} of {} ended: {how}{code}{why}",
-        times.saturating_add(1)
-    )
+    // Interruptions are not counted there.
+    let of = match attempt <= times {
+        true => format!(" of {}", times.saturating_add(1)),
+        false => String::new(),
+    };
+    format!("attempt {attempt}{of} ended: {how}{code}{why}")
 }
 
 pub(super) fn ending(reason: String, kill: bool) -> ProcessCommand {
