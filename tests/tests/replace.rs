@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use provost::{EventBody, ProcessId, Supervisor};
+use provost_tests::asking::block_on;
 use provost_tests::{
     DEADLINE, LineClient, Live, World, both_users, end_keeper, needs, provost, require,
 };
@@ -507,11 +508,7 @@ fn what_was_written_arrives_once_over_a_replacement(world: &World) {
 
 fn a_session_is_held_again_by_its_client(world: &World) {
     let mut place = Place::new(world);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    block_on(async {
         let supervisor = Supervisor::connect(place.socket()).await.expect("a daemon");
         let session = supervisor.open_session().await.expect("a session");
         let id = session.session_id().expect("its id").to_string();
@@ -538,11 +535,7 @@ fn a_session_is_held_again_by_its_client(world: &World) {
 
 fn a_session_that_was_taken_is_not_taken_back(world: &World) {
     let mut place = Place::new(world);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    block_on(async {
         let supervisor = Supervisor::connect(place.socket()).await.expect("a daemon");
         let session = supervisor.open_session().await.expect("a session");
         let id = session.session_id().expect("its id").to_string();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use provost_tests::{LineClient, Served, World, both_users};
 use serde_json::{Value, json};
 
-use super::{event, follow, spec, submit, until, wait};
+use super::{event, follow, ids, spec, submit, until, wait};
 
 both_users! {
     a_job_runs_and_its_end_is_that_of_its_process,
@@ -272,12 +272,7 @@ fn a_session_sees_its_own_jobs_and_takes_them_along(world: &World) {
     let refused = client.call("job/submit", asked.clone()).unwrap_err();
     assert_eq!(refused["data"]["kind"], "not_holder");
     let submitted = holder.call("job/submit", asked).unwrap();
-    let ids: Vec<Value> = submitted["jobs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|job| job["job"].clone())
-        .collect();
+    let ids: Vec<Value> = ids(&submitted);
     let seen = |client: &mut LineClient, asked: Value| {
         let listed = client.call("job/list", asked).unwrap();
         listed["jobs"]

@@ -32,6 +32,26 @@ fn submit(client: &mut LineClient, world: &World, argv: &[&str], more: Value) ->
     submitted["jobs"][0]["job"].as_str().expect("an id").to_owned()
 }
 
+/// The ids of what was submitted together.
+fn ids(submitted: &Value) -> Vec<Value> {
+    let jobs = submitted["jobs"].as_array().expect("jobs");
+    jobs.iter().map(|job| job["job"].clone()).collect()
+}
+
+/// That these jobs succeeded at the first attempt, and each of so many left its number once.
+fn all_ran_once(waited: &Value, numbers: &str, count: usize) {
+    for job in waited["jobs"].as_array().expect("jobs") {
+        assert_eq!(job["end"]["succeeded"], true, "{job}");
+        assert_eq!(job["attempt"], 1, "{job}");
+    }
+    let mut ran: Vec<usize> = numbers
+        .lines()
+        .map(|line| line.parse().expect("a number"))
+        .collect();
+    ran.sort_unstable();
+    assert_eq!(ran, (0..count).collect::<Vec<usize>>());
+}
+
 /// Waits for the end of a job; the job.
 fn wait(client: &mut LineClient, job: &str) -> Value {
     let waited = client

@@ -6,7 +6,7 @@ use provost_tests::{DEADLINE, LineClient, Served, SmallDisk, World, both_users, 
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::{follow, spec, submit, until_running, wait};
+use super::{all_ran_once, follow, ids, spec, submit, until_running, wait};
 
 both_users! {
     i8_i11_a_locked_database_delays_jobs_and_loses_none,
@@ -145,12 +145,7 @@ fn i8_i11_on_a_full_disk_jobs_wait_for_room_and_none_is_lost(world: &World) {
         "after": [{ "job": runs, "on": "failure" }],
     });
     let many = client.call("job/submit", many).unwrap();
-    let many: Vec<Value> = many["jobs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|job| job["job"].clone())
-        .collect();
+    let many: Vec<Value> = ids(&many);
 
     let filler = disk.fill();
     let told = client
@@ -186,20 +181,7 @@ fn i8_i11_on_a_full_disk_jobs_wait_for_room_and_none_is_lost(world: &World) {
     }
     std::fs::remove_file(filler).unwrap();
     let waited = client.call("job/wait", json!({ "jobs": many })).unwrap();
-    for job in waited["jobs"].as_array().unwrap() {
-        assert_eq!(
-            (&job["end"]["succeeded"], &job["attempt"]),
-            (&json!(true), &json!(1)),
-            "{job}"
-        );
-    }
-    let mut ran: Vec<usize> = world
-        .content("work/many")
-        .lines()
-        .map(|line| line.parse().unwrap())
-        .collect();
-    ran.sort_unstable();
-    assert_eq!(ran, (0..200).collect::<Vec<usize>>());
+    all_ran_once(&waited, &world.content("work/many"), 200);
     degraded(&mut client, false);
     let submitted = client.call("job/submit", more).unwrap();
     wait(&mut client, submitted["jobs"][0]["job"].as_str().unwrap());

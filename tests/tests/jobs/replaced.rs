@@ -6,7 +6,7 @@ use provost_tests::{DEADLINE, LineClient, Served, World, both_users};
 use serde_json::{Value, json};
 
 use super::clients::command;
-use super::{event, follow, spec, submit, until_running, wait};
+use super::{all_ran_once, event, follow, ids, spec, submit, until_running, wait};
 
 both_users! {
     i8_jobs_are_over_replacements_what_they_were,
@@ -90,12 +90,7 @@ fn i8_no_job_is_caught_between_intent_and_start_by_a_replacement(world: &World) 
         .collect();
     let asked = json!({ "spec": spec(world, &[]), "group": "many", "jobs": items });
     let submitted = client.call("job/submit", asked).unwrap();
-    let ids: Vec<Value> = submitted["jobs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|job| job["job"].clone())
-        .collect();
+    let ids: Vec<Value> = ids(&submitted);
     // Each time some are about to start.
     for round in 0..6 {
         let mut ended = 0;
@@ -108,18 +103,5 @@ fn i8_no_job_is_caught_between_intent_and_start_by_a_replacement(world: &World) 
         follow(&mut client, Value::Null);
     }
     let waited = client.call("job/wait", json!({ "jobs": ids })).unwrap();
-    for job in waited["jobs"].as_array().unwrap() {
-        assert_eq!(
-            (&job["end"]["succeeded"], &job["attempt"]),
-            (&json!(true), &json!(1)),
-            "{job}"
-        );
-    }
-    let mut ran: Vec<usize> = world
-        .content("work/ran")
-        .lines()
-        .map(|line| line.parse().unwrap())
-        .collect();
-    ran.sort_unstable();
-    assert_eq!(ran, (0..300).collect::<Vec<usize>>());
+    all_ran_once(&waited, &world.content("work/ran"), 300);
 }
