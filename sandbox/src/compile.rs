@@ -143,6 +143,12 @@ pub fn compile(
             what: "read-only .git/hooks and .git/config".to_owned(),
             why,
         });
+    } else if let Some(why) = policy.files.unsearched.take() {
+        degraded.push(Degradation {
+            what: "read-only .git/hooks and .git/config of repositories below the working directory"
+                .to_owned(),
+            why,
+        });
     }
     let private_dirs = mounts::private_directories(&policy);
     mounts::keep_visible(&mut policy, context, &private_dirs);

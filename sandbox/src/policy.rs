@@ -111,6 +111,9 @@ pub struct FilePolicy {
     pub deny: Vec<PathRule>,
     /// Read-only although below a writable root; held by a mount namespace where there is one.
     pub protect: Vec<PathRule>,
+    /// Why not everything was found that a preset protects below the working directory, where that is so.
+    #[serde(default)]
+    pub unsearched: Option<String>,
     /// Give the process its own empty `/tmp` and `/dev/shm`.
     pub private_tmp: bool,
 }

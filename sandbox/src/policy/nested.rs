@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How deep is looked, how many directories are looked into and how many repositories are found, at most: a policy is
-/// made for each command, and each protected path is a mount.
+/// How deep is looked, how many directories are looked into, how many names are read and how many repositories are found, at
+/// most: a policy is made for each command, and each protected path is a mount.
 const DEPTH_MAX: usize = 3;
 const DIRECTORIES_MAX: usize = 256;
+const NAMES_MAX: usize = 16 * 1024;
 const REPOSITORIES_MAX: usize = 16;
 
 /// Directories with many others in them, and hardly a repository.
@@ -19,8 +20,15 @@ const IN_GIT: [&str; 2] = ["hooks", "config"];
 /// Provost's own settings.
 const SETTINGS: &str = ".provost";
 
-/// What is to be protected in `root`, whether it is there or not, and in the repositories below it that are.
-pub(super) fn protected(root: &Path) -> Vec<PathBuf> {
+/// What is to be protected in a directory.
+pub(super) struct Protected {
+    /// In itself, whether it is there or not, and in the repositories below it that are.
+    pub(super) paths: Vec<PathBuf>,
+    /// A bound was met before everything was looked at: which.
+    pub(super) unsearched: Option<String>,
+}
+
+pub(super) fn protected(root: &Path) -> Protected {
     let git = root.join(".git");
     let mut found: Vec<PathBuf> = IN_GIT.iter().map(|name| git.join(name)).collect();
     found.push(root.join(SETTINGS));
@@ -31,12 +39,21 @@ pub(super) fn protected(root: &Path) -> Vec<PathBuf> {
     submodules(&git.join("modules"), &mut found);
     let mut repositories = 0;
     let mut looked_into = 0;
+    let mut names = 0;
+    let mut unsearched = None;
     let mut waiting = VecDeque::from([(root.to_owned(), 0)]);
     while let Some((directory, depth)) = waiting.pop_front() {
-        looked_into += 1;
-        if looked_into > DIRECTORIES_MAX || repositories >= REPOSITORIES_MAX {
+        if repositories >= REPOSITORIES_MAX {
+            unsearched = Some(format!(
+                "{REPOSITORIES_MAX} repositories were found, and perhaps not all"
+            ));
             break;
         }
+        if looked_into >= DIRECTORIES_MAX || names >= NAMES_MAX {
+            unsearched = Some(format!("only {looked_into} directories were looked into"));
+            break;
+        }
+        looked_into += 1;
         if depth > 0 {
             let before = found.len();
             let git = directory.join(".git");
@@ -52,7 +69,9 @@ pub(super) fn protected(root: &Path) -> Vec<PathBuf> {
         if depth == DEPTH_MAX {
             continue;
         }
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        for entry in entries.take(NAMES_MAX - names) {
+            names += 1;
             let name = entry.file_name();
             let skipped = name.as_encoded_bytes().starts_with(b".")
                 || SKIPPED.iter().any(|skipped| name.as_os_str() == *skipped);
@@ -61,7 +80,13 @@ pub(super) fn protected(root: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    found
+    if names >= NAMES_MAX && unsearched.is_none() {
+        unsearched = Some(format!("only {NAMES_MAX} names were read"));
+    }
+    Protected {
+        paths: found,
+        unsearched,
+    }
 }
 
 /// The repositories of submodules are in the one that they are part of.
@@ -97,7 +122,11 @@ mod tests {
         fs::create_dir(path("sub")).unwrap();
         fs::write(path("sub/.git"), "gitdir: ../.git/modules/sub").unwrap();
         std::os::unix::fs::symlink(path("a"), path("link")).unwrap();
-        let mut found = protected(root.path());
+        let Protected {
+            paths: mut found,
+            unsearched,
+        } = protected(root.path());
+        assert_eq!(unsearched, None);
         found.sort();
         let mut wanted = [
             ".git/hooks",
@@ -116,12 +145,30 @@ mod tests {
     }
 
     #[test]
-    fn the_search_is_bounded() {
+    fn the_search_is_bounded_and_says_so() {
         let root = tempfile::tempdir().unwrap();
         for name in 0..REPOSITORIES_MAX + 5 {
             fs::create_dir_all(root.path().join(format!("{name}/.git"))).unwrap();
         }
-        let below = protected(root.path()).len() - 3;
-        assert_eq!(below, REPOSITORIES_MAX * IN_GIT.len());
+        let bounded = protected(root.path());
+        assert_eq!(bounded.paths.len() - 3, REPOSITORIES_MAX * IN_GIT.len());
+        let said = bounded.unsearched.expect("a bound");
+        assert!(said.contains("16 repositories"), "{said}");
+
+        let root = tempfile::tempdir().unwrap();
+        for name in 0..DIRECTORIES_MAX - 1 {
+            fs::create_dir(root.path().join(name.to_string())).unwrap();
+        }
+        assert_eq!(protected(root.path()).unsearched, None);
+        fs::create_dir(root.path().join("one more")).unwrap();
+        let said = protected(root.path()).unsearched.expect("a bound");
+        assert!(said.contains("256 directories"), "{said}");
+
+        let root = tempfile::tempdir().unwrap();
+        for name in 0..NAMES_MAX {
+            fs::File::create(root.path().join(name.to_string())).unwrap();
+        }
+        let said = protected(root.path()).unsearched.expect("a bound");
+        assert!(said.contains("16384 names"), "{said}");
     }
 }

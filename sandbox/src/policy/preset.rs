@@ -102,14 +102,15 @@ impl Policy {
             deny.extend(ROOT_SECRETS.iter().map(|p| rule(p.into())));
             deny.extend(other_homes(context).into_iter().map(rule));
         }
-        let (write, protect) = if writable {
+        let (write, protect, unsearched) = if writable {
             let protected = nested::protected(&context.cwd);
             (
                 vec![rule(context.cwd.clone())],
-                protected.into_iter().map(rule).collect(),
+                protected.paths.into_iter().map(rule).collect(),
+                protected.unsearched,
             )
         } else {
-            (Vec::new(), Vec::new())
+            (Vec::new(), Vec::new(), None)
         };
         Self {
             name: name.to_owned(),
@@ -120,6 +121,7 @@ impl Policy {
                 write,
                 deny,
                 protect,
+                unsearched,
                 private_tmp: writable,
             },
             net: NetPolicy {

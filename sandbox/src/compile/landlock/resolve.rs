@@ -114,6 +114,7 @@ pub(super) fn resolve_policy(files: &FilePolicy) -> (FilePolicy, Vec<PathBuf>) {
         write,
         deny,
         protect,
+        unsearched: files.unsearched.clone(),
         private_tmp: files.private_tmp,
     };
     (resolved, links)
