@@ -51,7 +51,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::calls::{Calls, Slots};
+pub(crate) use self::calls::{Calls, Left};
 pub use self::journal::StdinProgress;
 pub(crate) use self::journal::{Entry, Journal, Observed};
 pub(crate) use self::load::Unfinished;

@@ -141,6 +141,21 @@ impl World {
         Run::new(self, command.into_iter().map(Into::into).collect())
     }
 
+    /// A library of this C source, as the variable by which a program loads it before all others.
+    pub fn preloaded(&self, name: &str, source: &str) -> String {
+        let source = self.file(&format!("work/{name}.c"), source);
+        let library = self.text(&format!("work/{name}.so"));
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a tool of the test's, not a supervised command"
+        )]
+        let built = std::process::Command::new("cc")
+            .args(["-shared", "-fPIC", "-o", &library, &source])
+            .status();
+        assert!(built.expect("cc runs").success());
+        format!("LD_PRELOAD={library}")
+    }
+
     /// `provost up WORDS` of a group with this content, from elsewhere than its file.
     pub fn up(&self, group: &str, words: &[&str]) -> Live {
         let path = self.file("work/group.toml", group);

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use provost_tests::{DEADLINE, LineClient, Served, World, both_users, needs, require};
@@ -40,25 +39,14 @@ struct Clock {
 
 impl Clock {
     fn new(world: &World) -> Self {
-        let (source, library) = (
-            world.file("work/shifted.c", SHIFTED),
-            world.text("work/shifted.so"),
-        );
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "a tool of the test's, not a supervised command"
-        )]
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-o", &library, &source])
-            .status();
-        assert!(built.expect("cc runs").success());
+        let library = world.preloaded("shifted", SHIFTED);
         let path = world.path("work/shift");
         let shift = File::create(&path).expect("a file of the test's own");
         let clock = Self {
             shift,
             wrapper: [
                 "env".to_owned(),
-                format!("LD_PRELOAD={library}"),
+                library,
                 format!("CLOCK_SHIFT={}", path.display()),
             ],
         };

@@ -5,8 +5,10 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use provost_tests::host::TcpServer;
-use provost_tests::{LineClient, Served, World, asked_until, both_users, program};
+use provost_tests::{LineClient, Served, World, asked_until, both_users, needs, program, require};
 use serde_json::{Value, json};
 
 /// What comes last may take longer than any daemon lives here.
@@ -277,7 +279,50 @@ fn i8_what_was_asked_is_asked_again_and_what_was_allowed_is_not(world: &World) {
     assert!(!unobserved.contains("interrupted"), "{record}");
 }
 
+/// `ioctl(2)` that ends its program as soon as `SECCOMP_IOCTL_NOTIF_RECV` has brought a call.
+const DIES: &str = r#"
+#define _GNU_SOURCE
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int ioctl(int fd, unsigned long request, void *argument) {
+    int failed = syscall(SYS_ioctl, fd, request, argument);
+    if (!failed && request == 0xc0502100) kill(getpid(), SIGKILL);
+    return failed;
+}
+"#;
+
+/// Each of these daemons dies between the kernel's handing out a call, which it does once, and anything of its own.
+fn i8_a_call_is_decided_though_the_daemon_died_as_soon_as_it_had_received_it(world: &World) {
+    require!(needs::command("cc"), "cc");
+    let dies = world.preloaded("dies", DIES);
+    let fifo = world.path("work/fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).expect("a FIFO");
+    world.give_away(&fifo, 0o600);
+    let connect = format!("{} tcp-connect 192.0.2.1 80", program("escape"));
+    let script = format!("read go < fifo; {connect}; {connect}; echo over");
+    let mut served = Served::start_by(world, &["env", &dies], &[]);
+    let mut client = LineClient::connect(served.socket());
+    let id = start(&mut client, world, json!({}), &["sh", "-c", &script]);
+    std::fs::write(&fifo, "go\n").expect("it reads");
+    for next in [&["env", &dies][..], &[]] {
+        client.last_words();
+        served.crash();
+        served = Served::start_by(world, next, &[]);
+        client = LineClient::connect(served.socket());
+    }
+    assert_eq!(output(&mut client, &id), "result: EACCES\nresult: EACCES\nover\n");
+    let record = client.wait(&id);
+    assert_eq!(
+        (&record["outcome"], &record["denials"]["total"]),
+        (&json!("exited"), &json!(2)),
+        "{record}"
+    );
+    assert_eq!(record["denials"]["unobserved"], json!([]), "{record}");
+}
+
 both_users!(
+    i8_a_call_is_decided_though_the_daemon_died_as_soon_as_it_had_received_it,
     i8_refused_connects_are_counted_exactly_over_crashes,
     i8_refusals_of_which_a_short_journal_tells_are_counted_exactly,
     i8_refused_writes_are_counted_exactly_over_crashes,

@@ -1,4 +1,4 @@
-//! The listener, shared with threads that answer late. What it receives is written down until it is answered, where
+//! The listener, shared with threads that answer late. What it receives is on disk until it is answered, where
 //! processes survive us.
 
 use std::io;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
-use provost_sandbox::observe::notify::{Listener, Received, Response};
+use provost_sandbox::observe::notify::{KeepsCalls, Listener, Received, Response};
 
 use crate::spool::Calls;
 
@@ -32,14 +32,8 @@ impl SharedListener {
     }
 
     pub(super) fn receive_within(&self, wait: PollTimeout) -> io::Result<Received> {
-        let Some(calls) = &self.0.calls else {
-            return self.0.listener.receive_within(wait, || {});
-        };
-        let received = self.0.listener.receive_within(wait, || calls.prepare())?;
-        if let Received::Notification(notification) = &received {
-            calls.keep(notification);
-        }
-        Ok(received)
+        let keeps = self.0.calls.as_ref().map(|calls| calls as &dyn KeepsCalls);
+        self.0.listener.receive_within(wait, keeps)
     }
 
     pub(super) fn respond(&self, id: u64, response: Response) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! Calls that an earlier daemon had received and not answered: decided afresh.
 //!
-//! Calls are received one at a time, in the order of their ids, and each is written down at once. So at most one of them
-//! was received and not written down when that daemon died, and its id is behind all others. What it wanted nobody
-//! knows; it is interrupted.
+//! Calls are received one at a time, in the order of their ids, and each into the file from which it is taken up. Where the
+//! state directory had no room for that, it was written down afterwards, if at all; so one may have been received of which nobody
+//! knows what it wanted. Its id is behind all others; it is interrupted.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use provost_sandbox::observe::notify::{Notification, Received, Response};
 use super::listener::SharedListener;
 use super::server::Server;
 use crate::ledger::{Fact, StopCause};
-use crate::spool::{Slots, Unfinished};
+use crate::spool::{Left, Unfinished};
 
 /// How many ids may lie between two calls that were received: those of calls whose threads died before.
 const IDS_MAX: u64 = 64;
@@ -29,12 +29,16 @@ impl Server {
     pub(super) async fn take_up(
         &mut self,
         listener: &SharedListener,
-        left: Slots,
+        left: Left,
         answers: BTreeMap<u64, Response>,
     ) {
+        let had_room = !left.is_empty();
         let mut left: Vec<Notification> = left.into_iter().flatten().collect();
-        let Some(first) = left.first().map(|call| call.id) else {
-            return self.take_up_nothing(listener).await;
+        let first = match left.first() {
+            Some(call) => call.id,
+            // An empty slot was ready for the first call, which did not come.
+            None if had_room => return,
+            None => return self.take_up_nothing(listener).await,
         };
         // Ids may have wrapped around.
         left.sort_unstable_by_key(|call| call.id.wrapping_sub(first).cast_signed());
@@ -52,7 +56,7 @@ impl Server {
         self.unsure = true;
     }
 
-    /// A call was about to be received, the first one, and none was written down.
+    /// The first call was about to be received, without room to write it down.
     async fn take_up_nothing(&mut self, listener: &SharedListener) {
         match listener.receive_within(PollTimeout::ZERO) {
             Ok(Received::Notification(call)) => {

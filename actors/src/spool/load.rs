@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use provost_sandbox::denial::{Decision, Denial};
 use provost_sandbox::observe::notify::{Grant, Response};
 
-use super::calls::{self, Slots};
+use super::calls::{self, Left};
 use super::checkpoint::COMPACTED;
 use super::journal::{self, Entry, Journal, StdinProgress};
 use super::segments::{Segment, Segments, StreamFiles};
@@ -56,7 +56,7 @@ impl Loaded {
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Unfinished {
     /// Calls that it had received. Nothing if it never received one.
-    pub(crate) calls: Option<Slots>,
+    pub(crate) calls: Option<Left>,
     /// What it was about to answer to some of them, and had written down.
     pub(crate) answers: BTreeMap<u64, Response>,
     /// What had been allowed beyond one call.
@@ -147,7 +147,7 @@ struct Replay {
     kept: Option<KeptLog>,
     record: Option<(Timestamp, TerminalRecord)>,
     standing: Standing,
-    calls: Option<Slots>,
+    calls: Option<Left>,
 }
 
 impl Replay {

@@ -74,7 +74,7 @@ impl ProcessSpool {
 
     pub(super) fn open_calls(&self) -> io::Result<File> {
         self.has_calls.store(true, Ordering::Relaxed);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT;
         self.spool.directory.open(&calls::name(self.process), flags)
     }
 

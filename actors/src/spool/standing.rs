@@ -7,7 +7,7 @@ use provost_sandbox::denial::Denial;
 use provost_sandbox::observe::notify::{Grant, Response};
 use serde::{Deserialize, Serialize};
 
-use super::calls::Slots;
+use super::calls::Left;
 use super::journal::{Entry, Observed, StdinProgress};
 use crate::approval::ApprovalScope;
 use crate::ledger::Fact;
@@ -80,7 +80,7 @@ impl Standing {
     }
 
     /// Keeps the answers to calls that may still wait: a call is in its slot from before its answer until long after.
-    pub(super) fn keep_answers(&mut self, calls: Option<&Slots>) {
+    pub(super) fn keep_answers(&mut self, calls: Option<&Left>) {
         let received = calls.into_iter().flatten().flatten();
         let received: std::collections::HashSet<_> = received.map(|call| call.id).collect();
         self.answers.retain(|call, _| received.contains(call));

@@ -34,6 +34,7 @@ mod paths;
 mod ready;
 mod receive;
 mod relay;
+mod slots;
 mod socket;
 mod stand_in;
 mod syscall;
@@ -64,6 +65,7 @@ pub(crate) use listener::descriptor_of_thread;
 pub use listener::{Listener, Notification, Received, Response};
 pub use names::{AskName, HeldName, Report, look_up};
 pub use opening::HeldOpen;
+pub use slots::{KeepsCalls, Place, SLOT_BYTES, Slots, decode as decode_slot, encode as encode_slot};
 pub use tree::Tree;
 
 /// What a [`Decider`] decides by.

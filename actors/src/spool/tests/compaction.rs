@@ -1,7 +1,7 @@
 //! A journal that was made short tells the same as all its facts.
 
 use provost_sandbox::denial::{Decision, Denial, DenialClass, DenialTarget};
-use provost_sandbox::observe::notify::{Grant, Notification, Response};
+use provost_sandbox::observe::notify::{Grant, KeepsCalls, Notification, Response};
 use serde_json::Value;
 
 use super::full::{fill, make_room};
@@ -195,7 +195,7 @@ impl Twins {
         let whole = whole_spool.begin(accepted.clone()).expect("a journal");
         let process = Process::of(&spool, accepted);
         let calls = Calls::new(process.spool.clone(), &[]);
-        calls.prepare();
+        calls.place().expect("room");
         Self {
             process,
             calls,
@@ -285,7 +285,7 @@ impl Twins {
             Step::Stdin(progress) => self.write(&Entry::Stdin(progress)),
             Step::Call => {
                 self.call = self.call.wrapping_add(1);
-                self.calls.keep(&Notification {
+                self.calls.unplaced(&Notification {
                     id: self.call,
                     pid: 7,
                     number: 42,

@@ -1,6 +1,6 @@
 //! Whole processes, cut off at every byte: what was told by then is told again, the same, and nothing is invented.
 
-use provost_sandbox::observe::notify::Notification;
+use provost_sandbox::observe::notify::{KeepsCalls, Notification, SLOT_BYTES};
 
 use super::*;
 use crate::spool::fuzzing::texts;
@@ -228,15 +228,16 @@ fn i8_calls_under_way_that_are_cut_at_any_byte_are_those_that_are_whole() {
         args: [u64::MAX; 6],
     };
     let calls = Calls::new(Arc::clone(&process.spool), &[]);
-    calls.prepare();
+    calls.place().expect("room");
     for id in 1..=3 {
-        calls.keep(&call(id));
+        calls.unplaced(&call(id));
     }
     let (id, path) = (process.id(), spool.directory.path.join(calls::name(process.id())));
     drop(process);
     let whole = std::fs::read(&path).expect("a file of calls");
     let mut longest = 0;
-    for end in 0..=whole.len() {
+    // Behind the third slot all is empty.
+    for end in (0..=4 * SLOT_BYTES).chain([whole.len()]) {
         std::fs::write(&path, &whole[..end]).expect("cut");
         let loaded = spool.load(id).expect("a journal");
         let unfinished = loaded.journal.take_unfinished();

@@ -1,6 +1,6 @@
 //! The seccomp listener and the few raw calls that answering it takes.
 //!
-//! Contract of this file: beside `attributes` it is the only one of the module that may hold unsafe code. Every function is
+//! Contract of this file: beside `attributes` and `slots` it is the only one of the module that may hold unsafe code. Every function is
 //! one system call on memory that this file owns or borrows for the length of the call; descriptors that
 //! the kernel hands out become an `OwnedFd` at once; nothing here decides anything.
 #![allow(unsafe_code)]
@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
+
+use super::slots::{KeepsCalls, SLOT_BYTES};
 
 /// Wakes the answering thread on the asking thread's CPU: 48 → 5 µs for one notification.
 /// (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`)
@@ -27,6 +29,7 @@ pub(super) const SOCKADDR_BYTES_MAX: usize = 128;
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
+    fits_slots: bool,
 }
 
 /// One system call that waits for an answer.
@@ -123,7 +126,8 @@ impl Listener {
         unsafe {
             libc::ioctl(fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP);
         }
-        Ok(Self { fd })
+        let fits_slots = usize::from(sizes.seccomp_notif) <= SLOT_BYTES;
+        Ok(Self { fd, fits_slots })
     }
 
     /// Takes the next waiting call; never blocks.
@@ -133,17 +137,17 @@ impl Listener {
     /// # Errors
     /// The descriptor is no listener, or the kernel is out of memory.
     pub fn receive(&self) -> io::Result<Received> {
-        self.receive_within(PollTimeout::ZERO, || {})
+        self.receive_within(PollTimeout::ZERO, None)
     }
 
-    /// The same, but waits this long for one, and says when it is about to take it.
+    /// The same, but waits this long for one, and has it kept, if by anybody, from the moment at which the kernel hands it out.
     ///
     /// # Errors
-    /// As [`Self::receive`].
+    /// As [`Self::receive`]; or what was kept cannot be read.
     pub fn receive_within(
         &self,
         timeout: PollTimeout,
-        mut about_to: impl FnMut(),
+        keeps: Option<&dyn KeepsCalls>,
     ) -> io::Result<Received> {
         loop {
             let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
@@ -160,8 +164,21 @@ impl Listener {
                     Received::Empty
                 });
             }
-            about_to();
-            match self.take() {
+            let taken = match keeps {
+                None => self.take(),
+                Some(keeps) => match keeps.place().filter(|_| self.fits_slots) {
+                    None => self.take().inspect(|call| keeps.unplaced(call)),
+                    Some(place) => match self.take_into(place.address()) {
+                        Ok(()) => return keeps.placed().map(Received::Notification),
+                        // There is no room for it in the file, or it was not empty.
+                        Err(Errno::EFAULT | Errno::EINVAL) => {
+                            self.take().inspect(|call| keeps.unplaced(call))
+                        }
+                        Err(error) => Err(error),
+                    },
+                },
+            };
+            match taken {
                 Ok(notification) => return Ok(Received::Notification(notification)),
                 // ENOENT: its thread died between poll and here; look whether another one waits.
                 Err(Errno::ENOENT | Errno::EINTR) => {}
@@ -186,17 +203,9 @@ impl Listener {
             },
             tail: [0; 32],
         };
-        // SAFETY: the buffer is exclusively borrowed, zeroed, and as long as this kernel's message: `new`
-        // compared the sizes. Every bit pattern is valid for it.
-        // WHY: nix has no seccomp ioctls.
-        let taken = unsafe {
-            libc::ioctl(
-                self.fd.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_RECV,
-                &raw mut buffer,
-            )
-        };
-        Errno::result(taken)?;
+        // The buffer is exclusively borrowed, zeroed, and as long as this kernel's message: `new` compared the sizes.
+        // Every bit pattern is valid for it.
+        self.take_into((&raw mut buffer).cast())?;
         let head = buffer.head;
         Ok(Notification {
             id: head.id,
@@ -205,6 +214,15 @@ impl Listener {
             arch: head.data.arch,
             args: head.data.args,
         })
+    }
+
+    /// Takes a call into memory that is at least as long as this kernel's message.
+    fn take_into(&self, address: *mut libc::c_void) -> Result<(), Errno> {
+        // SAFETY: the kernel writes its message there, for which there is room: on our stack, or in a slot, of which nobody
+        // expects anything. What is not mapped is an error.
+        // WHY: nix has no seccomp ioctls.
+        let taken = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, address) };
+        Errno::result(taken).map(drop)
     }
 
     /// Whether the call still waits. What was opened or read by the thread's number *before* this said yes
