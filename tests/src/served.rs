@@ -69,6 +69,19 @@ impl Served {
         served.crash();
     }
 
+    /// One that dies by itself, because of that other command perhaps; what it supervises goes on.
+    pub fn start_that_dies(world: &World, wrapper: &[&str]) {
+        let (served, listens) = Self::begin_by(world, wrapper, &[]);
+        loop {
+            match listens.recv_timeout(crate::DEADLINE) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it lives on:\n{}", served.said()),
+            }
+        }
+        served.crash();
+    }
+
     /// One that cannot serve, and ends by itself: what it said. Everything else is as it was.
     pub fn start_to_fail(world: &World, flags: &[&str]) -> String {
         let (mut served, listens) = Self::begin(world, flags);
