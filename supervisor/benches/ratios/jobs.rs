@@ -1,6 +1,8 @@
-//! Many small commands, eight at a time: fanned out by the library, and as durable jobs of a daemon, against `xargs -P`.
+//! Many small commands, eight at a time: fanned out by the library, and as durable jobs of a daemon, against `xargs -P` and GNU
+//! parallel, which pay for the commands alone.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -19,43 +21,83 @@ const ROUNDS: usize = 20;
 const TRUE: &str = "/bin/true";
 const MANY: usize = 1000;
 const AT_A_TIME: usize = 8;
+/// So many times [`MANY`], to see whether each costs more among many.
+const TIMES: usize = 10;
+const PARALLEL: &str = "/usr/bin/parallel";
 
 pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     let served = Served::start(setting, true)?;
     let runtime = &setting.runtime;
     let group = json!({ "group": "bench", "limit": AT_A_TIME });
     let _: serde_json::Value = runtime.block_on(served.client.call("job/group", &group))?;
-    let sides = vec![
-        Side::timed("xargs -P 8", || xargs(setting)),
-        Side::timed("1,000 processes, 8 at a time, library", || fan_out(setting)),
-        Side::timed("1,000 durable jobs, 8 at a time", || {
-            runtime.block_on(jobs(setting, &served))
-        }),
+    let confined = setting.policy("workspace-write")?;
+    let open = Policy::unconfined();
+    let (served, confined, open) = (&served, &confined, &open);
+    let library = |name: &str, policy| {
+        let name = format!("1,000 processes, library, {name}");
+        Side::timed(name, move || fan_out(setting, policy))
+    };
+    let durable = |name: &str, policy| {
+        let name = format!("1,000 durable jobs, {name}");
+        Side::timed(name, move || runtime.block_on(jobs(setting, served, policy, 1)))
+    };
+    let at_a_time = AT_A_TIME.to_string();
+    let at_a_time = at_a_time.as_str();
+    let xargs = ["/usr/bin/xargs", "-P", at_a_time, "-n", "1", TRUE];
+    let parallel = [PARALLEL, "--will-cite", "-j", at_a_time, TRUE];
+    let mut sides = vec![
+        Side::timed("xargs -P 8", || feed(setting, &xargs, 1)),
+        library("unconfined", open),
+        library("workspace-write", confined),
+        durable("unconfined", open),
+        durable("workspace-write", confined),
     ];
+    if Path::new(PARALLEL).exists() {
+        sides.push(Side::timed("GNU parallel -j 8", || feed(setting, &parallel, 1)));
+    } else {
+        eprintln!("ratios: no GNU parallel here");
+    }
     let samples = take_turns(options.rounds(ROUNDS), sides)?;
     let row = |ours: usize, budget| Row::new(&samples[ours], &samples[0], budget).of(MANY as u32);
-    Ok(vec![
+    let mut rows = vec![
         row(1, Budget::SpeedAtLeast(1.0)),
-        row(2, Budget::SpeedAtLeast(0.7)),
-    ])
+        row(2, Budget::Speed),
+        row(3, Budget::Speed),
+        row(4, Budget::SpeedAtLeast(0.7)),
+    ];
+    rows.extend((samples.len() > 5).then(|| row(5, Budget::Speed)));
+    let more = take_turns(
+        3,
+        vec![
+            Side::timed("xargs -P 8, 10,000", || feed(setting, &xargs, TIMES)),
+            Side::timed("10,000 durable jobs, workspace-write", || {
+                runtime.block_on(jobs(setting, served, confined, TIMES))
+            }),
+        ],
+    )?;
+    rows.push(Row::new(&more[1], &more[0], Budget::Speed).of((MANY * TIMES) as u32));
+    Ok(rows)
 }
 
-fn xargs(setting: &Setting) -> Result<()> {
-    let at_a_time = AT_A_TIME.to_string();
-    let argv = ["/usr/bin/xargs", "-P", &at_a_time, "-n", "1", TRUE];
-    let mut child = plain(&argv, setting.directory())?.stdin(Stdio::piped()).spawn()?;
+fn feed(setting: &Setting, argv: &[&str], times: usize) -> Result<()> {
+    let mut command = plain(argv, setting.directory())?;
+    // GNU parallel is a program of Perl's, and wants somewhere to keep its settings.
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", setting.directory());
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
     let mut items = child.stdin.take().ok_or("no pipe")?;
-    items.write_all("x\n".repeat(MANY).as_bytes())?;
+    items.write_all("x\n".repeat(MANY * times).as_bytes())?;
     drop(items);
     match child.wait()? {
         status if status.success() => Ok(()),
-        status => Err(format!("xargs: {status}").into()),
+        status => Err(format!("{argv:?}: {status}").into()),
     }
 }
 
-fn fan_out(setting: &Setting) -> Result<()> {
+fn fan_out(setting: &Setting, policy: &Policy) -> Result<()> {
     let one = |_| async {
-        let spec = setting.spec(&[TRUE, "x"], Policy::unconfined());
+        let spec = setting.spec(&[TRUE, "x"], policy.clone());
         let process = setting.supervisor.spawn(spec).await?;
         expect_success(process.record().await?.as_ref())
     };
@@ -63,20 +105,28 @@ fn fan_out(setting: &Setting) -> Result<()> {
     setting.runtime.block_on(all.try_collect())
 }
 
-async fn jobs(setting: &Setting, served: &Served) -> Result<()> {
+/// All are submitted before any is waited for.
+async fn jobs(setting: &Setting, served: &Served, policy: &Policy, times: usize) -> Result<()> {
     let asked = json!({
         "spec": {
-            "argv": [TRUE, "x"], "cwd": setting.directory(), "env": {}, "prepared_policy": Policy::unconfined(),
+            "argv": [TRUE, "x"], "cwd": setting.directory(), "env": {}, "prepared_policy": policy,
         },
         "group": "bench",
         "jobs": vec![json!({}); MANY],
     });
-    let submitted: JobsSubmitted = served.client.call("job/submit", &asked).await?;
-    let jobs: Vec<_> = submitted.jobs.iter().map(|job| job.job).collect();
-    let waited: JobsWaited = served.client.call("job/wait", &json!({ "jobs": jobs })).await?;
-    let succeeded = |job: &provost::protocol::JobInfo| job.end.as_ref().is_some_and(|end| end.succeeded);
-    match waited.jobs.iter().filter(|job| succeeded(job)).count() {
-        MANY => Ok(()),
-        fewer => Err(format!("{fewer} of {MANY} succeeded").into()),
+    let mut submitted = Vec::new();
+    for _ in 0..times {
+        let batch: JobsSubmitted = served.client.call("job/submit", &asked).await?;
+        submitted.push(batch.jobs.iter().map(|job| job.job).collect::<Vec<_>>());
     }
+    for jobs in submitted {
+        let waited: JobsWaited = served.client.call("job/wait", &json!({ "jobs": jobs })).await?;
+        let succeeded =
+            |job: &provost::protocol::JobInfo| job.end.as_ref().is_some_and(|end| end.succeeded);
+        let count = waited.jobs.iter().filter(|job| succeeded(job)).count();
+        if count != MANY {
+            return Err(format!("{count} of {MANY} succeeded").into());
+        }
+    }
+    Ok(())
 }
