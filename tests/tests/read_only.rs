@@ -6,7 +6,8 @@ use std::path::Path;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use provost_tests::{
-    FailingDisk, LineClient, Served, World, both_users, end_keeper, needs, require, until_it_is_there,
+    FailingDisk, LineClient, Served, World, both_users, end_keeper, needs, program, require,
+    until_it_is_there,
 };
 use serde_json::json;
 
@@ -16,7 +17,7 @@ fn i3_under_a_disk_that_becomes_read_only_what_runs_goes_on_and_is_told(world: &
         "root, who mounts, and mkfs.ext4"
     );
     let disk = FailingDisk::mount(world, "state");
-    let [first, second] = ["work/first", "work/second"].map(|name| {
+    let [first, second, third] = ["work/first", "work/second", "work/third"].map(|name| {
         let path = world.path(name);
         mkfifo(&path, Mode::S_IRWXU).expect("a FIFO");
         world.give_away(&path, 0o600);
@@ -37,8 +38,27 @@ fn i3_under_a_disk_that_becomes_read_only_what_runs_goes_on_and_is_told(world: &
     let ends = start(&first, Path::new("/dev/null"));
     let stays = world.path("work/stays");
     start(&second, &stays);
+    // Calls are received into a file, which takes no more of them then.
+    let connect = format!("{} tcp-connect 192.0.2.1 80", program("escape"));
+    let script = format!("{connect}; read line < third; {connect}; exit 3");
+    let start =
+        json!({ "argv": ["sh", "-c", script], "cwd": world.work(), "policy": "workspace-write" });
+    let started = client.call("process/start", start).expect("it starts");
+    let refused = started["process"].as_str().expect("an id");
+    client.read_until(refused, "result: EACCES\n".len());
 
     disk.fail();
+    fs::write(&third, "go\n").expect("it reads");
+    let record = client.wait(refused);
+    assert_eq!(
+        (
+            &record["outcome"],
+            &record["exit_code"],
+            &record["denials"]["total"]
+        ),
+        (&json!("exited"), &json!(3), &json!(2)),
+        "{record}"
+    );
     fs::write(&first, "go\n").expect("it reads");
     let record = client.wait(&ends);
     assert_eq!(
