@@ -44,6 +44,35 @@ impl BareSpawner {
     /// From the request to the word that the tree is empty. Nobody answers the listener: the program may do
     /// nothing that is asked about.
     pub(crate) fn run(&mut self, argv: &[&str]) -> Result<()> {
+        self.run_many(argv, 1, 1)
+    }
+
+    /// So many times, so many of them at a time.
+    pub(crate) fn run_many(&mut self, argv: &[&str], times: usize, at_a_time: usize) -> Result<()> {
+        for _ in 0..times.min(at_a_time) {
+            self.spawn(argv)?;
+        }
+        let (mut spawned, mut ended) = (times.min(at_a_time), 0);
+        while ended < times {
+            match next(&self.spawner)? {
+                Notice::Ended { .. } => {
+                    ended += 1;
+                    if spawned < times {
+                        spawned += 1;
+                        self.spawn(argv)?;
+                    }
+                }
+                Notice::Failed { step, errno, .. } => return Err(format!("{step}: {errno}").into()),
+                Notice::Exited { status, .. } if status != 0 => {
+                    return Err(format!("status {status}").into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, argv: &[&str]) -> Result<()> {
         if !self.sandbox.is_current() {
             self.sandbox = compile(&self.policy, &self.kernel, &self.context)?;
         }
@@ -57,16 +86,7 @@ impl BareSpawner {
         };
         let request = Request::Spawn(Box::new(command.request(&self.sandbox)));
         self.spawner.send(&request, &self.sandbox.rulesets())?;
-        loop {
-            match next(&self.spawner)? {
-                Notice::Ended { .. } => return Ok(()),
-                Notice::Failed { step, errno, .. } => return Err(format!("{step}: {errno}").into()),
-                Notice::Exited { status, .. } if status != 0 => {
-                    return Err(format!("status {status}").into());
-                }
-                _ => {}
-            }
-        }
+        Ok(())
     }
 }
 

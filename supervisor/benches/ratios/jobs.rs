@@ -1,29 +1,25 @@
-//! Many small commands, eight at a time: fanned out by the library, and as durable jobs of a daemon, against `xargs -P` and GNU
-//! parallel, which pay for the commands alone.
-
-use std::io::Write;
-use std::path::Path;
-use std::process::Stdio;
+//! Many small commands, eight at a time: fanned out by the library, and as durable jobs of a daemon, against `xargs -P`, which pays
+//! for the commands alone, and beside the [queues](crate::queues) that people use.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use provost::Policy;
 use provost::protocol::{JobsSubmitted, JobsWaited};
 use serde_json::json;
 
-use crate::Result;
+use crate::bare_spawner::BareSpawner;
 use crate::daemon::Served;
 use crate::measure::{Side, take_turns};
 use crate::options::Options;
 use crate::report::{Budget, Row};
-use crate::setting::{Setting, expect_success, plain};
+use crate::setting::{Setting, expect_success};
+use crate::{Result, queues};
 
 const ROUNDS: usize = 20;
 const TRUE: &str = "/bin/true";
 const MANY: usize = 1000;
-const AT_A_TIME: usize = 8;
+pub(crate) const AT_A_TIME: usize = 8;
 /// So many times [`MANY`], to see whether each costs more among many.
 const TIMES: usize = 10;
-const PARALLEL: &str = "/usr/bin/parallel";
 
 pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
     let served = Served::start(setting, true)?;
@@ -41,22 +37,20 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         let name = format!("1,000 durable jobs, {name}");
         Side::timed(name, move || runtime.block_on(jobs(setting, served, policy, 1)))
     };
-    let at_a_time = AT_A_TIME.to_string();
-    let at_a_time = at_a_time.as_str();
-    let xargs = ["/usr/bin/xargs", "-P", at_a_time, "-n", "1", TRUE];
-    let parallel = [PARALLEL, "--will-cite", "-j", at_a_time, TRUE];
+    let mut spawner = BareSpawner::new(setting, confined.clone())?;
     let mut sides = vec![
-        Side::timed("xargs -P 8", || feed(setting, &xargs, 1)),
+        queues::xargs(setting, &[TRUE], MANY)?,
         library("unconfined", open),
         library("workspace-write", confined),
         durable("unconfined", open),
         durable("workspace-write", confined),
+        Side::timed("1,000 by the spawner alone, workspace-write", move || {
+            spawner.run_many(&[TRUE, "x"], MANY, AT_A_TIME)
+        }),
     ];
-    if Path::new(PARALLEL).exists() {
-        sides.push(Side::timed("GNU parallel -j 8", || feed(setting, &parallel, 1)));
-    } else {
-        eprintln!("ratios: no GNU parallel here");
-    }
+    let ours = sides.len();
+    sides.extend(queues::xargs_of_bubblewrap(setting, &[TRUE], MANY));
+    sides.extend(queues::parallel(setting, &[TRUE], MANY));
     let samples = take_turns(options.rounds(ROUNDS), sides)?;
     let row = |ours: usize, budget| Row::new(&samples[ours], &samples[0], budget).of(MANY as u32);
     let mut rows = vec![
@@ -64,35 +58,27 @@ pub(crate) fn rows(setting: &Setting, options: &Options) -> Result<Vec<Row>> {
         row(2, Budget::Speed),
         row(3, Budget::Speed),
         row(4, Budget::SpeedAtLeast(0.7)),
+        row(5, Budget::Speed),
     ];
-    rows.extend((samples.len() > 5).then(|| row(5, Budget::Speed)));
+    rows.extend((ours..samples.len()).map(|peer| row(peer, Budget::Speed)));
+    if let Some(peer) = samples.iter().find(|side| side.name == queues::XARGS_BWRAP) {
+        rows.push(Row::new(&samples[4], peer, Budget::Speed).of(MANY as u32));
+    }
     let more = take_turns(
         3,
         vec![
-            Side::timed("xargs -P 8, 10,000", || feed(setting, &xargs, TIMES)),
+            queues::xargs(setting, &[TRUE], MANY * TIMES)?,
             Side::timed("10,000 durable jobs, workspace-write", || {
                 runtime.block_on(jobs(setting, served, confined, TIMES))
             }),
         ],
     )?;
     rows.push(Row::new(&more[1], &more[0], Budget::Speed).of((MANY * TIMES) as u32));
-    Ok(rows)
-}
-
-fn feed(setting: &Setting, argv: &[&str], times: usize) -> Result<()> {
-    let mut command = plain(argv, setting.directory())?;
-    // GNU parallel is a program of Perl's, and wants somewhere to keep its settings.
-    command
-        .env("PATH", "/usr/bin:/bin")
-        .env("HOME", setting.directory());
-    let mut child = command.stdin(Stdio::piped()).spawn()?;
-    let mut items = child.stdin.take().ok_or("no pipe")?;
-    items.write_all("x\n".repeat(MANY * times).as_bytes())?;
-    drop(items);
-    match child.wait()? {
-        status if status.success() => Ok(()),
-        status => Err(format!("{argv:?}: {status}").into()),
+    if let Some(pueue) = queues::pueue(setting, &[TRUE])? {
+        let few = take_turns(1, vec![queues::xargs(setting, &[TRUE], queues::FEW)?, pueue])?;
+        rows.push(Row::new(&few[1], &few[0], Budget::Speed).of(queues::FEW as u32));
     }
+    Ok(rows)
 }
 
 fn fan_out(setting: &Setting, policy: &Policy) -> Result<()> {

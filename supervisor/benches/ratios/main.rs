@@ -23,6 +23,7 @@ mod kill;
 mod measure;
 mod options;
 mod output;
+mod queues;
 mod report;
 mod setting;
 mod spawn;
