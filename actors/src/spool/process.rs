@@ -145,10 +145,10 @@ impl ProcessSpool {
     }
 
     /// Writes the record down: the journal is complete.
-    pub(crate) fn seal(self: &Arc<Self>, time: Timestamp, record: &TerminalRecord) {
+    pub(crate) fn seal(self: &Arc<Self>, time: Timestamp, record: &Arc<TerminalRecord>) {
         let mut journal = lock(&self.journal);
         journal.complete();
-        let entry = Entry::Sealed(Box::new(record.clone()));
+        let entry = Entry::Sealed(Arc::clone(record));
         let written = self.write_to(&mut journal, time, &entry);
         drop(journal);
         if written.is_ok() {
