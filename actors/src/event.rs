@@ -11,6 +11,7 @@
 //! prints can be mistaken for an event (I10).
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -59,7 +60,7 @@ pub enum EventBody {
         /// process id is not.
         pid: i32,
         /// What really holds the process.
-        sandbox: Box<SandboxReport>,
+        sandbox: Arc<SandboxReport>,
     },
     /// The process wrote something.
     Output {
@@ -146,7 +147,7 @@ pub enum EventBody {
     /// The last event.
     Terminal {
         /// The record.
-        record: Box<TerminalRecord>,
+        record: Arc<TerminalRecord>,
     },
 }
 

@@ -16,7 +16,7 @@ use crate::spec::ProcessSpec;
 /// The process that will come first, as far as its sandbox is concerned.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) context: CompileContext,
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn compile_context(spec: &ProcessSpec) -> CompileContext {
 /// A compiled sandbox and what it was compiled from.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) context: CompileContext,
     pub(crate) sandbox: Arc<PreparedSandbox>,
     /// Removed when this is dropped: with the tree, or when another sandbox takes its place.
@@ -59,7 +59,7 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     pub(crate) fn compile(
-        policy: Policy,
+        policy: Arc<Policy>,
         context: CompileContext,
         kernel: &KernelSupport,
     ) -> Result<Self, CompileError> {

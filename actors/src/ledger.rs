@@ -21,6 +21,8 @@
 //! (its holder is not of this tree) is given a deadline too, then abandoned. Between stop requests and the
 //! exit, whichever fact comes first decides the outcome (I9).
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use provost_sandbox::denial::{AllowingRule, Decision};
 use provost_sandbox::report::SandboxReport;
@@ -105,7 +107,7 @@ pub struct Ledger {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Start {
     at: Timestamp,
-    report: Box<SandboxReport>,
+    report: Arc<SandboxReport>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -306,7 +308,7 @@ impl Ledger {
 
     // One function per fact.
 
-    fn started(&mut self, pid: i32, report: Box<SandboxReport>, out: &mut Vec<Effect>) {
+    fn started(&mut self, pid: i32, report: Arc<SandboxReport>, out: &mut Vec<Effect>) {
         if self.started.is_some() {
             return;
         }

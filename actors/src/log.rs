@@ -252,7 +252,7 @@ impl Log {
         &self,
         time: Timestamp,
         mut record: TerminalRecord,
-        before: impl FnOnce(&TerminalRecord),
+        before: impl FnOnce(&Arc<TerminalRecord>),
     ) -> Arc<TerminalRecord> {
         let mut state = self.lock();
         if let Some(sealed) = &state.record {
@@ -266,12 +266,17 @@ impl Log {
         let seq = record.last_seq.max(state.last_seq + 1);
         record.last_seq = seq;
         state.last_seq = seq;
+        let record = Arc::new(record);
         before(&record);
         self.seal_with(state, time, record)
     }
 
     /// As it was sealed once, with the numbers that it had then.
-    pub(crate) fn seal_as_was(&self, time: Timestamp, record: TerminalRecord) -> Arc<TerminalRecord> {
+    pub(crate) fn seal_as_was(
+        &self,
+        time: Timestamp,
+        record: Arc<TerminalRecord>,
+    ) -> Arc<TerminalRecord> {
         let mut state = self.lock();
         state.last_seq = record.last_seq;
         self.seal_with(state, time, record)
@@ -281,12 +286,11 @@ impl Log {
         &self,
         mut state: MutexGuard<'_, State>,
         time: Timestamp,
-        record: TerminalRecord,
+        record: Arc<TerminalRecord>,
     ) -> Arc<TerminalRecord> {
         let seq = record.last_seq;
-        let record = Arc::new(record);
         let body = Box::new(EventBody::Terminal {
-            record: Box::new(TerminalRecord::clone(&record)),
+            record: Arc::clone(&record),
         });
         state.others.push(Other { seq, time, body });
         state.record = Some(Arc::clone(&record));

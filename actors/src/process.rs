@@ -320,12 +320,16 @@ impl ProcessState {
         // First: to whoever sees the record, nothing can be written any more.
         self.args.stdin.close();
         let spool = &self.args.spool;
+        let mut written = false;
         self.args.log.seal_after(time, record, |record| {
             if let Some(spool) = spool {
-                spool.seal(time, record);
+                written = spool.write_record(time, record);
             }
         });
         if let Some(spool) = spool {
+            if written {
+                spool.is_kept();
+            }
             // Until then nobody else would know.
             let (link, id) = (self.args.link.clone(), *self.args.id.as_uuid());
             spool.once_kept(move || link.forget(id));

@@ -5,6 +5,7 @@
 //! field is always present in JSON; what is not known is `null`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use provost_sandbox::denial::{Denial, DenialClass};
@@ -75,7 +76,7 @@ pub struct TerminalRecord {
     /// The fate of its descendants.
     pub tree: TreeSummary,
     /// What really held it; `null` if it never started.
-    pub sandbox: Option<SandboxReport>,
+    pub sandbox: Option<Arc<SandboxReport>>,
     /// The number of the event that carries this record: the highest.
     pub last_seq: u64,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -30,8 +31,8 @@ pub struct ProcessSpec {
     /// A pseudo-terminal of this size: the command's controlling terminal, and its stdin, stdout and stderr. Its output
     /// is one stream, [`crate::event::StreamName::Pty`]; what is written to its standard input is typed there.
     pub terminal: Option<TerminalSize>,
-    /// What it may touch.
-    pub policy: Policy,
+    /// What it may touch. Equal ones are kept once.
+    pub policy: Arc<Policy>,
     /// Ends it when it has run this long.
     pub timeout: Option<Duration>,
     /// Ends it when it has written nothing for this long.
@@ -94,6 +95,11 @@ impl Default for StopRule {
 }
 
 impl ProcessSpec {
+    /// Its policy, to be changed: for this process alone.
+    pub fn policy_mut(&mut self) -> &mut Policy {
+        Arc::make_mut(&mut self.policy)
+    }
+
     /// The streams that its output comes in.
     pub(crate) fn streams(&self) -> &'static [StreamName] {
         match self.terminal {
@@ -106,7 +112,7 @@ impl ProcessSpec {
     pub fn new(
         argv: impl IntoIterator<Item = impl Into<OsString>>,
         cwd: impl Into<PathBuf>,
-        policy: Policy,
+        policy: impl Into<Arc<Policy>>,
     ) -> Self {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),
@@ -114,7 +120,7 @@ impl ProcessSpec {
             env: Vec::new(),
             stdin: StdinSpec::Null,
             terminal: None,
-            policy,
+            policy: policy.into(),
             timeout: None,
             idle_timeout: None,
             stop: StopRule::default(),

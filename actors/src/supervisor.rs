@@ -397,7 +397,7 @@ impl ProcessLink {
                 let error = read.and_then(Result::err).map(|error| error.to_string());
                 tracing::error!(process = %id, ?error, "the events of a process cannot be read");
                 let log = Log::new(id, LogLimits::default());
-                log.seal_as_was(record.ended_at, TerminalRecord::clone(record));
+                log.seal_as_was(record.ended_at, Arc::clone(record));
                 Arc::new(log)
             }
         };

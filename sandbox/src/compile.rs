@@ -10,6 +10,7 @@ mod mounts;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -43,9 +44,9 @@ pub struct PreparedSandbox {
     /// The policy it was made from.
     pub policy: Policy,
     /// What the spawner is to do.
-    pub plan: SandboxPlan,
+    pub plan: Arc<SandboxPlan>,
     /// What will hold.
-    pub report: SandboxReport,
+    pub report: Arc<SandboxReport>,
     /// How file accesses that the listener is told of are judged.
     pub access: AccessMap,
     /// Which opens the listener is told of.
@@ -193,7 +194,7 @@ pub fn compile(
         cgroups.extend(containment_group(kernel));
     }
     let tcp_confined_by_landlock = layers.held.iter().any(|held| held == "tcp");
-    let report = SandboxReport {
+    let report = Arc::new(SandboxReport {
         policy: policy.name.clone(),
         confined: true,
         containment,
@@ -211,8 +212,8 @@ pub fn compile(
             (false, false) => FileObservation::InferredWrites,
         },
         degraded,
-    };
-    let plan = SandboxPlan {
+    });
+    let plan = Arc::new(SandboxPlan {
         sandbox: Uuid::now_v7(),
         containment,
         user_namespace,
@@ -234,7 +235,7 @@ pub fn compile(
         },
         rlimits: limits.rlimits,
         cgroups,
-    };
+    });
     Ok(PreparedSandbox {
         access: layers.access.clone(),
         unobserved: unobserved(audit, context, kernel),
@@ -311,8 +312,8 @@ fn unconfined(
     }
     PreparedSandbox {
         policy: policy.clone(),
-        plan,
-        report: SandboxReport {
+        plan: Arc::new(plan),
+        report: Arc::new(SandboxReport {
             policy: policy.name.clone(),
             confined: false,
             containment,
@@ -326,7 +327,7 @@ fn unconfined(
             limits: limits.described,
             file_denials: FileObservation::None,
             degraded,
-        },
+        }),
         access: AccessMap::new(&policy.files, &[]),
         opens: OpenObservation::None,
         held_by_mount: Vec::new(),

@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -145,22 +146,24 @@ fn a_step_that_fails_comes_back_with_its_number() {
         (Step::WorkingDirectory, libc::ENOENT)
     );
     let mut unknown_limit = ask();
-    unknown_limit.plan.rlimits.push((999, 1));
+    Arc::make_mut(&mut unknown_limit.plan).rlimits.push((999, 1));
     assert_eq!(talk.fails(unknown_limit, &sandbox), (Step::Limits, libc::EINVAL));
     let mut broken_filter = ask();
-    broken_filter.plan.filter.truncate(1);
+    Arc::make_mut(&mut broken_filter.plan).filter.truncate(1);
     assert_eq!(talk.fails(broken_filter, &sandbox), (Step::Seccomp, libc::EINVAL));
     let mut unknown_flags = ask();
-    unknown_flags.plan.landlock_flags = u32::MAX;
+    Arc::make_mut(&mut unknown_flags.plan).landlock_flags = u32::MAX;
     assert_eq!(
         talk.fails(unknown_flags, &sandbox),
         (Step::Landlock, libc::EINVAL)
     );
     let mut impossible_size = ask();
-    impossible_size.plan.mounts.push(MountStep::Private {
-        path: b"/tmp".to_vec(),
-        data: b"size=much".to_vec(),
-    });
+    Arc::make_mut(&mut impossible_size.plan)
+        .mounts
+        .push(MountStep::Private {
+            path: b"/tmp".to_vec(),
+            data: b"size=much".to_vec(),
+        });
     assert_eq!(
         talk.fails(impossible_size, &sandbox),
         (Step::PrivateDirectory, libc::EINVAL)
@@ -204,7 +207,7 @@ fn escape_35_what_became_a_link_is_not_mounted() {
     ];
     for (mount, step) in steps {
         let mut swapped = request(&["true"], &cwd, &sandbox);
-        swapped.plan.mounts.push(mount);
+        Arc::make_mut(&mut swapped.plan).mounts.push(mount);
         assert_eq!(talk.fails(swapped, &sandbox), (step, libc::ELOOP));
     }
 }

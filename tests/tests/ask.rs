@@ -327,7 +327,7 @@ async fn a_hundred_that_ask_delay_nobody_who_does_not() {
     );
     let mut spec = asking(&world, &script);
     spec.stdin = provost::StdinSpec::Pipe;
-    spec.policy.net.allow = vec![allowed.address().to_string().parse().expect("a rule")];
+    spec.policy_mut().net.allow = vec![allowed.address().to_string().parse().expect("a rule")];
     let process = supervisor.spawn(spec).await.expect("accepted");
     requests(&process, 100).await;
     // All hundred wait. The hundred and first, of the same process, needs no answer.

@@ -345,7 +345,7 @@ scenarios! {
         let (wanted, unwanted) = (TcpServer::start(), TcpServer::start());
         let connect = |server: &TcpServer| format!("{} tcp-connect 127.0.0.1 {}", program("escape"), server.port_text());
         let mut spec = script(world, &format!("{} && ! {}", connect(&wanted), connect(&unwanted)));
-        spec.policy.ask.net = true;
+        spec.policy_mut().ask.net = true;
         let process = supervisor.spawn(spec).await?;
         let port = wanted.address().port();
         process.answer_approvals("the test", move |request| async move {

@@ -218,7 +218,7 @@ async fn what_an_inner_task_asks_reaches_the_handler_and_an_abort_refuses_it() {
         outside.display()
     );
     let mut spec = script(&world, &first);
-    spec.policy.ask.files = true;
+    spec.policy_mut().ask.files = true;
     spec.ask_timeout = Duration::from_secs(3600);
     let (task, events) = tasks
         .start(TaskSpec::new("outer"), move |context| async move {

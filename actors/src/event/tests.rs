@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -35,7 +37,7 @@ fn started_is_written_so() {
             argv: vec!["sh".into(), "-c".into(), "echo \"hi\"".into()],
             cwd: "/srv".into(),
             pid: 42,
-            sandbox: Box::new(report()),
+            sandbox: Arc::new(report()),
         },
         &format!(
             r#""started","argv":["sh","-c","echo \"hi\""],"cwd":"/srv","pid":42,"sandbox":{}"#,
@@ -124,7 +126,7 @@ fn a_denial_is_written_so() {
 fn the_terminal_event_carries_the_record() {
     check(
         EventBody::Terminal {
-            record: Box::new(record()),
+            record: Arc::new(record()),
         },
         &format!(
             r#""terminal","record":{}"#,
@@ -185,7 +187,7 @@ fn any_body() -> impl Strategy<Value = EventBody> {
                 argv,
                 cwd,
                 pid,
-                sandbox: Box::new(report()),
+                sandbox: Arc::new(report()),
             }
         }),
         (any_stream(), any::<u64>(), any::<Vec<u8>>()).prop_map(|(stream, offset, data)| {
@@ -228,7 +230,7 @@ fn any_body() -> impl Strategy<Value = EventBody> {
             record.last_seq = last_seq;
             record.exit_code = exit_code;
             EventBody::Terminal {
-                record: Box::new(record),
+                record: Arc::new(record),
             }
         }),
     ]

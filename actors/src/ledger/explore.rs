@@ -8,6 +8,7 @@
 //! fails as well as one that does not wait.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use provost_sandbox::denial::{Denial, DenialClass, DenialTarget};
@@ -332,7 +333,7 @@ fn started() -> Fact {
     };
     Fact::Started {
         pid: 42,
-        report: Box::new(report),
+        report: Arc::new(report),
     }
 }
 

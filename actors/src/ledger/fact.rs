@@ -1,5 +1,7 @@
 //! What the actors around a process observe.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use provost_sandbox::denial::{Decision, Denial, DenialClass};
 use provost_sandbox::report::SandboxReport;
@@ -20,7 +22,7 @@ pub enum Fact {
         /// Its pid in the supervisor's PID namespace.
         pid: i32,
         /// What really holds it.
-        report: Box<SandboxReport>,
+        report: Arc<SandboxReport>,
     },
     /// It never ran and never will. Also said of a process that was stopped before it was started.
     SpawnFailed {

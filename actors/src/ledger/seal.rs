@@ -47,7 +47,7 @@ impl Ledger {
                 killed: tree.killed,
                 unkillable: tree.unkillable.clone(),
             }),
-            sandbox: self.started.as_ref().map(|start| (*start.report).clone()),
+            sandbox: self.started.as_ref().map(|start| start.report.clone()),
             last_seq: self.seq,
         }
     }

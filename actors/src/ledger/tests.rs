@@ -1,6 +1,7 @@
 mod any;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use provost_sandbox::denial::{DenialClass, DenialTarget};
@@ -28,7 +29,7 @@ pub(super) fn spec() -> LedgerSpec {
 pub(super) fn started() -> Fact {
     Fact::Started {
         pid: 42,
-        report: Box::new(report()),
+        report: Arc::new(report()),
     }
 }
 
@@ -238,7 +239,7 @@ fn a_plain_process_has_its_events_and_its_record() {
     assert_eq!(record.usage, Some(usage));
     assert_eq!(record.tree.killed, 2);
     assert_eq!(record.duration_ms, 7, "until the exit, not the seal");
-    assert_eq!(record.sandbox, Some(report()));
+    assert_eq!(record.sandbox, Some(Arc::new(report())));
     assert_eq!(record.denials.probes["clone3"], 1);
     assert_eq!(
         record.output[&stream],

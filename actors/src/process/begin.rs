@@ -81,7 +81,7 @@ impl ProcessState {
             myself,
             Fact::Started {
                 pid: started.pid,
-                report: Box::new(self.args.sandbox.report.clone()),
+                report: self.args.sandbox.report.clone(),
             },
         );
         let ready = self.take_extras(myself, started.extras, extras);

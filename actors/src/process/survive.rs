@@ -12,6 +12,7 @@
 //! happen any more but a crash, and there the record must be there, once, and true.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use provost_sandbox::keeper::exits::ExitRecord;
@@ -129,7 +130,7 @@ fn replay(facts: &[Fact]) -> (Ledger, Vec<Effect>) {
 fn started() -> Fact {
     Fact::Started {
         pid: 42,
-        report: Box::new(report()),
+        report: Arc::new(report()),
     }
 }
 

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use provost_sandbox::denial::{Certainty, Decision, DenialTarget};
 use provost_sandbox::report::{Containment, FileObservation};
 
@@ -131,7 +133,7 @@ fn unkillable_tasks_and_the_sandbox_stand_in_the_record_where_there_are_any() {
     let mut record = record();
     record.tree.killed = 3;
     record.tree.unkillable = vec!["pid 7 (dd)".to_owned()];
-    record.sandbox = Some(report());
+    record.sandbox = Some(Arc::new(report()));
     let json = serde_json::to_value(&record).unwrap();
     assert_eq!(
         json["tree"].to_string(),

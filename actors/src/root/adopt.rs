@@ -37,7 +37,7 @@ impl Tree {
             return Ok(ProcessLink::ended(id, record, spool));
         }
         let queued_at = loaded.accepted.queued_at;
-        let spec = loaded.accepted.spec.restore();
+        let mut spec = loaded.accepted.spec.restore();
         let (kernel, audit) = if spec.policy.confined {
             let (kernel, audit) = self.resolved().await;
             (kernel, audit.clone())
@@ -45,12 +45,12 @@ impl Tree {
             (&self.found, None)
         };
         let mut cannot_go_on = None;
-        let sandbox = self.prepare(&spec, kernel).or_else(|error| {
+        let sandbox = self.prepare(&mut spec, kernel).or_else(|error| {
             // What decides about its calls cannot be made again.
             cannot_go_on = Some(format!("its policy cannot be held any more: {error}"));
             let mut unconfined = loaded.accepted.spec.restore();
-            unconfined.policy = Policy::unconfined();
-            self.prepare(&unconfined, kernel)
+            unconfined.policy = Policy::unconfined().into();
+            self.prepare(&mut unconfined, kernel)
         })?;
         let port = loaded.accepted.proxy.as_ref();
         let proxy = match (sandbox.policy.net.proxy, port.map(ProxyPort::reopen)) {

@@ -90,7 +90,7 @@ impl Tree {
             (&self.found, None)
         };
         let has_audit = audit.is_some();
-        let mut sandbox = self.prepare(&spec, kernel)?;
+        let mut sandbox = self.prepare(&mut spec, kernel)?;
         if spec.ready == ReadyBy::Notify && sandbox.plan.filter.is_empty() {
             let why = "it is to say that it is ready to NOTIFY_SOCKET, which only what runs under a seccomp listener can reach: \
                        not under the policy `unconfined`; use `fd`, or another policy";
@@ -101,7 +101,7 @@ impl Tree {
             Some(slot) => {
                 let claim = claim_slot(session, slot).await?;
                 // Meanwhile files may have changed.
-                sandbox = self.prepare(&spec, kernel)?;
+                sandbox = self.prepare(&mut spec, kernel)?;
                 Some(claim)
             }
             None => None,
@@ -204,9 +204,10 @@ impl Tree {
         Ok(ProcessLink::live(id, queued_at, actor, log, stdin, spool))
     }
 
+    /// Its sandbox; and from then on it shares its policy with all that have the same.
     pub(super) fn prepare(
         &self,
-        spec: &ProcessSpec,
+        spec: &mut ProcessSpec,
         kernel: &KernelSupport,
     ) -> Result<Arc<PreparedSandbox>, CompileError> {
         let context = compile_context(spec);
@@ -216,6 +217,7 @@ impl Tree {
             .find(|known| known.policy == spec.policy && known.context == context)
             && known.sandbox.is_current()
         {
+            spec.policy = known.policy.clone();
             return Ok(known.sandbox.clone());
         }
         prepared.retain(|known| known.policy != spec.policy || known.context != context);

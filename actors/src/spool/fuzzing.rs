@@ -1,6 +1,7 @@
 //! What must hold of any bytes as a journal.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{LIVE, Loaded, Spool, WhenFull, journal_name};
 use crate::event::{Event, EventBody, ProcessId};
@@ -139,7 +140,7 @@ mod tests {
     fn whole() -> Vec<Entry> {
         let started = Fact::Started {
             pid: 42,
-            report: Box::new(crate::record::tests::report()),
+            report: Arc::new(crate::record::tests::report()),
         };
         let output = |offset, length| Fact::Output {
             stream: OUT,
@@ -224,7 +225,7 @@ mod tests {
             Effect::Seal { record, .. } => Some(record),
             _ => None,
         });
-        Entry::Sealed(records.next().expect("everything is known"))
+        Entry::Sealed(Arc::from(records.next().expect("everything is known")))
     }
 
     fn written(entries: &[Entry]) -> Vec<u8> {

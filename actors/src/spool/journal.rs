@@ -48,7 +48,7 @@ pub(crate) enum Entry {
     /// A fact, as the ledger took it.
     Fact(Fact),
     /// The record: the last.
-    Sealed(Box<TerminalRecord>),
+    Sealed(Arc<TerminalRecord>),
     /// Standard input: how far it was written for sure, and how far perhaps.
     Stdin(StdinProgress),
     /// Facts that the ledger has not taken yet.

@@ -46,7 +46,7 @@ pub struct Loaded {
 impl Loaded {
     /// It has this record, whatever its journal says: somebody was told. Written down there, too. Blocks.
     pub fn believe(&mut self, record: TerminalRecord) {
-        let time = record.ended_at;
+        let (time, record) = (record.ended_at, Arc::new(record));
         self.journal.seal(time, &record);
         self.record = Some(self.log.seal_as_was(time, record));
     }
@@ -145,7 +145,7 @@ struct Replay {
     begun: Option<(Accepted, Ledger, Vec<Effect>)>,
     /// The log before these effects.
     kept: Option<KeptLog>,
-    record: Option<(Timestamp, TerminalRecord)>,
+    record: Option<(Timestamp, Arc<TerminalRecord>)>,
     standing: Standing,
     calls: Option<Left>,
 }
@@ -177,7 +177,7 @@ impl Replay {
                 effects.clear();
                 self.kept = Some(checkpoint.log);
             }
-            (Some(_), Entry::Sealed(record)) => self.record = Some((time, *record)),
+            (Some(_), Entry::Sealed(record)) => self.record = Some((time, record)),
             (Some(_), entry) => {
                 if let Some(fact) = self.standing.take(entry) {
                     self.fact(time, fact);
@@ -270,7 +270,7 @@ impl Replay {
                 }
                 // Everything was known, and there was no time to say so; or what was said is not of these facts.
                 (Effect::Seal { time, record: made }, _) => {
-                    let seal = |made: &TerminalRecord| journal.seal(time, made);
+                    let seal = |made: &Arc<TerminalRecord>| journal.seal(time, made);
                     record = Some(log.seal_after(time, *made, seal));
                 }
                 _ => {}

@@ -145,15 +145,24 @@ impl ProcessSpool {
     }
 
     /// Writes the record down: the journal is complete.
-    pub(crate) fn seal(self: &Arc<Self>, time: Timestamp, record: &TerminalRecord) {
-        let mut journal = lock(&self.journal);
-        journal.complete();
-        let entry = Entry::Sealed(Box::new(record.clone()));
-        let written = self.write_to(&mut journal, time, &entry);
-        drop(journal);
-        if written.is_ok() {
+    pub(crate) fn seal(self: &Arc<Self>, time: Timestamp, record: &Arc<TerminalRecord>) {
+        if self.write_record(time, record) {
             self.is_kept();
         }
+    }
+
+    /// The same but for what is left to do then: nobody who wants to see the record need wait for [that](Self::is_kept). False if
+    /// the record is not on disk.
+    #[must_use]
+    pub(crate) fn write_record(
+        self: &Arc<Self>,
+        time: Timestamp,
+        record: &Arc<TerminalRecord>,
+    ) -> bool {
+        let mut journal = lock(&self.journal);
+        journal.complete();
+        let entry = Entry::Sealed(Arc::clone(record));
+        self.write_to(&mut journal, time, &entry).is_ok()
     }
 
     /// Does this once the record is on disk, which it may be.
@@ -180,7 +189,7 @@ impl ProcessSpool {
     }
 
     /// Its record is on disk.
-    fn is_kept(&self) {
+    pub(crate) fn is_kept(&self) {
         if self.has_calls.load(Ordering::Relaxed) {
             self.spool.directory.remove(&calls::name(self.process));
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -54,7 +55,7 @@ pub struct StoredSpec {
     cwd: Text,
     has_stdin: bool,
     terminal: Option<TerminalSize>,
-    policy: Policy,
+    policy: Arc<Policy>,
     timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
     stop_signal: i32,

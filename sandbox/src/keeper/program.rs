@@ -228,7 +228,7 @@ mod tests {
     fn request(candidates: &[Vec<u8>], argv: &[Vec<u8>], env: &[Vec<u8>]) -> SpawnRequest {
         SpawnRequest {
             process: Uuid::nil(),
-            plan: SandboxPlan::unconfined(Containment::Subreaper),
+            plan: SandboxPlan::unconfined(Containment::Subreaper).into(),
             rulesets: 0,
             candidates: candidates.to_vec(),
             argv: argv.to_vec(),

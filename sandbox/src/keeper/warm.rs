@@ -13,6 +13,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -40,7 +41,7 @@ pub(super) struct Warm {
 }
 
 struct Entry {
-    plan: SandboxPlan,
+    plan: Arc<SandboxPlan>,
     cwd: Vec<u8>,
     stdin: Stdin,
     extras: Extras,

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -119,7 +120,7 @@ pub struct SpawnRequest {
     /// The process id.
     pub process: Uuid,
     /// The sandbox.
-    pub plan: SandboxPlan,
+    pub plan: Arc<SandboxPlan>,
     /// How many of the descriptors are rulesets.
     pub rulesets: u32,
     /// Files to try to execute, in order (what PATH and `argv[0]` make).

@@ -20,31 +20,41 @@ impl Policy {
         if !self.confined {
             return Ok(());
         }
+        let resolve = |rules: &[PathRule]| -> Vec<PathBuf> { rules.iter().map(resolved).collect() };
+        let files = &self.files;
+        let (write, unix) = (resolve(&files.write), resolve(&self.net.unix));
+        let (read, execute) = (resolve(&files.read), resolve(&files.execute));
+        let mut hidden = Vec::new();
         for path in own {
             let Ok(real) = path.canonicalize() else {
                 continue;
             };
-            if !real.is_dir() && self.net.unix.iter().any(|rule| resolved(rule) == real) {
+            if unix.contains(&real) && !real.is_dir() {
                 continue;
             }
-            let files = &self.files;
-            let lists = [&files.read, &files.write, &files.execute, &self.net.unix];
-            let within = lists
+            let granted = [
+                (&files.read, &read),
+                (&files.write, &write),
+                (&files.execute, &execute),
+                (&self.net.unix, &unix),
+            ];
+            let mut granted = granted
                 .into_iter()
-                .flatten()
-                .find(|rule| is_at_or_below(&resolved(rule), &real));
-            if let Some(rule) = within {
+                .flat_map(|(rules, paths)| rules.iter().zip(paths));
+            let within = granted.find(|(_, path)| is_at_or_below(path, &real));
+            if let Some((rule, _)) = within {
                 let why = format!(
                     "it is Provost's own ({}), which no sandboxed command gets; take another place",
                     path.display()
                 );
                 return Err(PolicyError::path(rule, why));
             }
-            if is_socket(&real) && !files.write.iter().any(|rule| real.starts_with(resolved(rule))) {
+            if is_socket(&real) && !write.iter().any(|root| is_at_or_below(&real, root)) {
                 continue;
             }
-            self.files.deny.push(PathRule::explicit(real, SOURCE));
+            hidden.push(PathRule::explicit(real, SOURCE));
         }
+        self.files.deny.extend(hidden);
         Ok(())
     }
 }

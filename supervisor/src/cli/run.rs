@@ -42,7 +42,7 @@ pub(super) fn run(args: RunArgs) -> CliResult {
 }
 
 /// Runs a command to its end; its record, and the exit code that stands for it.
-pub(super) fn supervise(config: RunConfig) -> Result<(Box<TerminalRecord>, u8), String> {
+pub(super) fn supervise(config: RunConfig) -> Result<(Arc<TerminalRecord>, u8), String> {
     supervise_with(launch()?, config)
 }
 
@@ -51,7 +51,7 @@ pub(super) fn launch() -> Result<Builder, String> {
     Supervisor::builder().launch().map_err(|error| error.to_string())
 }
 
-fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<TerminalRecord>, u8), String> {
+fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Arc<TerminalRecord>, u8), String> {
     let RunConfig {
         spec,
         reporting,
@@ -120,7 +120,7 @@ fn supervise_with(supervisor: Builder, config: RunConfig) -> Result<(Box<Termina
 async fn follow(
     process: &ProcessHandle,
     sink: &mut Sink,
-) -> Result<Option<Box<TerminalRecord>>, String> {
+) -> Result<Option<Arc<TerminalRecord>>, String> {
     let mut events = process.events_paced();
     while let Some(event) = events.next().await.map_err(|error| error.to_string())? {
         for stream in sink.take(&event) {

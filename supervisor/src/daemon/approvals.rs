@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::Daemon;
 use super::processes::Supervised;
 use crate::decider::{BY, Decider};
+use crate::policy_file::EnvironmentPolicy;
 use crate::protocol::{
     ApprovalDecide, ApprovalList, ApprovalsWaiting, AskCommand, ErrorKind, RpcError, WaitingApproval,
 };
@@ -121,7 +122,7 @@ impl Daemon {
         Ok(Some(Decider {
             argv: command.argv.clone(),
             cwd,
-            env: self.0.account.environment(None),
+            env: self.0.account.environment(&EnvironmentPolicy::default()),
             timeout: spec.ask_timeout,
         }))
     }

@@ -26,8 +26,9 @@ use provost_actors::jobs::{JobId, JobState};
 use provost_actors::record::TerminalRecord;
 use provost_actors::session::SessionId;
 use ractor::{Actor, ActorRef};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use self::notices::Notices;
 use self::queue::{Found, JobQueue, QueueMsg, Recovery};
 pub(super) use self::requests::answer;
 use super::Daemon;
@@ -41,8 +42,7 @@ pub(super) struct Jobs {
     queue: ActorRef<QueueMsg>,
     /// The number of the last event that is written down.
     last: watch::Receiver<u64>,
-    /// There may be something to tell.
-    notices: Arc<Notify>,
+    notices: Arc<Notices>,
 }
 
 impl Daemon {
@@ -56,7 +56,7 @@ impl Daemon {
             Some(kept) => kept.store.clone(),
             None => Store::in_memory()?,
         };
-        let (rows, groups, specs, last) = store
+        let (rows, groups, specs, last, to_tell) = store
             .read(|reader| {
                 let rows = reader.unended_jobs()?;
                 let mut specs = HashMap::new();
@@ -72,7 +72,8 @@ impl Daemon {
                     });
                     place.insert(Arc::new(spec));
                 }
-                Ok((rows, reader.groups()?, specs, reader.last_job_event()?))
+                let last = reader.last_job_event()?;
+                Ok((rows, reader.groups()?, specs, last, reader.has_notices()?))
             })
             .await?;
         let here: HashSet<JobId> = rows.iter().map(|row| row.id).collect();
@@ -86,7 +87,10 @@ impl Daemon {
             }
         }
         let (say_last, last) = watch::channel(last);
-        let notices = Arc::<Notify>::default();
+        let notices = Arc::<Notices>::default();
+        if to_tell {
+            notices.expect();
+        }
         let recovery = Recovery {
             daemon: self.clone(),
             store: store.clone(),

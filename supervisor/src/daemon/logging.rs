@@ -32,7 +32,13 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
     if !is_level && !text.contains(['=', ',']) {
         return Err(format!("`{text}` is no level; {hint}"));
     }
-    EnvFilter::try_new(text).map_err(|error| format!("`{text}`: {error}; {hint}"))
+    let wrong = |error| format!("`{text}`: {error}; {hint}");
+    let filter = EnvFilter::try_new(text).map_err(wrong)?;
+    // That each actor lives, which is said around everything that happens in it, is of use to nobody who did not ask for it.
+    Ok(match text.contains("ractor") || text.trim() == "off" {
+        true => filter,
+        false => filter.add_directive("ractor=error".parse().map_err(wrong)?),
+    })
 }
 
 /// Changes what is logged while the daemon runs.

@@ -286,9 +286,7 @@ pub(super) async fn answer(client: &Arc<Client>, prepared: Prepared, after: &mut
                 record = tokio::time::timeout(patience, record) => record.ok(),
                 () = client.outbox.closed() => return Err(gone()),
             };
-            value(&Waited {
-                record: record.map(|record| Box::new((*record).clone())),
-            })
+            value(&Waited { record })
         }
         "process/list" => {
             let asked: ProcessList = request.params()?;

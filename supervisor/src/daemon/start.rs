@@ -11,7 +11,7 @@ use provost_actors::event::ProcessId;
 use provost_actors::session::Holder;
 use provost_actors::{ProcessLink, SpawnRefused, log::LogLimits};
 use provost_sandbox::compile::CompileError;
-use provost_sandbox::policy::{Policy, PresetContext};
+use provost_sandbox::policy::PresetContext;
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
@@ -20,7 +20,7 @@ use super::processes::{Supervised, described_bytes};
 use super::recover::Note;
 use super::sessions::check_name;
 use super::{Account, Daemon, State, lock};
-use crate::policy_file::{self, LoadedPolicy, PolicyFileContext, PolicyName};
+use crate::policy_file::{self, EnvironmentPolicy, LoadedPolicy, PolicyFileContext, PolicyName};
 use crate::protocol::{self, ErrorKind, OUTPUT_BYTES, ProcessStart, RpcError, Started};
 use crate::store::Request;
 use crate::{OnDenial, ProcessSpec, Slot, StdinSpec, StopRule, TreeRule};
@@ -319,14 +319,15 @@ impl Daemon {
             None => request.policy.as_deref(),
         };
         let prepared = request.prepared_policy.as_deref().filter(|_| confined.is_none());
-        let loaded = match prepared {
-            Some(_) => None,
-            None => Some(self.policy(named.unwrap_or("workspace-write"), &cwd)?),
-        };
-        let mut policy: Policy = match (prepared, &loaded) {
-            (Some(policy), _) => policy.clone(),
-            (None, Some(loaded)) => loaded.policy.clone(),
-            (None, None) => return Err(invalid("there is no policy".to_owned())),
+        let LoadedPolicy {
+            mut policy,
+            environment,
+            timeout,
+            idle_timeout,
+            ..
+        } = match prepared {
+            Some(policy) => LoadedPolicy::from(policy.clone()),
+            None => self.policy(named.unwrap_or("workspace-write"), &cwd)?,
         };
         self.hide_own(&mut policy)
             .map_err(|error| RpcError::new(ErrorKind::Refused, what, error.to_string()))?;
@@ -336,7 +337,7 @@ impl Daemon {
                 .iter()
                 .map(|(key, value)| (key.into(), value.into()))
                 .collect(),
-            None => self.0.account.environment(loaded.as_ref()),
+            None => self.0.account.environment(&environment),
         };
         if request.stdin {
             spec.stdin = StdinSpec::Pipe;
@@ -347,14 +348,8 @@ impl Daemon {
         });
         let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
         let limit = |own: Option<Duration>, policys: Option<Duration>| own.or(policys);
-        spec.timeout = limit(
-            millis(request.timeout_ms),
-            loaded.as_ref().and_then(|policy| policy.timeout),
-        );
-        spec.idle_timeout = limit(
-            millis(request.idle_timeout_ms),
-            loaded.as_ref().and_then(|policy| policy.idle_timeout),
-        );
+        spec.timeout = limit(millis(request.timeout_ms), timeout);
+        spec.idle_timeout = limit(millis(request.idle_timeout_ms), idle_timeout);
         let stop = StopRule::default();
         spec.stop = StopRule {
             signal: match &request.stop_signal {
@@ -462,7 +457,7 @@ pub(super) fn digest(of: &impl Serialize) -> String {
 
 impl Account {
     /// A clean environment, and what the policy sets.
-    pub(super) fn environment(&self, policy: Option<&LoadedPolicy>) -> Vec<(OsString, OsString)> {
+    pub(super) fn environment(&self, policy: &EnvironmentPolicy) -> Vec<(OsString, OsString)> {
         let own: [(&str, OsString); 5] = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
             ("HOME", self.home.clone().into()),
@@ -472,10 +467,8 @@ impl Account {
         ];
         let mut all: BTreeMap<OsString, OsString> =
             own.into_iter().map(|(key, value)| (key.into(), value)).collect();
-        if let Some(policy) = policy {
-            let set = policy.environment.set.iter();
-            all.extend(set.map(|(key, value)| (key.into(), value.into())));
-        }
+        let set = policy.set.iter();
+        all.extend(set.map(|(key, value)| (key.into(), value.into())));
         all.into_iter().collect()
     }
 }

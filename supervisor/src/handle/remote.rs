@@ -151,7 +151,7 @@ impl Remote {
     pub(super) async fn process(&self, id: ProcessId) -> Result<Arc<RemoteProcess>, Error> {
         #[derive(Deserialize)]
         struct Inspected {
-            record: Option<Box<TerminalRecord>>,
+            record: Option<Arc<TerminalRecord>>,
         }
         let process = id.to_string();
         let inspected: Inspected = self.link.call("process/inspect", ProcessRef { process }).await?;

@@ -45,7 +45,7 @@ pub(crate) fn request(spec: ProcessSpec) -> Result<ProcessStart, Error> {
     Ok(ProcessStart {
         cwd: text(spec.cwd.as_os_str(), "the directory")?,
         env: Some(env),
-        prepared_policy: Some(Box::new(spec.policy)),
+        prepared_policy: Some(spec.policy),
         stdin,
         terminal: spec.terminal.map(Into::into),
         timeout_ms: spec.timeout.map(millis),

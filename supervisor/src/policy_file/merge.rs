@@ -77,6 +77,20 @@ pub struct LoadedPolicy {
     pub warnings: Vec<String>,
 }
 
+impl From<Policy> for LoadedPolicy {
+    /// A policy that no file says anything about.
+    fn from(policy: Policy) -> Self {
+        Self {
+            policy,
+            environment: EnvironmentPolicy::default(),
+            timeout: None,
+            idle_timeout: None,
+            layers: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
 /// Loads a preset, a file, or a policy by its name, with all that it extends.
 ///
 /// # Errors
@@ -155,12 +169,8 @@ fn base(preset: &str, context: &PolicyFileContext) -> Result<LoadedPolicy, Polic
     let policy = Policy::preset(preset, &context.preset)
         .map_err(|error| PolicyFileError::file(preset, error.to_string()))?;
     Ok(LoadedPolicy {
-        policy,
-        environment: EnvironmentPolicy::default(),
-        timeout: None,
-        idle_timeout: None,
         layers: vec![format!("preset {preset}")],
-        warnings: Vec::new(),
+        ..LoadedPolicy::from(policy)
     })
 }
 

@@ -1,6 +1,7 @@
 //! Jobs: what waits for its turn in the daemon.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use provost_actors::event::ProcessId;
 pub use provost_actors::jobs::{AfterRule, JobId, JobOutcome, JobState, RetryOn, RetryRule};
@@ -365,7 +366,7 @@ pub struct JobInspected {
     /// Who is told of its end.
     pub notices: Vec<JobNotice>,
     /// The record of its last process, if it has one and is not forgotten.
-    pub record: Option<Box<TerminalRecord>>,
+    pub record: Option<Arc<TerminalRecord>>,
 }
 
 /// An attempt to run a job.
@@ -423,7 +424,7 @@ pub struct JobMessage {
     #[serde(flatten)]
     pub job: JobInfo,
     /// The record of its last process, if there is one.
-    pub record: Option<Box<TerminalRecord>>,
+    pub record: Option<Arc<TerminalRecord>>,
 }
 
 /// `job/group`: changes a group, which is made if it is not there, and says what it is.

@@ -1,6 +1,7 @@
 //! Processes: started, listed, told to end, waited for, forgotten.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use provost_actors::event::ProcessId;
 use provost_actors::record::TerminalRecord;
@@ -34,7 +35,7 @@ pub struct ProcessStart {
     /// A preset, a policy's name, or the absolute path of a policy file.
     pub policy: Option<String>,
     /// A policy as the Rust library has it: only from clients of the same version.
-    pub prepared_policy: Option<Box<Policy>>,
+    pub prepared_policy: Option<Arc<Policy>>,
     /// Standard input is a pipe that `process/write` writes to; else there is none.
     pub stdin: bool,
     /// A terminal of this size instead of pipes.
@@ -163,7 +164,7 @@ pub struct ProcessWait {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Waited {
     /// Absent if the time ran out first.
-    pub record: Option<Box<TerminalRecord>>,
+    pub record: Option<Arc<TerminalRecord>>,
 }
 
 /// `process/list`.

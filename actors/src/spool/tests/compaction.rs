@@ -1,5 +1,7 @@
 //! A journal that was made short tells the same as all its facts.
 
+use std::sync::Arc;
+
 use provost_sandbox::denial::{Decision, Denial, DenialClass, DenialTarget};
 use provost_sandbox::observe::notify::{Grant, KeepsCalls, Notification, Response};
 use serde_json::Value;
@@ -92,7 +94,7 @@ fn any_small_fact() -> impl Strategy<Value = Fact> {
         }),
         Just(Fact::Started {
             pid: 7,
-            report: Box::new(report())
+            report: Arc::new(report())
         }),
         Just(Fact::SignalSent {
             signal: "SIGTERM".into(),
@@ -227,7 +229,7 @@ impl Twins {
             match effect {
                 Effect::Append(draft) => self.process.log.append_event(draft),
                 Effect::Seal { time, record } => {
-                    let seal = |record: &TerminalRecord| {
+                    let seal = |record: &Arc<TerminalRecord>| {
                         self.process.spool.seal(time, record);
                         self.whole.seal(time, record);
                     };

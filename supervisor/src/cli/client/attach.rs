@@ -196,7 +196,7 @@ struct Shown {
     screen: Option<Screen>,
     /// Says what it asks. A terminal that is the process's is not written to.
     notes_asks: bool,
-    record: Option<Box<crate::TerminalRecord>>,
+    record: Option<Arc<crate::TerminalRecord>>,
 }
 
 impl Shown {

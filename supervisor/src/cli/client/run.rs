@@ -178,7 +178,7 @@ async fn follow(
     target: &Target,
     sink: &mut Sink,
     mut answering: Option<AnsweringThere>,
-) -> Result<Box<TerminalRecord>, String> {
+) -> Result<Arc<TerminalRecord>, String> {
     let mut asked = ProcessFollow {
         process: process.to_owned(),
         paced: true,

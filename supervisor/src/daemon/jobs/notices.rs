@@ -3,14 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use provost_actors::event::ProcessId;
+use provost_actors::record::TerminalRecord;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::daemon::start::Prescribed;
@@ -26,6 +28,29 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// What wakes [`tell_all`].
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    /// Somebody is to be told, or was: as long as nobody is, an end is no reason to look.
+    any: AtomicBool,
+    wake: Notify,
+}
+
+impl Notices {
+    /// Somebody is to be told of some job's end. To be said once that is written down.
+    pub(super) fn expect(&self) {
+        self.any.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// A job has ended, and that is written down.
+    pub(super) fn ended(&self) {
+        if self.any.load(Ordering::Acquire) {
+            self.wake.notify_one();
+        }
+    }
+}
+
 /// Tells whoever is to be told, as long as the daemon serves.
 pub(super) async fn tell_all(daemon: Daemon) {
     let Some(jobs) = daemon.0.jobs.get() else {
@@ -36,7 +61,7 @@ pub(super) async fn tell_all(daemon: Daemon) {
     // When those are tried again that were not taken.
     let mut again: HashMap<i64, (Instant, Duration)> = HashMap::new();
     loop {
-        let notified = jobs.notices.notified();
+        let notified = jobs.notices.wake.notified();
         let open = match jobs.store.read(|reader| reader.open_notices()).await {
             Ok(open) => open,
             Err(error) => {
@@ -114,7 +139,7 @@ impl Daemon {
             schema: 1,
             dedup: notice.dedup(),
             job: row.into(),
-            record: record.map(Box::new),
+            record,
         };
         let target = serde_json::from_str(&notice.target).map_err(|error| said(&error))?;
         let line = serde_json::to_string(&message).map_err(|error| said(&error))?;
@@ -122,18 +147,15 @@ impl Daemon {
     }
 
     /// The record of a process, if it has one and is not forgotten.
-    pub(super) async fn record_of(
-        &self,
-        process: Option<ProcessId>,
-    ) -> Option<provost_actors::record::TerminalRecord> {
+    pub(super) async fn record_of(&self, process: Option<ProcessId>) -> Option<Arc<TerminalRecord>> {
         let process = process?;
         let known = self.state().processes.get(&process).cloned();
         if let Some(known) = known {
-            return known.link.record().map(|record| (*record).clone());
+            return known.link.record();
         }
         let jobs = self.0.jobs.get()?;
         let sealed = jobs.store.sealed_process(process).await.ok().flatten();
-        sealed.map(|sealed| sealed.record)
+        sealed.map(|sealed| Arc::new(sealed.record))
     }
 
     async fn tell_one(&self, target: &JobNotifyTarget, message: &str) -> Result<(), String> {

@@ -17,13 +17,14 @@ use provost_actors::ProcessLink;
 use provost_actors::jobs::JobId;
 use provost_actors::jobs::schedule::Schedule;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::decisions::end_of;
 pub(super) use self::message::{Ends, QueueMsg, SubmitError};
 pub(super) use self::recovery::{Found, Recovery};
 use crate::daemon::Daemon;
+use crate::daemon::jobs::notices::Notices;
 use crate::protocol::ProcessStart;
 use crate::store::{GroupRow, JobRow, Store, Transition};
 
@@ -37,7 +38,7 @@ pub(super) struct State {
     daemon: Daemon,
     store: Store,
     last: watch::Sender<u64>,
-    notices: Arc<Notify>,
+    notices: Arc<Notices>,
     schedule: Schedule,
     /// Those that have not ended, as far as that is written down.
     jobs: HashMap<JobId, Job>,

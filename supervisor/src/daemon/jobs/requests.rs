@@ -394,7 +394,7 @@ async fn inspect(daemon: &Daemon, row: JobRow) -> Result<JobInspected, RpcError>
         retry: row.retry.clone(),
         attempts: attempts.into_iter().map(Into::into).collect(),
         notices: notices.map_err(unread)?,
-        record: record.map(Box::new),
+        record,
         job: row.into(),
     })
 }
@@ -460,7 +460,7 @@ async fn notify(client: &Client, asked: JobNotify) -> Result<JobNotice, RpcError
     let jobs = daemon.jobs()?;
     let id = jobs.store.add_notice(row.id, target.clone()).await;
     let id = id.map_err(|error| unwritten(&what, &error))?;
-    jobs.notices.notify_one();
+    jobs.notices.expect();
     let notice = NoticeRow {
         id,
         job: row.id,

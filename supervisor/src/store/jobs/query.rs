@@ -141,6 +141,16 @@ impl Reader {
         waiting.map_err(|error| self.say(error))
     }
 
+    /// Whether somebody is still to be told of an end, also of one that is yet to come.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn has_notices(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM job_notices WHERE delivered_at IS NULL)";
+        let waiting = self.connection.query_row(sql, [], |row| row.get(0));
+        waiting.map_err(|error| self.say(error))
+    }
+
     /// Every group.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What a process wrote, from the daemon.
 
+use std::sync::Arc;
+
 use crate::client::{ClientError, Lasting};
 use crate::protocol::{ErrorKind, Events, ProcessRead};
 use crate::{EventBody, StreamName, TerminalRecord};
@@ -12,7 +14,7 @@ pub(super) struct Gathered {
     /// The same of standard error.
     pub(super) stderr: Vec<u8>,
     /// Its record; absent if the process is forgotten, or never was.
-    pub(super) record: Option<Box<TerminalRecord>>,
+    pub(super) record: Option<Arc<TerminalRecord>>,
 }
 
 impl Gathered {

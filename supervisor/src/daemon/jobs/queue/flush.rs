@@ -145,7 +145,7 @@ impl State {
             Change::End { .. } => {
                 // Dropping what waits tells them.
                 self.jobs.remove(&id);
-                self.notices.notify_one();
+                self.notices.ended();
             }
             Change::Run(_) | Change::PutBack(_) | Change::Requeue { .. } => {}
         }

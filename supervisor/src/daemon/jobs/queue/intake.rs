@@ -39,12 +39,16 @@ impl State {
         };
         // The last thing that can fail: what is written down is queued, whoever asked.
         let json = serde_json::to_string(&*spec).unwrap_or_default();
+        let to_tell = !notices.is_empty();
         let written = self.store.submit_jobs(json, rows.clone(), notices).await;
         let submitted = match written {
             Ok(Ok(submitted)) => submitted,
             Ok(Err(place)) => return Err(SubmitError::Conflict(place)),
             Err(error) => return Err(SubmitError::Store(error)),
         };
+        if to_tell {
+            self.notices.expect();
+        }
         let mut skipped = Vec::new();
         for (mut row, (id, repeated)) in rows.into_iter().zip(&submitted.jobs) {
             if *repeated {

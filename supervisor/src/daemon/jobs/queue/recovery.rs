@@ -9,11 +9,12 @@ use provost_actors::jobs::schedule::{Schedule, Skipped};
 use provost_actors::jobs::{JobId, JobOutcome, JobState};
 use provost_actors::record::TerminalRecord;
 use ractor::ActorRef;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::decisions::{end_of, ending, plan};
 use super::{Job, QueueMsg, State};
 use crate::daemon::Daemon;
+use crate::daemon::jobs::notices::Notices;
 use crate::daemon::jobs::start::watch_process;
 use crate::protocol::ProcessStart;
 use crate::store::{EndRow, GroupRow, JobRow, Store};
@@ -23,7 +24,7 @@ pub(in crate::daemon::jobs) struct Recovery {
     pub(in crate::daemon::jobs) daemon: Daemon,
     pub(in crate::daemon::jobs) store: Store,
     pub(in crate::daemon::jobs) last: watch::Sender<u64>,
-    pub(in crate::daemon::jobs) notices: Arc<Notify>,
+    pub(in crate::daemon::jobs) notices: Arc<Notices>,
     pub(in crate::daemon::jobs) rows: Vec<JobRow>,
     pub(in crate::daemon::jobs) groups: Vec<GroupRow>,
     pub(in crate::daemon::jobs) specs: HashMap<i64, Arc<ProcessStart>>,
