@@ -154,11 +154,7 @@ impl ProcessSpool {
     /// The same but for what is left to do then: nobody who wants to see the record need wait for [that](Self::is_kept). False if
     /// the record is not on disk.
     #[must_use]
-    pub(crate) fn write_record(
-        self: &Arc<Self>,
-        time: Timestamp,
-        record: &Arc<TerminalRecord>,
-    ) -> bool {
+    pub(crate) fn write_record(self: &Arc<Self>, time: Timestamp, record: &Arc<TerminalRecord>) -> bool {
         let mut journal = lock(&self.journal);
         journal.complete();
         let entry = Entry::Sealed(Arc::clone(record));

@@ -123,10 +123,7 @@ impl<'a> Pueue<'a> {
                  unix_socket_path: {place}/socket\nclient: {{}}\ndaemon:\n  default_parallel_tasks: 1\n"
             ),
         )?;
-        let mut command = plain(
-            &[&daemon.to_string_lossy(), "-c", &settings],
-            setting.directory(),
-        )?;
+        let mut command = plain(&[&daemon.to_string_lossy(), "-c", &settings], setting.directory())?;
         command.env("PATH", "/usr/bin:/bin").stderr(Stdio::null());
         let pueue = Self {
             setting,
