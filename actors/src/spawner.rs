@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use provost_sandbox::compile::PreparedSandbox;
+use provost_sandbox::keeper::ForkedSpawner;
 use provost_sandbox::keeper::wire::{HeldState, Kept, Notice, Request};
 use provost_sandbox::kernel::KernelSupport;
 use provost_sandbox::spawn::{KEEPER_IDLE, LaunchError, Spawner, SpawnerSource};
@@ -130,7 +131,18 @@ impl LaunchedSpawner {
     /// # Errors
     /// It cannot be found or started.
     pub fn launch(source: &SpawnerSource, thorough: bool) -> Result<Self, StartError> {
-        let spawner = Spawner::launch(source)?;
+        Self::greeted(Spawner::launch(source)?, thorough)
+    }
+
+    /// The same of one that was forked.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn forked(forked: ForkedSpawner, thorough: bool) -> Result<Self, StartError> {
+        Self::greeted(Spawner::forked(forked), thorough)
+    }
+
+    fn greeted(spawner: Spawner, thorough: bool) -> Result<Self, StartError> {
         spawner
             .send(&Request::Hello { thorough }, &[])
             .map_err(|error| StartError::Spawner(error.to_string()))?;

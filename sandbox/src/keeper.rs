@@ -25,6 +25,7 @@
 //! | `account` | what is known of a process, and how much of it was told |
 //! | `errand` | what a daemon asks a keeper to look at for it |
 //! | `server` | the loop of spawner and keeper |
+//! | `forked` | a spawner that is forked by a program that has just begun |
 //! | `exits` | the file in which a keeper writes down how processes ended |
 //! | `oom` | the own place of keeper and daemon in line when memory runs out |
 //! | `tree` | one supervised tree, as the spawner sees it |
@@ -47,6 +48,7 @@ mod children;
 mod delegate;
 pub mod errand;
 pub mod exits;
+mod forked;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod held;
@@ -69,6 +71,7 @@ pub mod wire;
 
 pub use cgroup::settle_in_leaf;
 pub use delegate::{DelegatedGroup, join_group};
+pub use forked::{ForkedSpawner, fork_spawner};
 pub use oom::{protect_daemon, with_ordinary_score};
 
 use std::sync::atomic::{AtomicBool, Ordering};

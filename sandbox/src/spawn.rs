@@ -12,12 +12,15 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use uuid::Uuid;
 
 use crate::extras::Extras;
 use crate::keeper::wire::{self, Notice, Request, SpawnRequest, Stdin};
-use crate::keeper::{ROLE, is_hooked, with_ordinary_score};
+use crate::keeper::{ForkedSpawner, ROLE, is_hooked, with_ordinary_score};
 use crate::observe::notify::Errands;
 
 /// Where the spawner's executable is.
@@ -93,7 +96,7 @@ pub struct Spawner {
 #[derive(Debug)]
 enum Kind {
     /// A child, to be waited for, that ends with the connection.
-    Spawner(Option<Child>),
+    Spawner(Option<Pid>),
     /// It outlives us.
     Keeper {
         /// It is asked there as long as we hold this.
@@ -128,8 +131,18 @@ impl Spawner {
         Ok(Self {
             socket: ours,
             pid: child.id(),
-            kind: Kind::Spawner(Some(child)),
+            kind: Kind::Spawner(Some(pid_of(&child))),
         })
+    }
+
+    /// Speaks to a spawner that was [forked](crate::keeper::fork_spawner). It has said nothing yet, as one that was
+    /// [launched](Self::launch).
+    pub fn forked(ForkedSpawner { socket, pid }: ForkedSpawner) -> Self {
+        Self {
+            socket,
+            pid: pid.as_raw().cast_unsigned(),
+            kind: Kind::Spawner(Some(pid)),
+        }
     }
 
     /// Connects to the keeper that listens on this socket, which replaces whoever is connected; where none listens, makes
@@ -243,9 +256,13 @@ fn start(path: &Path, role: &str, arguments: &[String], socket: OwnedFd) -> io::
 
 /// Somebody must wait for it, or a host that starts many supervisors collects zombies. A host that reaps with wait(-1)
 /// or ignores SIGCHLD is quicker. The thread ends with this process.
-fn reap_later(mut child: Child) {
+fn reap_later(child: Pid) {
     let reaper = std::thread::Builder::new().name("provost-reaper".to_owned());
-    let _ = reaper.spawn(move || child.wait());
+    let _ = reaper.spawn(move || while waitpid(child, None) == Err(Errno::EINTR) {});
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
 }
 
 fn locate(source: &SpawnerSource) -> Option<PathBuf> {

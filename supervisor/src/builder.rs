@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use provost_actors::{Expected, Keeping, LaunchedSpawner, StartError, Tree};
+#[cfg(feature = "cli")]
+use provost_sandbox::keeper::ForkedSpawner;
 use provost_sandbox::spawn::SpawnerSource;
 
 use crate::handle::Embedded;
@@ -62,6 +64,13 @@ impl Builder {
     /// No executable can serve as the spawner, or it cannot be started.
     pub fn launch(mut self) -> Result<Self, StartError> {
         self.launched = Some(self.launch_now()?);
+        Ok(self)
+    }
+
+    /// The same with a spawner that was forked when this program began.
+    #[cfg(feature = "cli")]
+    pub(crate) fn forked(mut self, forked: ForkedSpawner) -> Result<Self, StartError> {
+        self.launched = Some(LaunchedSpawner::forked(forked, self.thorough)?);
         Ok(self)
     }
 

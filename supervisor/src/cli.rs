@@ -31,6 +31,7 @@ pub(crate) use policy::rendered;
 use std::process::ExitCode;
 
 use clap::Parser;
+use provost_sandbox::keeper::fork_spawner;
 
 /// Provost itself failed, or there is no record.
 pub(crate) const EXIT_PROVOST: u8 = 125;
@@ -39,6 +40,8 @@ pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 
 /// The whole command line.
 pub fn main() -> ExitCode {
+    // As long as nothing has happened here.
+    let spawner = run::is_asked(std::env::args_os()).then(fork_spawner).flatten();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -58,7 +61,7 @@ pub fn main() -> ExitCode {
     let result = match args.verb {
         args::Verb::Run(run) => match misspelt_option(&run.command, std::env::args_os(), "run") {
             Some(option) => Err(option),
-            None => run::run(*run),
+            None => run::run(*run, spawner),
         },
         args::Verb::Up(up) => up::run(*up),
         args::Verb::Client(verb) => client::run(verb),

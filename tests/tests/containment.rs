@@ -2,6 +2,7 @@
 //! hold it. As root `unconfined` means a cgroup, for an ordinary user only an init that is a subreaper.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
@@ -30,6 +31,59 @@ fn spawner(live: &Live) -> Pid {
         .collect::<String>();
     let pid = children.split_whitespace().next().expect("a spawner");
     Pid::from_raw(pid.parse().expect("a pid"))
+}
+
+/// What a process may write to of its memory, but for what it shares.
+fn memory(pid: Pid) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings");
+    let file = fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    let mut all = Vec::new();
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (range, rights) = (words.next().expect("a range"), words.next().expect("rights"));
+        if !rights.starts_with("rw-p") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').expect("from and to");
+        let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("an address"));
+        let mut bytes = vec![0; usize::try_from(to - from).expect("a size")];
+        file.read_exact_at(&mut bytes, from).expect("it is mapped");
+        all.extend(bytes);
+    }
+    all
+}
+
+fn a_spawner_and_its_init_know_nothing_of_what_provost_was_told(world: &World) {
+    require!(nix::unistd::geteuid().is_root(), "root, to look into processes");
+    let (variable, word) = ("in-no-environment-of-7261", "in-no-words-of-9143");
+    for policy in POLICIES {
+        let label = format!("note={word}");
+        let run = world.shell("echo ready; exec sleep 1000").env("TOLD", variable);
+        let mut live = run.with(["--policy", policy, "--label", &label]).start();
+        live.wait_for("ready");
+        let spawner = spawner(&live);
+        let inits = fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children"));
+        let inits = inits.expect("its children");
+        let inits = inits
+            .split_ascii_whitespace()
+            .map(|pid| pid.parse().expect("a pid"));
+        let inits: Vec<Pid> = inits.map(Pid::from_raw).collect();
+        assert!(!inits.is_empty(), "nothing was looked at");
+        let knows = |pid: Pid, what: &str| {
+            let memory = memory(pid);
+            memory.windows(what.len()).any(|bytes| bytes == what.as_bytes())
+        };
+        for secret in [variable, word] {
+            assert!(knows(live.pid(), secret), "it would not be found");
+            for pid in inits.iter().chain([&spawner]) {
+                assert!(!knows(*pid, secret), "{policy}: {secret} in {pid}");
+            }
+        }
+        let line = fs::read(format!("/proc/{spawner}/cmdline")).expect("its words");
+        assert!(line.starts_with(b"provost-spawner\0"), "{}", line.escape_ascii());
+        live.signal(Signal::SIGKILL);
+        drop(live);
+    }
 }
 
 fn escape_61_nothing_outlives_a_killed_provost_in_any_containment(world: &World) {
@@ -169,6 +223,7 @@ fn i6_a_confined_command_without_namespaces_cannot_touch_its_init(world: &World)
 }
 
 both_users!(
+    a_spawner_and_its_init_know_nothing_of_what_provost_was_told,
     escape_61_nothing_outlives_a_killed_provost_in_any_containment,
     i1_i6_a_killed_spawner_takes_its_trees_along_and_each_has_its_record,
     i6_a_command_that_kills_or_stops_its_init_ends_with_everything,

@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::{Kind, LaunchError, Spawner, SpawnerSource, locate, reap_later, start};
+use super::{Kind, LaunchError, Spawner, SpawnerSource, locate, pid_of, reap_later, start};
 use crate::keeper::KEEPER_ROLE;
 use crate::keeper::wire::{Notice, Request};
 use crate::observe::notify::Errands;
@@ -141,7 +141,7 @@ impl<'a> Place<'a> {
         let started = start(&executable, KEEPER_ROLE, &[idle.as_millis().to_string()], socket);
         match started {
             Ok(child) => {
-                reap_later(child);
+                reap_later(pid_of(&child));
                 Ok(())
             }
             Err(source) => {

@@ -1,12 +1,13 @@
 //! `provost run`: one command, and no daemon unless one is asked for.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use nix::libc::{SIGHUP, SIGPIPE};
 use provost_actors::event::{EventBody, StreamName};
 use provost_actors::record::{Outcome, TerminalRecord};
-use provost_sandbox::keeper::settle_in_leaf;
 use provost_sandbox::keeper::wire::SignalScope;
+use provost_sandbox::keeper::{ForkedSpawner, settle_in_leaf};
 
 use super::args::RunArgs;
 use super::config::{self, RunConfig};
@@ -17,11 +18,19 @@ use super::tty::Attached;
 use super::{CliResult, EXIT_PROVOST, EXIT_TIMED_OUT, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
-pub(super) fn run(args: RunArgs) -> CliResult {
+/// Whether the words ask for a command to be run: here, most likely, and then a spawner is wanted as soon as can be.
+pub(super) fn is_asked(mut words: impl Iterator<Item = OsString>) -> bool {
+    words.nth(1).is_some_and(|verb| verb == "run")
+}
+
+/// With the spawner that was forked for it, if one was.
+pub(super) fn run(args: RunArgs, forked: Option<ForkedSpawner>) -> CliResult {
+    let elsewhere = args.detach || args.daemon || args.with_me || args.session.is_some();
+    let forked = forked.filter(|_| !elsewhere);
     if args.detach {
         return client::start_detached(args);
     }
-    if args.daemon || args.with_me || args.session.is_some() {
+    if elsewhere {
         return client::run::run(args);
     }
     if args.slot.is_some() {
@@ -32,12 +41,19 @@ pub(super) fn run(args: RunArgs) -> CliResult {
         );
     }
     let preset = PRESETS.contains(&args.spec.policy.as_str());
-    if !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some() {
+    let limits = !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some();
+    if limits {
         // Where groups with limits cannot be made beside us, others hold them or it is an error.
         settle_in_leaf();
     }
     // First of all: the spawner takes its time to start, and has it while the rest is looked at.
-    let supervisor = launch()?;
+    let supervisor = match forked {
+        // It would have stayed in the group of before.
+        Some(forked) if !limits => Supervisor::builder()
+            .forked(forked)
+            .map_err(|error| error.to_string())?,
+        _ => launch()?,
+    };
     supervise_with(supervisor, config::resolve(args)?).map(|(_, code)| code)
 }
 
