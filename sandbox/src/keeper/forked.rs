@@ -60,7 +60,7 @@ pub fn fork_spawner() -> Option<ForkedSpawner> {
             drop(ours);
             forget(secrets);
             let code = match take_place(theirs) {
-                Ok(()) => server::main(server::Role::Spawner),
+                Ok(()) => server::main_ahead(),
                 Err(_) => 1,
             };
             super::sys::exit(code)

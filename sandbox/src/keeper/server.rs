@@ -24,8 +24,9 @@ use super::reserve::{self, Reserve};
 use super::tree::{Fixed, Tree};
 use super::warm::Warm;
 use super::wire::{self, Started};
-use super::{Step, spare, sys};
+use super::{Step, probe, spare, sys};
 use crate::extras::Extras;
+use crate::kernel::KernelSupport;
 use crate::observe::audit::AuditShare;
 
 use errands::Errands;
@@ -60,10 +61,24 @@ pub(super) enum Role {
 
 /// Serves until there is nobody to serve. Returns the exit code.
 pub(super) fn main(role: Role) -> i32 {
-    let mut server = match Server::new(role) {
-        Ok(server) => server,
-        Err(error) => return failed_with(&error),
-    };
+    match Server::new(role) {
+        Ok(server) => serve(server),
+        Err(error) => failed_with(&error),
+    }
+}
+
+/// The same of a spawner whose host is busy with other things: meanwhile it finds out what it will be asked first.
+pub(super) fn main_ahead() -> i32 {
+    match Server::new(Role::Spawner) {
+        Ok(mut server) => {
+            server.probed = Some(Box::new(probe::support(false)));
+            serve(server)
+        }
+        Err(error) => failed_with(&error),
+    }
+}
+
+fn serve(mut server: Server) -> i32 {
     let served = server.serve();
     // Whatever ended it: nothing that it started may live on.
     server.end_everything();
@@ -84,6 +99,8 @@ enum Next {
 
 struct Server {
     role: Role,
+    /// What can be had here, found out before anybody asked.
+    probed: Option<Box<KernelSupport>>,
     epoll: Epoll,
     signals: SignalFd,
     fixed: Fixed,
@@ -153,6 +170,7 @@ impl Server {
             .unwrap_or(63);
         Ok(Self {
             role,
+            probed: None,
             epoll,
             signals,
             fixed: Fixed {

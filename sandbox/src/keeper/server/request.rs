@@ -86,7 +86,8 @@ impl Server {
     }
 
     fn hello(&mut self, thorough: bool) {
-        let support = Box::new(probe::support(thorough));
+        let probed = self.probed.take().filter(|_| !thorough);
+        let support = probed.unwrap_or_else(|| Box::new(probe::support(thorough)));
         let pid = sys::getpid();
         self.answer(Notice::Hello { pid, support });
         if self.role != Role::Spawner {
