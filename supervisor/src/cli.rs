@@ -30,7 +30,6 @@ pub(crate) use policy::rendered;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use provost_sandbox::keeper::fork_spawner;
 
 /// Provost itself failed, or there is no record.
@@ -42,7 +41,7 @@ pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 pub fn main() -> ExitCode {
     // As long as nothing has happened here.
     let spawner = run::is_asked(std::env::args_os()).then(fork_spawner).flatten();
-    let args = match args::Args::try_parse() {
+    let args = match args::Args::read() {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();

@@ -33,6 +33,28 @@ pub(crate) struct Args {
     pub(crate) verb: Verb,
 }
 
+/// The same with one verb alone: describing all of them takes as long as running a command does.
+#[derive(Debug, Parser)]
+enum RunAlone {
+    #[command(name = "run")]
+    Run(Box<RunArgs>),
+}
+
+impl Args {
+    /// What this program was told.
+    ///
+    /// # Errors
+    /// It makes no sense, or is a question that is answered by the error.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let is_run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
+        match is_run.then(RunAlone::try_parse) {
+            Some(Ok(RunAlone::Run(run))) => Ok(Self { verb: Verb::Run(run) }),
+            // Only all verbs together make for the right words.
+            _ => Self::try_parse(),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Run one command in a sandbox and report its end
