@@ -157,7 +157,7 @@ impl Remote {
         let inspected: Inspected = self.link.call("process/inspect", ProcessRef { process }).await?;
         let process = RemoteProcess::new(self.link.clone(), id, None, None);
         if let Some(record) = inspected.record {
-            let _ = process.record.set(Arc::from(record));
+            let _ = process.record.set(record);
         }
         Ok(process)
     }
@@ -350,7 +350,7 @@ impl RemoteProcess {
             };
             let waited: Waited = self.link.call("process/wait", asked).await?;
             let record = waited.record.ok_or_else(|| self.lost())?;
-            Ok::<_, Error>(Arc::from(record))
+            Ok::<_, Error>(record)
         });
         record.await.cloned()
     }
@@ -524,7 +524,7 @@ impl RemoteEvents {
                         self.complete = false;
                         self.seen = event.seq;
                         if let EventBody::Terminal { record } = &event.body {
-                            let _ = self.process.record.set(Arc::from(record.clone()));
+                            let _ = self.process.record.set(record.clone());
                             self.source = Source::Over;
                         }
                         return Poll::Ready(Some(Ok(event)));
