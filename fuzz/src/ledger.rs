@@ -1,5 +1,7 @@
 //! Any facts in any order, told to a ledger.
 
+use std::sync::Arc;
+
 use arbitrary::{Arbitrary, Unstructured};
 use jiff::{SignedDuration, Timestamp};
 use provost_actors::approval::{ApprovalScope, GrantRecord};
@@ -152,7 +154,7 @@ fn fact(told: Told, now: Timestamp) -> (Fact, u16) {
     let fact = match told {
         Told::Started { pid } => Fact::Started {
             pid,
-            report: Box::new(report()),
+            report: Arc::new(report()),
         },
         Told::SpawnFailed { reason, exit_code } => Fact::SpawnFailed { reason, exit_code },
         Told::Output {
