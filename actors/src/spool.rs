@@ -389,7 +389,8 @@ impl Spool {
         let directory = self.directory.fd.as_fd();
         for process in processes {
             let to = journal_name(*process, GONE);
-            for from in [SEALED, LIVE] {
+            // It may get its other name meanwhile.
+            for from in [SEALED, LIVE, SEALED] {
                 match renameat(
                     directory,
                     journal_name(*process, from).as_str(),

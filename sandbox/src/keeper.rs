@@ -71,7 +71,7 @@ pub mod wire;
 
 pub use cgroup::settle_in_leaf;
 pub use delegate::{DelegatedGroup, join_group};
-pub use forked::{ForkedSpawner, fork_spawner};
+pub use forked::{ForkedSpawner, fork_spawner, words};
 pub use oom::{protect_daemon, with_ordinary_score};
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,14 +100,19 @@ pub static AFTER_FORK: AtomicBool = AtomicBool::new(false);
 /// in a process started as [`ROLE`] it serves until its host is gone, as [`KEEPER_ROLE`] until nobody needs it, and never
 /// returns.
 pub fn run_if_asked() {
-    let mut words = std::env::args_os();
-    let name = words.next();
-    let is = |role: &str| name.as_ref().is_some_and(|name| name == role);
-    if is(ROLE) {
+    let name = match words() {
+        Some(mut words) => words.next().unwrap_or_default().to_vec(),
+        None => std::env::args_os()
+            .next()
+            .unwrap_or_default()
+            .into_encoded_bytes(),
+    };
+    if name == ROLE.as_bytes() {
         std::process::exit(server::main(server::Role::Spawner));
     }
-    if is(KEEPER_ROLE) {
-        let millis = words.next().and_then(|word| word.to_str()?.parse().ok());
+    if name == KEEPER_ROLE.as_bytes() {
+        let idle = std::env::args_os().nth(1);
+        let millis = idle.and_then(|word| word.to_str()?.parse().ok());
         let idle = std::time::Duration::from_millis(millis.unwrap_or(60_000));
         std::process::exit(server::main(server::Role::Keeper { idle }));
     }

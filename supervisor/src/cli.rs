@@ -30,7 +30,7 @@ pub(crate) use policy::rendered;
 
 use std::process::ExitCode;
 
-use provost_sandbox::keeper::fork_spawner;
+use provost_sandbox::keeper::{fork_spawner, words};
 
 /// Provost itself failed, or there is no record.
 pub(crate) const EXIT_PROVOST: u8 = 125;
@@ -40,7 +40,7 @@ pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 /// The whole command line.
 pub fn main() -> ExitCode {
     // As long as nothing has happened here.
-    let spawner = run::is_asked(std::env::args_os()).then(fork_spawner).flatten();
+    let spawner = words().is_some_and(run::is_simple).then(fork_spawner).flatten();
     let args = match args::Args::read() {
         Ok(args) => args,
         Err(error) => {

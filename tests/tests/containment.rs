@@ -55,10 +55,13 @@ fn memory(pid: Pid) -> Vec<u8> {
 
 fn a_spawner_and_its_init_know_nothing_of_what_provost_was_told(world: &World) {
     require!(nix::unistd::geteuid().is_root(), "root, to look into processes");
+    // What an allocator writes into memory that was freed does not hide them.
+    let (front, back) = ("x".repeat(300), "y".repeat(300));
     let (variable, word) = ("in-no-environment-of-7261", "in-no-words-of-9143");
     for policy in POLICIES {
-        let label = format!("note={word}");
-        let run = world.shell("echo ready; exec sleep 1000").env("TOLD", variable);
+        let label = format!("note={front}{word}{back}");
+        let told = format!("{front}{variable}{back}");
+        let run = world.shell("echo ready; exec sleep 1000").env("TOLD", &told);
         let mut live = run.with(["--policy", policy, "--label", &label]).start();
         live.wait_for("ready");
         let spawner = spawner(&live);

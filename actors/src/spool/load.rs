@@ -267,6 +267,7 @@ impl Replay {
                     if was.process == process && was.last_seq >= made.last_seq =>
                 {
                     record = Some(log.seal_as_was(*time, was.clone()));
+                    journal.is_kept();
                 }
                 // Everything was known, and there was no time to say so; or what was said is not of these facts.
                 (Effect::Seal { time, record: made }, _) => {
@@ -282,6 +283,7 @@ impl Replay {
             && was.last_seq > log.last_seq()
         {
             record = Some(log.seal_as_was(time, was));
+            journal.is_kept();
         }
         Ok(Loaded {
             accepted,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
 
 use super::journal::Appended;
@@ -184,7 +185,7 @@ impl ProcessSpool {
         settled
     }
 
-    /// Its record is on disk.
+    /// Its record is on disk. That may have been so before: a daemon can die between the two.
     pub(crate) fn is_kept(&self) {
         if self.has_calls.load(Ordering::Relaxed) {
             self.spool.directory.remove(&calls::name(self.process));
@@ -194,9 +195,13 @@ impl ProcessSpool {
             journal_name(self.process, LIVE),
             journal_name(self.process, SEALED),
         );
-        if let Err(error) = renameat(directory, from.as_str(), directory, to.as_str()) {
+        match renameat(directory, from.as_str(), directory, to.as_str()) {
+            // It was renamed before, or is to be removed.
+            Ok(()) | Err(Errno::ENOENT) => {}
             // It is found, and found complete, all the same.
-            tracing::warn!(process = %self.process, %error, "cannot rename a journal");
+            Err(error) => {
+                tracing::warn!(process = %self.process, %error, "cannot rename a journal");
+            }
         }
         if let Kept::Awaited(what) = std::mem::replace(&mut *lock(&self.kept), Kept::Done) {
             what();

@@ -264,6 +264,29 @@ fn i1_a_record_is_the_same_when_it_is_read_again() {
 }
 
 #[test]
+fn i8_what_a_daemon_that_died_had_left_to_do_about_a_record_is_done_when_it_is_read() {
+    let (_directory, spool) = spool();
+    let mut process = Process::begin(&spool);
+    process.end();
+    let id = process.id();
+    drop(process);
+    let place = |kind| spool.directory.path.join(journal_name(id, kind));
+    for was_renamed in [false, true] {
+        if !was_renamed {
+            std::fs::rename(place(SEALED), place(LIVE)).expect("a journal with a record");
+        }
+        let loaded = spool.load(id).expect("a journal");
+        assert!(loaded.record.is_some());
+        let (told, done) = std::sync::mpsc::channel();
+        loaded
+            .journal
+            .once_kept(move || told.send(()).expect("somebody asks"));
+        done.try_recv().expect("it is kept: the keeper may forget");
+        assert_eq!(spool.find().expect("a directory").sealed, [id]);
+    }
+}
+
+#[test]
 fn i1_a_process_of_which_everything_was_known_is_sealed_when_it_is_read() {
     let (_directory, spool) = spool();
     let mut process = Process::begin(&spool);

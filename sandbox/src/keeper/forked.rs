@@ -24,19 +24,37 @@ use super::{ROLE_NAME, server};
 /// More than the kernel lets words and environment be (`MAX_ARG_STRLEN` and a quarter of the stack's limit, execve(2)).
 const WORDS_BYTES_MAX: usize = 64 << 20;
 
-/// A spawner that was forked, and nobody has spoken to yet. It ends when this is dropped.
+/// A spawner that was forked, and nobody has spoken to yet. It ends when this is dropped, and is waited for by whoever
+/// [speaks to it](crate::spawn::Spawner::forked).
 #[derive(Debug)]
 pub struct ForkedSpawner {
     pub(crate) socket: OwnedFd,
     pub(crate) pid: Pid,
 }
 
-/// Forks a spawner. To be called first in `main`, behind [`run_if_asked`](super::run_if_asked).
+/// This program's words, the first its own name, where the kernel put them: nothing copies them. `None` without `/proc`.
+pub fn words() -> Option<impl Iterator<Item = &'static [u8]> + Clone> {
+    let [words, _] = words_and_environment()?;
+    let start = std::ptr::with_exposed_provenance::<u8>(words.start);
+    // SAFETY: the kernel wrote them onto the stack of the first thread, where they stay as long as this program lives; it is the
+    // fork alone that writes there, which looks at none of this.
+    // WHY: `std::env::args` copies all of them, and what was freed is not forgotten.
+    let words = unsafe { std::slice::from_raw_parts(start, words.len()) };
+    let words = words.strip_suffix(b"\0").unwrap_or(words);
+    Some(words.split(|byte| *byte == 0))
+}
+
+/// Forks a spawner. To be called first in `main`, behind [`run_if_asked`](super::run_if_asked), and before anything looks at its
+/// words but by [`words`].
 ///
-/// `None` where that cannot be done: there is another thread already, `/proc` is not there, or no process or descriptor can be had.
-/// Then one is [executed](crate::spawn::Spawner::launch) when it is needed, which says what is wrong.
+/// `None` where that cannot be done: there is another thread already, `/proc` is not there, no process or descriptor can be had, or
+/// something is preloaded into this program, which a spawner is to be without. Then one is
+/// [executed](crate::spawn::Spawner::launch) when it is needed, which says what is wrong.
+///
+/// The fork stays in the groups (cgroups(7)) in which this program is now.
 pub fn fork_spawner() -> Option<ForkedSpawner> {
-    if fs::read_dir("/proc/self/task").ok()?.count() != 1 {
+    let preloads = ["LD_PRELOAD", "LD_AUDIT"].map(std::env::var_os);
+    if preloads.iter().any(Option::is_some) || fs::read_dir("/proc/self/task").ok()?.count() != 1 {
         return None;
     }
     let secrets = words_and_environment()?;
@@ -121,6 +139,10 @@ mod tests {
         assert!(words.end <= environment.start, "{words:?} {environment:?}");
         let line = fs::read("/proc/self/cmdline").expect("our words");
         assert_eq!(line.len(), words.len());
+        let told: Vec<_> = std::env::args_os()
+            .map(|word| word.into_encoded_bytes())
+            .collect();
+        assert!(super::words().expect("/proc").eq(told));
     }
 
     #[test]

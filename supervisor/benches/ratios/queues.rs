@@ -154,7 +154,9 @@ impl<'a> Pueue<'a> {
 
 impl Drop for Pueue<'_> {
     fn drop(&mut self) {
-        let _ = self.ask(&["shutdown"]);
+        if self.ask(&["shutdown"]).is_err() {
+            let _ = self.daemon.kill();
+        }
         let _ = self.daemon.wait();
     }
 }

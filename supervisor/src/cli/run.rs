@@ -1,6 +1,5 @@
 //! `provost run`: one command, and no daemon unless one is asked for.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 
 use nix::libc::{SIGHUP, SIGPIPE};
@@ -18,19 +17,45 @@ use super::tty::Attached;
 use super::{CliResult, EXIT_PROVOST, EXIT_TIMED_OUT, ask, client, output, summary};
 use crate::{Builder, PRESETS, ProcessHandle, Supervisor};
 
-/// Whether the words ask for a command to be run: here, most likely, and then a spawner is wanted as soon as can be.
-pub(super) fn is_asked(mut words: impl Iterator<Item = OsString>) -> bool {
-    words.nth(1).is_some_and(|verb| verb == "run")
+/// Whether the words ask for a command to be run here, so that a spawner is wanted as soon as can be; and not with limits, for
+/// which it must come [later](settle_in_leaf). What is not sure is not simple.
+pub(super) fn is_simple<'a>(mut words: impl Iterator<Item = &'a [u8]>) -> bool {
+    const OTHERWISE: [&[u8]; 9] = [
+        b"--policy=",
+        b"--memory",
+        b"--tasks",
+        b"--cpus",
+        b"--daemon",
+        b"--detach",
+        b"--with-me",
+        b"--session",
+        b"--slot",
+    ];
+    if words.nth(1) != Some(b"run") {
+        return false;
+    }
+    while let Some(word) = words.next().filter(|word| *word != b"--") {
+        if matches!(word, b"-p" | b"--policy") {
+            let is_preset = |name: &[u8]| PRESETS.iter().any(|preset| preset.as_bytes() == name);
+            if words.next().is_some_and(is_preset) {
+                continue;
+            }
+            return false;
+        }
+        let short = word.starts_with(b"-") && !word.starts_with(b"--");
+        if short && word.contains(&b'p') || OTHERWISE.iter().any(|option| word.starts_with(option)) {
+            return false;
+        }
+    }
+    true
 }
 
 /// With the spawner that was forked for it, if one was.
 pub(super) fn run(args: RunArgs, forked: Option<ForkedSpawner>) -> CliResult {
-    let elsewhere = args.detach || args.daemon || args.with_me || args.session.is_some();
-    let forked = forked.filter(|_| !elsewhere);
     if args.detach {
         return client::start_detached(args);
     }
-    if elsewhere {
+    if args.daemon || args.with_me || args.session.is_some() {
         return client::run::run(args);
     }
     if args.slot.is_some() {
@@ -41,18 +66,16 @@ pub(super) fn run(args: RunArgs, forked: Option<ForkedSpawner>) -> CliResult {
         );
     }
     let preset = PRESETS.contains(&args.spec.policy.as_str());
-    let limits = !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some();
-    if limits {
+    if !preset || args.spec.memory.or(args.spec.tasks).or(args.spec.cpus).is_some() {
         // Where groups with limits cannot be made beside us, others hold them or it is an error.
         settle_in_leaf();
     }
     // First of all: the spawner takes its time to start, and has it while the rest is looked at.
     let supervisor = match forked {
-        // It would have stayed in the group of before.
-        Some(forked) if !limits => Supervisor::builder()
+        Some(forked) => Supervisor::builder()
             .forked(forked)
             .map_err(|error| error.to_string())?,
-        _ => launch()?,
+        None => launch()?,
     };
     supervise_with(supervisor, config::resolve(args)?).map(|(_, code)| code)
 }
@@ -173,5 +196,41 @@ pub(super) fn exit_code(record: &TerminalRecord, interrupted: Option<i32>) -> u8
         },
         Outcome::Lost => EXIT_PROVOST,
         _ => own().or_else(by_signal).unwrap_or(EXIT_PROVOST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_group_or_a_daemon_is_not_simple() {
+        let simple = |line: &str| is_simple(line.split(' ').map(str::as_bytes));
+        for line in [
+            "provost run true",
+            "provost run -p unconfined true",
+            "provost run --policy read-only -- true --memory",
+            "provost run --json -- make -p",
+            "provost run -q -- x --memory 1G",
+        ] {
+            assert!(simple(line), "{line}");
+        }
+        for line in [
+            "provost",
+            "provost start true",
+            "provost --version run",
+            "provost run -p FILE true",
+            "provost run -p",
+            "provost run -p unconfined --memory 1G true",
+            "provost run -qp FILE -- true",
+            "provost run --policy=FILE true",
+            "provost run --memory 1G -- true",
+            "provost run --json --cpus=2 -- true",
+            "provost run --tasks 5 true",
+            "provost run --daemon -- true",
+            "provost run --detach -- true",
+        ] {
+            assert!(!simple(line), "{line}");
+        }
     }
 }

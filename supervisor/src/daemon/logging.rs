@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -28,14 +29,14 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         return Err(hint.to_owned());
     }
     // A single word that is no level would be taken as the name of a module, and nothing be logged.
-    let is_level = text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
-    if !is_level && !text.contains(['=', ',']) {
+    let level = text.parse::<LevelFilter>();
+    if level.is_err() && !text.contains(['=', ',']) {
         return Err(format!("`{text}` is no level; {hint}"));
     }
     let wrong = |error| format!("`{text}`: {error}; {hint}");
     let filter = EnvFilter::try_new(text).map_err(wrong)?;
     // That each actor lives, which is said around everything that happens in it, is of use to nobody who did not ask for it.
-    Ok(match text.contains("ractor") || text.trim() == "off" {
+    Ok(match text.contains("ractor") || level == Ok(LevelFilter::OFF) {
         true => filter,
         false => filter.add_directive("ractor=error".parse().map_err(wrong)?),
     })
