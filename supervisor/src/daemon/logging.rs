@@ -29,14 +29,14 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         return Err(hint.to_owned());
     }
     // A single word that is no level would be taken as the name of a module, and nothing be logged.
-    let level = text.parse::<LevelFilter>();
-    if level.is_err() && !text.contains(['=', ',']) {
+    let level = text.parse::<LevelFilter>().ok();
+    if level.is_none() && !text.contains(['=', ',']) {
         return Err(format!("`{text}` is no level; {hint}"));
     }
     let wrong = |error| format!("`{text}`: {error}; {hint}");
     let filter = EnvFilter::try_new(text).map_err(wrong)?;
     // That each actor lives, which is said around everything that happens in it, is of use to nobody who did not ask for it.
-    Ok(match text.contains("ractor") || level == Ok(LevelFilter::OFF) {
+    Ok(match text.contains("ractor") || level == Some(LevelFilter::OFF) {
         true => filter,
         false => filter.add_directive("ractor=error".parse().map_err(wrong)?),
     })
