@@ -1,4 +1,4 @@
-//! What root's daemon gives to the instances of other users: audit records, configuration, an end.
+//! The instances of other users that root's daemon hands connections on to, and what it gives them: audit records, configuration, an end.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use provost::client::Client;
+use provost_tests::asking::{block_on, call, connect};
 use provost_tests::{DEADLINE, LineClient, Served, User, World, filesystem, needs, require};
 use serde_json::{Value, json};
 
@@ -53,6 +55,83 @@ fn assert_observed(record: &Value, world: &World, times: u32) {
 fn instance(client: &mut LineClient) -> Pid {
     let status = client.call("daemon/status", json!({})).expect("it is served");
     Pid::from_raw(status["pid"].as_i64().expect("a pid").try_into().expect("a pid"))
+}
+
+#[test]
+fn i12_through_roots_daemon_each_user_is_served_by_an_instance_of_its_own() {
+    let Some((world, ordinary)) = both() else { return };
+    let served = Served::start(&world);
+    provost_tests::open_socket(served.socket());
+    let instance = block_on(async {
+        let roots = connect(&served).await;
+        let asked = json!({ "argv": ["sleep", "1000"], "cwd": world.work(), "name": "roots" });
+        let secret = call(&roots, "process/start", asked).await;
+        let secret = secret["process"].as_str().expect("an id").to_owned();
+        // A process of the other user's, which speaks for itself.
+        let script = "import json, socket, sys\n\
+            s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); f = s.makefile('rwb')\n\
+            def call(n, method, **params):\n\
+            \x20   f.write((json.dumps(dict(jsonrpc='2.0', id=n, method=method, params=params)) + '\\n').encode()); f.flush()\n\
+            \x20   while True:\n\
+            \x20       reply = json.loads(f.readline())\n\
+            \x20       if reply.get('id') == n: return reply\n\
+            print(call(1, 'initialize', protocol=1)['result']['uid'])\n\
+            p = call(2, 'process/start', argv=['sh', '-c', 'id -u; id -G'], cwd=sys.argv[2])['result']['process']\n\
+            call(3, 'process/wait', process=p)\n\
+            import base64\n\
+            for event in call(4, 'process/read', process=p)['result']['events']:\n\
+            \x20   if event['type'] == 'output': print(base64.b64decode(event['data']).decode(), end='')\n\
+            for n, method in enumerate(('read', 'kill', 'wait', 'inspect', 'follow'), 10):\n\
+            \x20   print(call(n, 'process/' + method, process=sys.argv[3])['error']['data']['kind'])\n\
+            print(len(call(20, 'process/list')['result']), len(call(21, 'session/list')['result']))\n\
+            print(call(22, 'initialize', protocol=1, user='root')['error']['data']['kind'])\n";
+        let mut command = std::process::Command::new("python3");
+        command
+            .args(["-c", script])
+            .arg(served.socket())
+            .arg(ordinary.work())
+            .arg(&secret);
+        std::os::unix::process::CommandExt::uid(&mut command, ordinary.uid());
+        std::os::unix::process::CommandExt::gid(&mut command, ordinary.uid());
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .expect("no panic")
+            .expect("python3 runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let uid = ordinary.uid();
+        let wanted = format!(
+            "{uid}\n{uid}\n{uid}\n{}1 0\ninvalid_request\n",
+            "not_found\n".repeat(5)
+        );
+        assert_eq!(
+            text,
+            wanted,
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            served.said()
+        );
+        // Root reaches that instance by saying whose it wants.
+        let stream = tokio::net::UnixStream::connect(served.socket())
+            .await
+            .expect("the socket");
+        let (reader, writer) = stream.into_split();
+        let theirs = Client::over(reader, writer, Some(uid.to_string()))
+            .await
+            .expect("their instance");
+        assert_eq!(theirs.server().uid, uid);
+        assert_eq!(
+            call(&theirs, "process/list", json!({}))
+                .await
+                .as_array()
+                .map(Vec::len),
+            Some(1)
+        );
+        call(&theirs, "daemon/status", json!({})).await["pid"].clone()
+    });
+    assert!(served.stop().success());
+    // Others' may live, of tests that run at the same time.
+    let left = std::path::PathBuf::from(format!("/proc/{instance}"));
+    assert!(!left.exists(), "instances stop with the broker");
 }
 
 #[test]
